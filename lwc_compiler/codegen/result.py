@@ -1,0 +1,86 @@
+"""What lowering a model gives: one library, its header, and the decision taken for every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A graph input or output.
+
+    Attributes:
+        name: as in the user's model.
+        dtype: NumPy name of the element type, e.g. `float32`.
+        shape: static, elements per dimension; () is a scalar.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerDecision:
+    """How one site was lowered, and why.
+
+    Attributes:
+        site: the weight's initializer name.
+        node: the ONNX node that uses it (one decision a node; a shared weight has several).
+        op: ONNX operator type.
+        shape: the weight's shape.
+        density: kept / all weights.
+        format: how the weights are stored: `dense`, `csr`, `block4`, ...
+        kernel: name of the kernel in the registry.
+        bytes: bytes of the packed weights (values, indices, bias).
+        dense_bytes: bytes of the dense float32 weight and bias.
+        flops: multiply-adds x 2 over the stored weights, one inference at the lowered batch.
+        dense_flops: the same for the dense layer.
+        why: one phrase: what the choice rests on.
+    """
+
+    site: str
+    node: str
+    op: str
+    shape: tuple[int, ...]
+    density: float
+    format: str
+    kernel: str
+    bytes: int
+    dense_bytes: int
+    flops: int
+    dense_flops: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A lowered model, in memory.
+
+    Attributes:
+        name: model name, also of the files.
+        symbol: prefix of every C symbol; a valid C identifier.
+        library: the shared library.
+        header: the C header that declares it.
+        inputs: in the order `<symbol>_run` takes them.
+        outputs: in the order `<symbol>_run` takes them.
+        workspace_bytes: bytes of 64-byte-aligned memory the caller hands to `<symbol>_run`.
+        weight_bytes: bytes of constants in the library.
+        layers: one decision for each node that uses a site.
+        target: name of the target.
+        threads: threads to use when the caller does not say.
+        compiler: the C compiler and its version, as it describes itself.
+    """
+
+    name: str
+    symbol: str
+    library: bytes
+    header: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    workspace_bytes: int
+    weight_bytes: int
+    layers: tuple[LayerDecision, ...]
+    target: str
+    threads: int
+    compiler: str

@@ -1,0 +1,100 @@
+"""What a kernel is, and how the steps of one layer hang together.
+
+A kernel becomes a plain C function `void name(pointers..., int32_t t0, int32_t t1)`: it computes the tiles t0 to t1 - 1
+of its work and nothing else, so a thread pool can split the range. It allocates nothing and calls nothing.
+
+Every buffer a kernel gets starts at a 64-byte boundary and has `SLACK_BYTES` readable bytes past its end, with
+arbitrary contents: a vector load may run over the end, but what it reads there must not reach a result. Stores never
+leave the buffer. No two pointers alias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from tvm.tirx import PrimFunc
+
+ALIGNMENT_BYTES = 64
+SLACK_BYTES = 256
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A TIR function that will be compiled to a plain C function.
+
+    Attributes:
+        name: kernel name in the registry; codegen makes the symbol from it.
+        func: `params` are pointers (`T.handle(dtype)`, with `T.decl_buffer` inside), then, when `thread_bytes` > 0, a
+            pointer to scratch memory private to the calling thread, then `t0: int32, t1: int32`.
+        tiles: independent units of work; the kernel is called with 0 <= t0 <= t1 <= tiles.
+        thread_bytes: bytes of private scratch memory each thread needs.
+    """
+
+    name: str
+    func: PrimFunc
+    tiles: int
+    thread_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Input:
+    """The layer's input number `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """The layer's output number `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Intermediate buffer number `index` of the plan: one step writes it, a later one reads it."""
+
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """Weights, indices, biases: read-only data of the library."""
+
+    array: NDArray[np.generic]
+
+
+Operand = Union[Input, Output, Scratch, Constant]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel call; `args` holds one operand for each pointer parameter (without the thread's scratch)."""
+
+    kernel: Kernel
+    args: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one layer is computed.
+
+    Attributes:
+        steps: run one after the other; each is finished on all threads before the next begins.
+        scratch: bytes of each intermediate buffer.
+        format: how the weights are stored (`dense`, `csr`, `block4`, ...); empty for a layer without weights.
+        why: one phrase: what the choice of format and kernel rests on.
+        stored: stored weights (with filling).
+        flops: multiply-adds x 2 over the stored weights.
+    """
+
+    steps: tuple[Step, ...]
+    scratch: tuple[int, ...] = ()
+    format: str = ""
+    why: str = ""
+    stored: int = 0
+    flops: int = 0

@@ -1,0 +1,263 @@
+"""Finds the sites of a model: the linear layers whose weights are constants, each weight once.
+
+A site is a weight, not a node: pruning, retraining and packing happen to weights, and a weight that several nodes share
+must be treated once. What a site's nodes compute is always "rows of weights times shifted or gathered inputs", so every
+weight is also seen as one matrix of (output channels, inputs of one output channel).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+SITE_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A constant weight and the linear nodes that use it.
+
+    The matrix view has one row for each output channel and one column for each input that channel is computed from:
+
+    | operator (constant operand) | weight                 | rows        | columns     |
+    |-----------------------------|------------------------|-------------|-------------|
+    | Conv                        | (out, in/g, kh, kw)    | out         | in/g·kh·kw  |
+    | ConvTranspose               | (in, out/g, kh, kw)    | out         | in/g·kh·kw  |
+    | Gemm, B, transB=0 / 1       | (K, N) / (N, K)        | N           | K           |
+    | Gemm, A, transA=0 / 1       | (M, K) / (K, M)        | M           | K           |
+    | MatMul, right               | (..., K, N)            | ...·N       | K           |
+    | MatMul, left                | (..., M, K)            | ...·M       | K           |
+
+    Rows keep the order of the output channels (group by group, batch by batch); columns run over the kernel's positions
+    in row-major order, input channel after input channel.
+
+    Attributes:
+        weight: name of the initializer, or of the output of the Constant node.
+        nodes: labels (see `node_label`) of the nodes that use the weight, in graph order.
+        op_types: ONNX operator type of each node.
+        inputs: activation each node reads.
+        outputs: tensor each node writes.
+        shape: shape of the stored weight.
+        dtype: NumPy name of the stored type (`float32`, `float16`, `float64` or `bfloat16`).
+        groups: convolution groups; 1 for Gemm and MatMul.
+        depthwise: a grouped convolution in which every group has one input channel.
+        first: a node reads a graph input through no other site.
+        other_uses: what else reads the weight: "<operator> '<label>'" or "graph output"; () for most weights.
+        split: shape the weight is taken apart into for the matrix view.
+        order: order of the axes of `split` in the matrix view; the first `row_axes` of them make the rows.
+        row_axes: number of axes that make the rows.
+    """
+
+    weight: str
+    nodes: tuple[str, ...]
+    op_types: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    groups: int
+    depthwise: bool
+    first: bool
+    other_uses: tuple[str, ...]
+    split: tuple[int, ...]
+    order: tuple[int, ...]
+    row_axes: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """(rows, columns) of the matrix view."""
+        rows = math.prod(self.split[axis] for axis in self.order[: self.row_axes])
+        return rows, self.size // rows
+
+    def to_matrix(self, array: NDArray[Any]) -> NDArray[Any]:
+        """The matrix view of `array` (the weight, its mask: of the weight's shape); shares memory where it can."""
+        matrix: NDArray[Any] = array.reshape(self.split).transpose(self.order).reshape(self.matrix_shape)
+        return matrix
+
+    def from_matrix(self, matrix: NDArray[Any]) -> NDArray[Any]:
+        """The inverse of `to_matrix`: an array of the weight's shape."""
+        parts = matrix.reshape([self.split[axis] for axis in self.order])
+        return np.ascontiguousarray(parts.transpose(np.argsort(self.order)).reshape(self.shape))
+
+
+def node_label(node: onnx.NodeProto) -> str:
+    """The node's name, or `<operator>:<first output>` when it has none (outputs are unique in a graph)."""
+    return node.name or f"{node.op_type}:{next((name for name in node.output if name), '')}"
+
+
+def constant_tensors(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    """The constants of `graph` by name: its initializers and its Constant nodes' tensors (the protos, not copies)."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and _is_standard(node):
+            constants.update((node.output[0], item.t) for item in node.attribute if item.name == "value")
+    return constants
+
+
+def find_sites(proto: onnx.ModelProto) -> list[Site]:
+    """The floating-point constants that are weights of Conv, ConvTranspose, Gemm and MatMul, in the order of first use.
+
+    A constant is an initializer or a Constant node, also when it is reached through Identity and (Gemm and MatMul)
+    Transpose nodes. Only the main graph is searched; a use in the body of an If, Loop or Scan is listed in
+    `Site.other_uses`. When nodes see a shared weight differently (W and its transpose), the matrix view is the first
+    node's. Quantized weights (behind DequantizeLinear) are not sites.
+    """
+    graph = proto.graph
+    constants = constant_tensors(graph)
+    aliases = _aliases(graph, constants)
+    found: dict[str, list[_Use]] = {}
+    others: dict[str, list[str]] = {}
+    variable = {value.name for value in graph.input} - constants.keys()
+    behind_site: set[str] = set()
+    for node in graph.node:
+        reads = list(_reads(node))
+        if node.output and node.output[0] in aliases:
+            continue
+        use = _use(node, constants, aliases, first=not behind_site.intersection(reads))
+        for position, name in enumerate(reads):
+            if name in aliases and (use is None or position != use.position):
+                others.setdefault(aliases[name][0], []).append(f"{node.op_type} '{node_label(node)}'")
+        if use is not None:
+            found.setdefault(use.weight, []).append(use)
+        if use is not None or behind_site.intersection(reads):
+            behind_site.update(node.output)
+        if variable.intersection(reads):
+            variable.update(node.output)
+    for value in graph.output:
+        if value.name in aliases:
+            others.setdefault(aliases[value.name][0], []).append("graph output")
+    return [_site(constants[name], uses, tuple(others.get(name, ())), variable) for name, uses in found.items()]
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One linear node and how it sees its weight (see the attributes of `Site`)."""
+
+    node: onnx.NodeProto
+    weight: str
+    position: int
+    first: bool
+    groups: int
+    depthwise: bool
+    split: tuple[int, ...]
+    order: tuple[int, ...]
+    row_axes: int
+
+    @property
+    def activation(self) -> str:
+        """The operand of the node that is not the weight."""
+        return str(self.node.input[1 - self.position])
+
+
+def _is_standard(node: onnx.NodeProto) -> bool:
+    return node.domain in ("", "ai.onnx")
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors `node` reads, those its subgraphs take from outside included."""
+    yield from node.input
+    for item in node.attribute:
+        for body in [*([item.g] if item.type == onnx.AttributeProto.GRAPH else []), *item.graphs]:
+            made = {value.name for value in body.input} | {tensor.name for tensor in body.initializer}
+            for inner in body.node:
+                yield from (name for name in _reads(inner) if name not in made)
+                made.update(inner.output)
+            yield from (value.name for value in body.output if value.name not in made)
+
+
+def _aliases(graph: onnx.GraphProto, constants: dict[str, TensorProto]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Tensor name -> (constant, axes it is transposed by), for constants and their Identity and Transpose nodes."""
+    aliases = {name: (name, tuple(range(len(tensor.dims)))) for name, tensor in constants.items()}
+    for node in graph.node:
+        if node.op_type in ("Identity", "Transpose") and _is_standard(node) and node.input[0] in aliases:
+            constant, axes = aliases[node.input[0]]
+            if node.op_type == "Transpose":
+                axes = tuple(axes[axis] for axis in _attribute(node, "perm", range(len(axes))[::-1]))
+            aliases[node.output[0]] = (constant, axes)
+    return aliases
+
+
+def _use(
+    node: onnx.NodeProto,
+    constants: dict[str, TensorProto],
+    aliases: dict[str, tuple[str, tuple[int, ...]]],
+    *,
+    first: bool,
+) -> _Use | None:
+    """How `node` uses a constant weight; None when it is no linear node or has no such operand."""
+    if node.op_type not in SITE_OPERATORS or not _is_standard(node):
+        return None
+    constant = [position for position in (0, 1) if node.input[position] in aliases]
+    if len(constant) != 1 or (constant == [0] and node.op_type.startswith("Conv")):
+        return None
+    position = constant[0]
+    weight, axes = aliases[node.input[position]]
+    tensor = constants[weight]
+    shape = tuple(tensor.dims[axis] for axis in axes)
+    if tensor.data_type not in _FLOATS or math.prod(shape) == 0 or len(shape) < 2:
+        return None
+    groups, depthwise, split, row_axes = 1, False, shape, len(shape) - 1
+    order = tuple(range(len(shape)))
+    if node.op_type.startswith("Conv"):
+        if axes != order:
+            return None
+        groups, row_axes = _attribute(node, "group", 1), 1
+        inputs_a_group = shape[1]
+        if node.op_type == "ConvTranspose":
+            inputs_a_group = shape[0] // groups
+            split = (groups, inputs_a_group, *shape[1:])
+            order, row_axes = (0, 2, 1, *range(3, len(split))), 2
+        depthwise = groups > 1 and inputs_a_group == 1
+    else:
+        rows_last = _attribute(node, "transA", 0) if position == 0 else not _attribute(node, "transB", 0)
+        if node.op_type == "MatMul":
+            rows_last = position == 1
+        if rows_last:
+            order = (*order[:-2], order[-1], order[-2])
+        # The order so far is that of the transposed constant's axes; the split is that of the stored one's.
+        order, split = tuple(axes[axis] for axis in order), tuple(tensor.dims)
+    return _Use(node, weight, position, first, groups, depthwise, split, order, row_axes)
+
+
+def _site(tensor: TensorProto, uses: list[_Use], other_uses: tuple[str, ...], variable: set[str]) -> Site:
+    view = uses[0]
+    return Site(
+        weight=view.weight,
+        nodes=tuple(node_label(use.node) for use in uses),
+        op_types=tuple(use.node.op_type for use in uses),
+        inputs=tuple(use.activation for use in uses),
+        outputs=tuple(use.node.output[0] for use in uses),
+        shape=tuple(tensor.dims),
+        dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type).name,
+        groups=view.groups,
+        depthwise=all(use.depthwise for use in uses),
+        first=any(use.first and use.activation in variable for use in uses),
+        other_uses=other_uses,
+        split=view.split,
+        order=view.order,
+        row_axes=view.row_axes,
+    )
+
+
+def read_weight(proto: onnx.ModelProto, name: str) -> NDArray[Any]:
+    """The constant `name` as an array (read-only where it shares the proto's memory)."""
+    array: NDArray[Any] = numpy_helper.to_array(constant_tensors(proto.graph)[name])
+    return array

@@ -1,0 +1,322 @@
+"""The artifact directory: what compile writes, and what can be loaded, shipped and checked.
+
+`manifest.json` names every other file with its size and hash. It holds no time, host name or path of this machine, so
+the same input gives the same bytes. A directory appears whole or not at all: it is written beside its place and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from lwc_compiler.codegen.result import LayerDecision, TensorSpec
+from lwc_compiler.errors import ArtifactError
+from lwc_compiler.recipe import Recipe
+from lwc_compiler.version import __version__
+
+if TYPE_CHECKING:
+    from lwc_compiler.codegen.result import Lowered
+    from lwc_compiler.model import Model
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+_TOOLS = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime-training-cpu", "onnxruntime-training", "onnxruntime", "apache-tvm")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far the library's outputs are from ONNX Runtime's on the pruned model.
+
+    Attributes:
+        errors: output name -> max |lwc - ONNX Runtime| / max |ONNX Runtime|; empty when the check could not run.
+        tolerance: largest error that is accepted.
+        rounds: random inputs that were tried.
+        skipped: why the check could not run; empty when it did.
+    """
+
+    errors: dict[str, float]
+    tolerance: float
+    rounds: int
+    skipped: str = ""
+
+    @property
+    def worst(self) -> float:
+        """The largest error over all outputs."""
+        return max(self.errors.values(), default=0.0)
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size and hash of one file of the directory."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What `manifest.json` holds.
+
+    Attributes:
+        schema_version: version of this layout; a reader refuses newer ones.
+        lwc_version: version of lwc that wrote the directory.
+        name: model name; the files are `lib<name>.so`, `<name>.h` and `<name>.onnx`.
+        symbol: prefix of the library's C functions.
+        target: name of the target.
+        threads: threads used when the caller does not say.
+        workspace_bytes: bytes of memory one run needs beside inputs and outputs.
+        weight_bytes: bytes of constants in the library.
+        inputs: graph inputs, in the order of the C function.
+        outputs: graph outputs, in the order of the C function.
+        source_sha256: hash of the model file that was compiled; empty when the model came from memory.
+        options: the whole recipe.
+        tools: tool -> version, as installed where the artifact was made.
+        verification: see `Verification`.
+        layers: the decision for every layer.
+        files: file name -> size and hash, of every file but the manifest.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int
+    lwc_version: str
+    name: str
+    symbol: str
+    target: str
+    threads: int
+    workspace_bytes: int
+    weight_bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    source_sha256: str
+    options: Recipe
+    tools: dict[str, str]
+    verification: Verification
+    layers: tuple[LayerDecision, ...]
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact directory whose files are what its manifest says."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def library(self) -> Path:
+        """The shared library."""
+        return self.directory / f"lib{self.manifest.name}.so"
+
+    @property
+    def header(self) -> Path:
+        """The C header of the library."""
+        return self.directory / f"{self.manifest.name}.h"
+
+    @property
+    def model(self) -> Path:
+        """The pruned and retrained ONNX model."""
+        return self.directory / f"{self.manifest.name}.onnx"
+
+
+def tool_versions() -> dict[str, str]:
+    """Version of Python and of each installed package that lwc builds on, without importing any."""
+    versions = {"python": platform.python_version()}
+    for tool in _TOOLS:
+        try:
+            versions[tool] = metadata.version(tool)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def check_destination(directory: Path, *, force: bool) -> None:
+    """Refuses, before any work, a place that `write_artifact` could not write to.
+
+    Raises:
+        ArtifactError: the parent directory is missing or read-only; something is there and `force` is not given; what
+            is there is not an artifact, which `force` never replaces.
+    """
+    parent = directory.absolute().parent
+    if not parent.is_dir():
+        raise ArtifactError(f"cannot write {directory}: there is no directory {parent}; create it first")
+    if not os.access(parent, os.W_OK):
+        raise ArtifactError(f"cannot write {directory}: {parent} is read-only")
+    if not os.path.lexists(directory):
+        return
+    if not force:
+        raise ArtifactError(f"{directory} exists: give another output directory, or --force to replace it")
+    if directory.is_symlink() or not directory.is_dir() or not (_is_empty(directory) or (directory / MANIFEST).is_file()):
+        raise ArtifactError(f"{directory} is not an lwc artifact: --force replaces only those; give another directory")
+
+
+def write_artifact(
+    directory: Path,
+    lowered: Lowered,
+    model: Model,
+    *,
+    recipe: Recipe,
+    source_sha256: str,
+    report: dict[str, Any],
+    report_markdown: str,
+    verification: Verification,
+    force: bool = False,
+) -> Artifact:
+    """Writes the artifact of a lowered model.
+
+    Args:
+        directory: where; its parent exists.
+        lowered: library, header and decisions.
+        model: the pruned and retrained model, as the user may go on with it.
+        recipe: what was asked for.
+        source_sha256: hash of the model file that was compiled; empty when there was none.
+        report: content of `report.json`.
+        report_markdown: content of `report.md`.
+        verification: outcome of the check against ONNX Runtime.
+        force: replace the artifact that is there; it stays as it is when anything fails.
+
+    Raises:
+        ArtifactError: the directory cannot be written; nothing is left behind.
+    """
+    from lwc_compiler.model import save_model
+
+    check_destination(directory, force=force)
+    with _written_whole(directory) as new:
+        (new / f"lib{lowered.name}.so").write_bytes(lowered.library)
+        (new / f"{lowered.name}.h").write_text(lowered.header, encoding="utf-8")
+        save_model(model, new / f"{lowered.name}.onnx")
+        (new / "report.json").write_text(_json(report), encoding="utf-8")
+        (new / "report.md").write_text(report_markdown, encoding="utf-8")
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            lwc_version=__version__,
+            name=lowered.name,
+            symbol=lowered.symbol,
+            target=lowered.target,
+            threads=lowered.threads,
+            workspace_bytes=lowered.workspace_bytes,
+            weight_bytes=lowered.weight_bytes,
+            inputs=lowered.inputs,
+            outputs=lowered.outputs,
+            source_sha256=source_sha256,
+            options=recipe,
+            tools={**tool_versions(), "compiler": lowered.compiler},
+            verification=verification,
+            layers=lowered.layers,
+            files={path.name: FileEntry(path.stat().st_size, sha256_of(path)) for path in sorted(new.iterdir())},
+        )
+        (new / MANIFEST).write_text(_json(manifest.model_dump(mode="json")), encoding="utf-8")
+    return Artifact(directory, manifest)
+
+
+def read_artifact(directory: str | Path) -> Artifact:
+    """Reads the manifest of an artifact and checks every file against it.
+
+    Raises:
+        ArtifactError: there is no artifact, it is damaged, or a newer lwc made it.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ArtifactError(f"there is no artifact directory {directory}")
+    try:
+        values = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ArtifactError(f"{directory} is not an lwc artifact: it has no {MANIFEST}") from None
+    except OSError as error:
+        raise ArtifactError(f"cannot read {directory / MANIFEST}: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{directory / MANIFEST} is damaged: {error}") from None
+    _refuse_newer(directory, values)
+    try:
+        manifest = Manifest.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        entry = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(f"{directory / MANIFEST} is damaged: {entry or 'content'}: {first['msg']}") from None
+    artifact = Artifact(directory, manifest)
+    for path in (artifact.library, artifact.header, artifact.model):
+        if path.name not in manifest.files:
+            raise ArtifactError(f"{directory / MANIFEST} is damaged: files does not list {path.name}")
+    for name, entry in manifest.files.items():
+        _check_file(directory, name, entry)
+    return artifact
+
+
+def _refuse_newer(directory: Path, values: Any) -> None:
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if not isinstance(version, int):
+        raise ArtifactError(f"{directory / MANIFEST} is damaged: it has no schema_version")
+    if version > SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{directory} was made by lwc {values.get('lwc_version', 'of unknown version')} in layout {version}; this "
+            f"lwc {__version__} reads layouts up to {SCHEMA_VERSION}: upgrade lwc, or compile the model again"
+        )
+
+
+def _check_file(directory: Path, name: str, entry: FileEntry) -> None:
+    path = directory / name
+    if Path(name).name != name:
+        raise ArtifactError(f"{directory / MANIFEST} is damaged: '{name}' is not a plain file name")
+    try:
+        actual = FileEntry(path.stat().st_size, sha256_of(path))
+    except FileNotFoundError:
+        raise ArtifactError(f"{directory} is incomplete: {name} is missing; compile the model again") from None
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    if actual != entry:
+        raise ArtifactError(
+            f"{path} was changed after it was written ({actual.bytes} bytes, sha256 {actual.sha256[:12]}...; the "
+            f"manifest says {entry.bytes}, {entry.sha256[:12]}...): compile the model again"
+        )
+
+
+@contextmanager
+def _written_whole(directory: Path) -> Iterator[Path]:
+    """An empty directory to fill, which becomes `directory` when the block ends well and vanishes when it does not."""
+    parent = directory.absolute().parent
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=parent))
+    except OSError as error:
+        raise ArtifactError(f"cannot write {directory}: {error.strerror}") from error
+    new, old = staging / "new", staging / "old"
+    try:
+        new.mkdir()
+        yield new
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {directory}: {error.strerror or error}") from error
+    finally:
+        # Stopped between the two renames: the old artifact goes back.
+        if old.exists() and not directory.exists():
+            old.rename(directory)
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_empty(directory: Path) -> bool:
+    return next(directory.iterdir(), None) is None
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"

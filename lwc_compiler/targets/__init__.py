@@ -1,0 +1,63 @@
+"""The hardware code can be made for: one file a family.
+
+Every module of this package but `target` is a family (see `target.Family`); a new file is found by itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+import platform
+import pkgutil
+from importlib import import_module
+from typing import cast
+
+from lwc_compiler.errors import TargetError
+from lwc_compiler.targets.target import Family, Target
+
+HOST = "host"
+
+_FAMILIES = {
+    module.name: cast(Family, import_module(f"{__name__}.{module.name}"))
+    for module in pkgutil.iter_modules(__path__)
+    if module.name != "target"
+}
+
+
+def all_targets() -> tuple[Target, ...]:
+    """Every target, family by family, the most capable of each last."""
+    return tuple(target for family in _FAMILIES.values() for target in family.TARGETS)
+
+
+def missing_features(target: Target) -> list[str]:
+    """Instruction sets that `target` needs and this machine lacks, sorted; empty where its code can run."""
+    return sorted(target.features - _FAMILIES[target.family].host_features())
+
+
+def find_target(name: str) -> Target:
+    """The target called `name`; `host` is the most capable one that runs on this machine.
+
+    Raises:
+        TargetError: there is no such target, or none runs on this machine.
+    """
+    targets = {target.name: target for target in all_targets()}
+    if name == HOST:
+        return _host_target()
+    if name not in targets:
+        close = difflib.get_close_matches(name, [*targets, HOST], n=1, cutoff=0.0)
+        raise TargetError(
+            f"unknown target '{name}': the closest is '{close[0]}'. Targets are {', '.join(targets)} and {HOST}; "
+            "see `lwc targets`"
+        )
+    return targets[name]
+
+
+def _host_target() -> Target:
+    for target in reversed(all_targets()):
+        if not missing_features(target):
+            return target
+    least = min(all_targets(), key=lambda target: len(missing_features(target)))
+    raise TargetError(
+        f"target '{HOST}': lwc makes no code for this machine ({platform.machine()}, {platform.system()}); the closest "
+        f"target, {least.name}, needs {', '.join(missing_features(least))}. Name the target of the machine that will "
+        "run the code; see `lwc targets`"
+    )

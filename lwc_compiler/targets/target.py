@@ -1,0 +1,46 @@
+"""What code can be made for: plain data, so that kernels, schedules and cost models ask the target, never its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Target:
+    """Hardware that machine code is made for.
+
+    Attributes:
+        name: what users type, e.g. `x86-64-v3`.
+        family: the module of this package that declares the target.
+        triple: LLVM target triple.
+        cpu: LLVM CPU name.
+        features: instruction sets the code uses, by the names of `Family.host_features`.
+        vector_bits: width of a vector register, in bits.
+        vector_registers: number of vector registers.
+        l1_bytes: level-1 data cache of one core, in bytes.
+        l2_bytes: level-2 cache of one core, in bytes.
+        description: one line for `lwc targets`.
+    """
+
+    name: str
+    family: str
+    triple: str
+    cpu: str
+    features: frozenset[str]
+    vector_bits: int
+    vector_registers: int
+    l1_bytes: int
+    l2_bytes: int
+    description: str
+
+
+class Family(Protocol):
+    """What a module of this package provides."""
+
+    @property
+    def TARGETS(self) -> tuple[Target, ...]:  # noqa: N802 - a constant of the module
+        """The family's targets, the most capable last."""
+
+    def host_features(self) -> frozenset[str]:
+        """Instruction sets of this machine; none where it is not of this family."""

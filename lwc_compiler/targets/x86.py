@@ -1,0 +1,51 @@
+"""x86-64, by the micro-architecture levels of the System V ABI (x86-64 psABI 1.0, section 3.1.1, table 3.1)."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from lwc_compiler.targets.target import Target
+
+_CPUINFO = Path("/proc/cpuinfo")
+_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe"})
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+TARGETS = (
+    Target(
+        name="x86-64-v3",
+        family="x86",
+        triple="x86_64-unknown-linux-gnu",
+        cpu="x86-64-v3",
+        features=_V3,
+        vector_bits=256,
+        vector_registers=16,
+        l1_bytes=32 << 10,
+        l2_bytes=256 << 10,
+        description="AVX2 and FMA: Intel since Haswell (2013), AMD since Excavator (2015) and every Zen",
+    ),
+    Target(
+        name="x86-64-v4",
+        family="x86",
+        triple="x86_64-unknown-linux-gnu",
+        cpu="x86-64-v4",
+        features=_V4,
+        vector_bits=512,
+        vector_registers=32,
+        l1_bytes=32 << 10,
+        l2_bytes=1 << 20,
+        description="AVX-512 F, BW, CD, DQ and VL: Intel servers since Skylake-SP (2017), AMD since Zen 4 (2022)",
+    ),
+)
+
+
+def host_features() -> frozenset[str]:
+    """Instruction sets that this CPU has and the operating system lets programs use; none on other machines."""
+    if platform.machine() not in ("x86_64", "AMD64") or not _CPUINFO.exists():
+        return frozenset()
+    for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "flags":
+            # Linux calls lzcnt by the name of AMD's extension that brought it.
+            return frozenset("lzcnt" if flag == "abm" else flag for flag in value.split())
+    return frozenset()

@@ -1,0 +1,74 @@
+import platform
+
+import pytest
+
+from lwc_compiler import targets
+from lwc_compiler.errors import TargetError
+from lwc_compiler.targets import all_targets, find_target, missing_features, x86
+
+V3_FLAGS = "fpu sse2 avx avx2 bmi1 bmi2 f16c fma abm movbe"
+V4_FLAGS = V3_FLAGS + " avx512f avx512bw avx512cd avx512dq avx512vl"
+
+
+@pytest.fixture
+def cpu(tmp_path, monkeypatch):
+    """Makes this machine an x86-64 CPU with the given flags."""
+
+    def be(flags: str, machine: str = "x86_64") -> None:
+        cpuinfo = tmp_path / "cpuinfo"
+        cpuinfo.write_text(f"processor\t: 0\nmodel name\t: test\nflags\t\t: {flags}\nbugs\t\t:\n", encoding="utf-8")
+        monkeypatch.setattr(x86, "_CPUINFO", cpuinfo)
+        monkeypatch.setattr(platform, "machine", lambda: machine)
+
+    return be
+
+
+def test_targets_are_consistent():
+    names = [target.name for target in all_targets()]
+    assert names == ["x86-64-v3", "x86-64-v4"]
+    for target in all_targets():
+        assert target.vector_bits % 64 == 0
+        assert find_target(target.name) is target
+        assert target.family in targets._FAMILIES
+
+
+@pytest.mark.parametrize(("flags", "name"), [(V3_FLAGS, "x86-64-v3"), (V4_FLAGS, "x86-64-v4")])
+def test_host_is_the_most_capable_target_that_runs(cpu, flags, name):
+    cpu(flags)
+    assert find_target("host").name == name
+
+
+def test_one_missing_feature_lowers_the_host_target(cpu):
+    cpu(V4_FLAGS.replace(" avx512vl", ""))
+    assert find_target("host").name == "x86-64-v3"
+    assert missing_features(find_target("x86-64-v4")) == ["avx512vl"]
+
+
+def test_old_cpu_is_refused_with_what_it_lacks(cpu):
+    cpu("fpu sse2 avx")
+    with pytest.raises(TargetError, match=r"x86_64.*x86-64-v3, needs avx2, bmi1, bmi2, f16c, fma, lzcnt, movbe"):
+        find_target("host")
+
+
+def test_other_machine_is_refused_by_name(cpu):
+    cpu(V4_FLAGS, machine="aarch64")
+    with pytest.raises(TargetError, match="aarch64"):
+        find_target("host")
+
+
+def test_missing_cpuinfo_means_no_features(monkeypatch, tmp_path):
+    monkeypatch.setattr(x86, "_CPUINFO", tmp_path / "none")
+    assert x86.host_features() == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("x86-64-v33", "x86-64-v3"), ("x86_64_v4", "x86-64-v4"), ("hots", "host")]
+)
+def test_unknown_target_names_the_closest(typed, meant):
+    with pytest.raises(TargetError, match=rf"unknown target '{typed}': the closest is '{meant}'.*lwc targets"):
+        find_target(typed)
+
+
+def test_target_unlike_any_other_is_refused():
+    with pytest.raises(TargetError, match=r"Targets are x86-64-v3, x86-64-v4 and host"):
+        find_target("")
