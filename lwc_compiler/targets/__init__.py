@@ -6,8 +6,8 @@ Every module of this package but `target` is a family (see `target.Family`); a n
 from __future__ import annotations
 
 import difflib
-import platform
 import pkgutil
+import platform
 from importlib import import_module
 from typing import cast
 

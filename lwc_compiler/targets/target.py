@@ -15,7 +15,7 @@ class Target:
         family: the module of this package that declares the target.
         triple: LLVM target triple.
         cpu: LLVM CPU name.
-        features: instruction sets the code uses, by the names of `Family.host_features`.
+        features: instruction sets the code uses, by the names of GCC's `__builtin_cpu_supports`.
         vector_bits: width of a vector register, in bits.
         vector_registers: number of vector registers.
         l1_bytes: level-1 data cache of one core, in bytes.
@@ -34,6 +34,10 @@ class Target:
     l2_bytes: int
     description: str
 
+    def llvm(self) -> dict[str, str]:
+        """TVM's description of this target."""
+        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu}
+
 
 class Family(Protocol):
     """What a module of this package provides."""
@@ -43,4 +47,4 @@ class Family(Protocol):
         """The family's targets, the most capable last."""
 
     def host_features(self) -> frozenset[str]:
-        """Instruction sets of this machine; none where it is not of this family."""
+        """Instruction sets of this machine, by GCC's names; none where it is not of this family."""

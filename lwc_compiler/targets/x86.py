@@ -8,7 +8,9 @@ from pathlib import Path
 from lwc_compiler.targets.target import Target
 
 _CPUINFO = Path("/proc/cpuinfo")
-_V3 = frozenset({"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "lzcnt", "movbe"})
+# Linux calls these by other names than GCC.
+_GCC_NAMES = {"abm": "lzcnt", "bmi1": "bmi"}
+_V3 = frozenset({"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 TARGETS = (
@@ -46,6 +48,5 @@ def host_features() -> frozenset[str]:
     for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "flags":
-            # Linux calls lzcnt by the name of AMD's extension that brought it.
-            return frozenset("lzcnt" if flag == "abm" else flag for flag in value.split())
+            return frozenset(_GCC_NAMES.get(flag, flag) for flag in value.split())
     return frozenset()

@@ -1,0 +1,211 @@
+"""From a Relax module to a program: legalize, fuse, schedule, and walk the straight line that is left."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Union
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import relax, tirx
+
+from lwc_compiler.codegen.kernel_build import split_function
+from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Program, Ref
+from lwc_compiler.codegen.result import TensorSpec
+from lwc_compiler.codegen.schedules import schedule
+from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.kernels.kernel import Constant, Input, Output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from lwc_compiler.kernels.kernel import Kernel, Plan
+    from lwc_compiler.targets.target import Target
+
+LAYER_PREFIX = "lwc.layer."
+
+Value = Union[Ref, "tuple[Value, ...]"]
+
+
+def legalize(module: tvm.IRModule) -> tvm.IRModule:
+    """Operators to TIR functions, fused; `main` becomes a straight list of calls."""
+    t = relax.transform
+    passes = [
+        t.DecomposeOpsForInference(),
+        t.LegalizeOps(),
+        t.FoldConstant(),
+        t.RewriteDataflowReshape(),
+        t.AnnotateTIROpPattern(),
+        t.FuseOps(),
+        t.FuseTIR(),
+        t.RewriteDataflowReshape(),
+        t.DeadCodeElimination(),
+    ]
+    # FoldConstant runs what it folds, one core is enough for that.
+    with tvm.transform.PassContext(opt_level=3):
+        return tvm.ir.transform.Sequential(passes)(module)
+
+
+def assemble(
+    module: tvm.IRModule,
+    layers: Sequence[Plan],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    symbol: str,
+    target: Target,
+) -> Program:
+    """The program of a Relax module.
+
+    Args:
+        module: as `import_onnx` gives it; layer number i is a call of `lwc.layer.<i>`.
+        layers: the plan of each layer.
+        inputs: graph inputs, as `main` takes them.
+        outputs: graph outputs, as `main` returns them.
+        symbol: prefix of the kernels' C symbols.
+        target: what the schedules are made for.
+
+    Raises:
+        UnsupportedError: the module holds a call that is neither a TIR function nor a layer.
+    """
+    module = legalize(module)
+    builder = _Builder(module, layers, symbol, target)
+    main = module["main"]
+    refs = [builder.new_buffer(_bytes(spec)) for spec in inputs]
+    builder.values.update(zip(main.params, refs, strict=True))
+    for block in main.body.blocks:
+        for binding in block.bindings:
+            builder.bind(binding)
+    result = builder.value(main.body.body)
+    results = result if isinstance(result, tuple) else (result,)
+    return Program(
+        kernels=builder.kernels,
+        calls=tuple(builder.calls),
+        buffers=tuple(builder.buffers),
+        constants=tuple(builder.constants),
+        inputs=tuple(zip(inputs, refs, strict=True)),
+        outputs=tuple(zip(outputs, results, strict=True)),  # type: ignore[arg-type]
+    )
+
+
+def _bytes(spec: TensorSpec) -> int:
+    return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
+
+
+def _spec(name: str, ty: Any) -> TensorSpec:
+    return TensorSpec(name, str(ty.dtype), tuple(int(d) for d in ty.shape))
+
+
+class _Builder:
+    """The program while it grows."""
+
+    def __init__(self, module: tvm.IRModule, layers: Sequence[Plan], symbol: str, target: Target) -> None:
+        self.module, self.layers, self.symbol, self.target = module, layers, symbol, target
+        self.values: dict[Any, Value] = {}
+        self.buffers: list[int] = []
+        self.constants: list[NDArray[np.generic]] = []
+        self.kernels: dict[str, Kernel] = {}
+        self.calls: list[Call] = []
+        self._constant_index: dict[tuple[str, tuple[int, ...], bytes], int] = {}
+        self._by_hash: dict[int, list[str]] = {}
+        self._plans: dict[str, Plan] = {}
+
+    def new_buffer(self, size: int) -> BufferRef:
+        self.buffers.append(size)
+        return BufferRef(len(self.buffers) - 1)
+
+    def constant(self, array: NDArray[np.generic]) -> ConstantRef:
+        array = np.ascontiguousarray(array)
+        key = (array.dtype.str, array.shape, array.tobytes() if array.nbytes < 4096 else _digest(array))
+        if key not in self._constant_index:
+            self._constant_index[key] = len(self.constants)
+            self.constants.append(array)
+        return ConstantRef(self._constant_index[key])
+
+    def kernel_symbol(self, kernel: Kernel) -> str:
+        """The C symbol of `kernel`; structurally equal kernels share one."""
+        same = self._by_hash.setdefault(tvm_ffi.structural_hash(kernel.func), [])
+        for symbol in same:
+            other = self.kernels[symbol]
+            if (other.tiles, other.thread_bytes) == (kernel.tiles, kernel.thread_bytes) and tvm_ffi.structural_equal(
+                other.func, kernel.func
+            ):
+                return symbol
+        name = re.sub(r"\W", "_", kernel.name)[:60]
+        symbol = f"{self.symbol}_kernel_{len(self.kernels)}_{name}"
+        self.kernels[symbol] = kernel
+        same.append(symbol)
+        return symbol
+
+    def run(self, plan: Plan, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> None:
+        """Appends the calls of `plan`."""
+        scratch = [self.new_buffer(size) for size in plan.scratch]
+        for step in plan.steps:
+            args: list[Ref] = []
+            for operand in step.args:
+                if isinstance(operand, Input):
+                    args.append(inputs[operand.index])
+                elif isinstance(operand, Output):
+                    args.append(outputs[operand.index])
+                elif isinstance(operand, Constant):
+                    args.append(self.constant(operand.array))
+                else:
+                    args.append(scratch[operand.index])
+            self.calls.append(Call(self.kernel_symbol(step.kernel), tuple(args)))
+
+    def bind(self, binding: Any) -> None:
+        self.values[binding.var] = self.value(binding.value)
+
+    def value(self, expr: Any) -> Value:
+        """Where the value of a Relax expression lies; calls are appended to the program."""
+        if isinstance(expr, tvm.ir.GenericConst):
+            return self.constant(expr.value.numpy())
+        if isinstance(expr, relax.Tuple):
+            return tuple(self.value(field) for field in expr.fields)
+        if isinstance(expr, relax.TupleGetItem):
+            items = self.value(expr.tuple_value)
+            assert isinstance(items, tuple)
+            return items[expr.index]
+        if isinstance(expr, relax.Call):
+            return self.call(expr)
+        return self.values[expr]
+
+    def call(self, call: Any) -> Value:
+        op = getattr(call.op, "name", None)
+        if op == "relax.reshape":
+            return self.value(call.args[0])  # dense row-major tensors: the same bytes
+        if op not in ("relax.call_tir", "relax.call_dps_packed"):
+            raise UnsupportedError(f"operator {op or call.op} has no code generator; lwc lowers tensor operators only")
+        refs: list[Ref] = []
+        for argument in call.args[1].fields:
+            ref = self.value(argument)
+            assert not isinstance(ref, tuple)
+            refs.append(ref)
+        (ty,) = call.ty_args
+        fields = ty.fields if isinstance(ty, relax.TupleType) else [ty]
+        results = [self.new_buffer(_bytes(_spec("", field))) for field in fields]
+        if op == "relax.call_dps_packed":
+            name = str(call.args[0].global_symbol)
+            if not name.startswith(LAYER_PREFIX):
+                raise UnsupportedError(f"function {name} has no code generator")
+            plan = self.layers[int(name.removeprefix(LAYER_PREFIX))]
+        else:
+            plan = self.plan(call.args[0], len(refs))
+        self.run(plan, refs, results)
+        return tuple(results) if isinstance(ty, relax.TupleType) else results[0]
+
+    def plan(self, function: Any, inputs: int) -> Plan:
+        name = function.name_hint
+        if name not in self._plans:
+            func = self.module[function]
+            assert isinstance(func, tirx.PrimFunc)
+            self._plans[name] = split_function(name, schedule(func, self.target), inputs)
+        return self._plans[name]
+
+
+def _digest(array: NDArray[np.generic]) -> bytes:
+    import hashlib
+
+    return hashlib.blake2b(memoryview(array.reshape(-1).view(np.uint8))).digest()

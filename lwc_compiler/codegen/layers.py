@@ -1,0 +1,345 @@
+"""Takes the linear layers out of an ONNX graph: each becomes one `LwcLayer` node with a plan of our own kernels.
+
+A layer is a Conv, ConvTranspose, Gemm or MatMul with what follows it as long as nothing else reads what is in between:
+a bias, one residual Add and an activation are computed where the kernel stores its result. MatMuls of two activations
+(attention) become layers too. Everything works on float32 with static shapes; what does not fit is left to Relax.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from lwc_compiler.codegen.result import LayerDecision
+from lwc_compiler.kernels.conv import ConvGeometry, plan_conv, plan_conv_transpose
+from lwc_compiler.kernels.epilogue import Activation, Epilogue
+from lwc_compiler.kernels.kernel import Constant, Plan
+from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul
+from lwc_compiler.passes.sites import node_label
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from lwc_compiler.targets.target import Target
+
+LAYER_DOMAIN = "lwc"
+LAYER_OPERATOR = "LwcLayer"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer.
+
+    Attributes:
+        plan: how it is computed; its inputs are the inputs of the `LwcLayer` node.
+        decision: what the report says about it; None for a product of two activations, which has no weights.
+    """
+
+    plan: Plan
+    decision: LayerDecision | None
+
+
+def extract_layers(proto: onnx.ModelProto, target: Target) -> tuple[onnx.ModelProto, list[Layer]]:
+    """A copy of `proto` in which layer i is the node `lwc.LwcLayer(index=i)`, and the layers.
+
+    Args:
+        proto: normalized, static shapes, with value_info for every intermediate.
+        target: what the plans are made for.
+    """
+    return _Extraction(proto, target).result()
+
+
+class _Extraction:
+    """One pass over a graph's nodes, in their (topological) order."""
+
+    def __init__(self, proto: onnx.ModelProto, target: Target) -> None:
+        self.proto, self.target = proto, target
+        graph = proto.graph
+        self.constants = {t.name: t for t in graph.initializer}
+        self.values: dict[str, tuple[int, tuple[int, ...]]] = {
+            v.name: (v.type.tensor_type.elem_type, tuple(d.dim_value for d in v.type.tensor_type.shape.dim))
+            for v in [*graph.value_info, *graph.input, *graph.output]
+        }
+        self.values.update((t.name, (t.data_type, tuple(t.dims))) for t in graph.initializer)
+        self.uses = Counter(name for node in graph.node for name in node.input)
+        self.uses.update(v.name for v in graph.output)
+        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+        for node in graph.node:
+            for name in node.input:
+                self.readers[name].append(node)
+        self.layers: list[Layer] = []
+        self.replaced: dict[int, onnx.NodeProto] = {}  # id of the last node of a group -> the layer's node
+        self.dropped: set[int] = set()  # ids of the other nodes of the groups
+
+    def result(self) -> tuple[onnx.ModelProto, list[Layer]]:
+        for node in self.proto.graph.node:
+            start = _STARTS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            if start is not None and id(node) not in self.dropped:
+                start(self, node)
+        nodes = [
+            self.replaced.get(id(node), node) for node in self.proto.graph.node if id(node) not in self.dropped
+        ]
+        used = {name for node in nodes for name in node.input} | {v.name for v in self.proto.graph.output}
+        graph = helper.make_graph(
+            nodes,
+            self.proto.graph.name,
+            self.proto.graph.input,
+            self.proto.graph.output,
+            [t for t in self.proto.graph.initializer if t.name in used],
+            value_info=self.proto.graph.value_info,
+        )
+        rest = helper.make_model(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
+        rest.opset_import.append(helper.make_opsetid(LAYER_DOMAIN, 1))
+        return rest, self.layers
+
+    # What the graph says
+
+    def array(self, name: str) -> NDArray[np.float32] | None:
+        """The float32 constant `name`, None when it is not one."""
+        tensor = self.constants.get(name)
+        if tensor is None or tensor.data_type != TensorProto.FLOAT:
+            return None
+        array: NDArray[np.float32] = numpy_helper.to_array(tensor)
+        return array
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The static shape of the float32 tensor `name`, None when it has none or another type."""
+        dtype, shape = self.values.get(name, (0, ()))
+        return shape if dtype == TensorProto.FLOAT and all(d > 0 for d in shape) else None
+
+    def reader(self, name: str) -> onnx.NodeProto | None:
+        """The only node that reads `name`, None when there are more, or it is a graph output."""
+        return self.readers[name][0] if self.uses[name] == 1 and self.readers[name] else None
+
+    # How a group grows
+
+    def group(self, node: onnx.NodeProto, bias: NDArray[np.float32] | None, channels: int, axis: int) -> _Group:
+        """`node` and the nodes after it that its kernel's store can do.
+
+        Args:
+            node: the linear node.
+            bias: its own bias, one value a channel.
+            channels: output channels.
+            axis: the channels' axis of the output, counted from the end (-1 is the last).
+        """
+        group = _Group([node], bias, None, None)
+        shape = self.shape(node.output[0])
+        while (following := self.reader(group.output)) is not None and following.domain in ("", "ai.onnx"):
+            if following.op_type == "Add" and group.activation is None:
+                other = following.input[1] if following.input[0] == group.output else following.input[0]
+                constant = self.array(other)
+                per_channel = None if constant is None else _per_channel(constant, channels, axis, len(shape or ()))
+                if per_channel is not None and group.residual is None:
+                    group.bias = per_channel if group.bias is None else group.bias + per_channel
+                elif group.residual is None and constant is None and self.shape(other) == shape:
+                    group.residual = other
+                else:
+                    break
+            elif group.activation is None and (activation := self.activation(following)) is not None:
+                group.activation = activation
+            else:
+                break
+            group.nodes.append(following)
+        return group
+
+    def activation(self, node: onnx.NodeProto) -> Activation | None:
+        """The activation `node` is, when a kernel's store can compute it."""
+        if node.op_type == "Relu":
+            return Activation("relu")
+        if node.op_type == "LeakyRelu":
+            return Activation("leaky_relu", _attribute(node, "alpha", 0.01))
+        if node.op_type == "HardSwish":
+            return Activation("hard_swish")
+        if node.op_type != "Clip":
+            return None
+        bounds = [_attribute(node, "min", -math.inf), _attribute(node, "max", math.inf)]
+        for i, name in enumerate(node.input[1:3]):
+            if name:
+                constant = self.array(name)
+                if constant is None:
+                    return None
+                bounds[i] = float(constant.reshape(()))
+        return Activation("clip", *bounds)
+
+    def finish(
+        self, group: _Group, inputs: list[str], plan: Plan, weight: str | None = None, dense_flops: int = 0
+    ) -> None:
+        """Replaces a group by a layer."""
+        if group.residual is not None:
+            inputs = [*inputs, group.residual]
+        dtype, shape = self.values[group.output]
+        layer = helper.make_node(
+            LAYER_OPERATOR, inputs, [group.output], name=group.nodes[0].name, domain=LAYER_DOMAIN,
+            index=len(self.layers), shape=shape, dtype=dtype,
+        )  # fmt: skip
+        self.replaced[id(group.nodes[-1])] = layer
+        self.dropped.update(id(node) for node in group.nodes[:-1])
+        decision = None if weight is None else self.decide(group, plan, weight, dense_flops)
+        self.layers.append(Layer(plan, decision))
+
+    def decide(self, group: _Group, plan: Plan, weight: str, dense_flops: int) -> LayerDecision:
+        tensor = self.constants[weight]
+        array = numpy_helper.to_array(tensor)
+        bias_bytes = 0 if group.bias is None else group.bias.nbytes
+        return LayerDecision(
+            site=weight,
+            node=node_label(group.nodes[0]),
+            op=group.nodes[0].op_type,
+            shape=tuple(tensor.dims),
+            density=int(np.count_nonzero(array)) / array.size,
+            format=plan.format,
+            kernel=" + ".join(dict.fromkeys(step.kernel.name for step in plan.steps)),
+            bytes=sum(o.array.nbytes for step in plan.steps for o in step.args if isinstance(o, Constant)),
+            dense_bytes=array.nbytes + bias_bytes,
+            flops=plan.flops,
+            dense_flops=dense_flops,
+            why=plan.why,
+        )
+
+    # Where a group starts
+
+    def conv(self, node: onnx.NodeProto) -> None:
+        weight, x, y = self.array(node.input[1]), self.shape(node.input[0]), self.shape(node.output[0])
+        bias = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if weight is None or x is None or y is None or (bias is None and len(node.input) > 2 and node.input[2]):
+            return
+        transposed = node.op_type == "ConvTranspose"
+        geometry = _geometry(node, x, y, weight.shape, transposed)
+        group = self.group(node, bias, y[1], 1 - len(y))
+        planner = plan_conv_transpose if transposed else plan_conv
+        plan = planner(weight, geometry, group.epilogue, self.target)
+        pixels = math.prod((x if transposed else y)[2:]) * x[0]
+        self.finish(group, [node.input[0]], plan, node.input[1], 2 * weight.size * pixels)
+
+    def gemm(self, node: onnx.NodeProto) -> None:
+        weight, a = self.array(node.input[1]), self.shape(node.input[0])
+        bias = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        if weight is None or a is None or _attribute(node, "transA", 0):
+            return
+        weight = _attribute(node, "alpha", 1.0) * (weight.T if _attribute(node, "transB", 0) else weight)
+        if len(node.input) > 2 and node.input[2]:
+            per_channel = None if bias is None else _per_channel(bias, weight.shape[1], -1, 2)
+            if per_channel is None:
+                return
+            bias = per_channel * np.float32(_attribute(node, "beta", 1.0))
+        self.product(node, node.input[0], weight.astype(np.float32), node.input[1], bias)
+
+    def matmul(self, node: onnx.NodeProto) -> None:
+        a, b = self.shape(node.input[0]), self.shape(node.input[1])
+        if a is None or b is None or len(a) < 2 or len(b) < 2:
+            return
+        left, right = self.array(node.input[0]), self.array(node.input[1])
+        if right is not None and math.prod(b[:-2]) == 1 and left is None:
+            self.product(node, node.input[0], right.reshape(b[-2:]), node.input[1], None)
+        elif left is not None and math.prod(a[:-2]) == 1 and right is None:
+            # W (M, K) @ x (..., K, N) is a convolution of size 1 over N positions and K channels.
+            weight = left.reshape(*a[-2:], 1)
+            geometry = ConvGeometry(
+                batch=math.prod(b[:-2]), in_channels=a[-1], in_size=(b[-1],), out_channels=a[-2],
+                kernel=(1,), strides=(1,), pads=(0, 0), dilations=(1,), groups=1,
+            )  # fmt: skip
+            group = self.group(node, None, a[-2], -2)
+            plan = plan_conv(weight, geometry, group.epilogue, self.target)
+            self.finish(group, [node.input[1]], plan, node.input[0], 2 * left.size * b[-1] * math.prod(b[:-2]))
+        elif left is None and right is None and a[:-2] == b[:-2]:
+            plan = plan_batched_matmul(math.prod(a[:-2]), a[-2], a[-1], b[-1], self.target)
+            self.finish(_Group([node], None, None, None), list(node.input), plan)
+
+    def product(
+        self, node: onnx.NodeProto, x: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None
+    ) -> None:
+        """x (..., K) @ weight (K, N)."""
+        rows = math.prod((self.shape(x) or ())[:-1])
+        group = self.group(node, bias, weight.shape[1], -1)
+        plan = plan_matmul(np.ascontiguousarray(weight), rows, group.epilogue, self.target)
+        self.finish(group, [x], plan, name, 2 * weight.size * rows)
+
+
+_STARTS: dict[str, Callable[[_Extraction, onnx.NodeProto], None]] = {
+    "Conv": _Extraction.conv,
+    "ConvTranspose": _Extraction.conv,
+    "Gemm": _Extraction.gemm,
+    "MatMul": _Extraction.matmul,
+}
+
+
+@dataclass
+class _Group:
+    """A linear node and the nodes its kernel's store computes too."""
+
+    nodes: list[onnx.NodeProto]
+    bias: NDArray[np.float32] | None
+    residual: str | None
+    activation: Activation | None
+
+    @property
+    def output(self) -> str:
+        name: str = self.nodes[-1].output[0]
+        return name
+
+    @property
+    def epilogue(self) -> Epilogue:
+        return Epilogue(self.bias, self.residual is not None, self.activation)
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def _per_channel(
+    constant: NDArray[np.float32], channels: int, axis: int, rank: int
+) -> NDArray[np.float32] | None:
+    """`constant` as one value a channel, None when it varies along another axis or would widen the output."""
+    if constant.ndim > rank:
+        return None
+    shape = (1,) * (rank - constant.ndim) + constant.shape
+    if any(d != 1 for i, d in enumerate(shape) if i != rank + axis) or shape[axis] not in (1, channels):
+        return None
+    return np.ascontiguousarray(np.broadcast_to(constant.reshape(-1), (channels,)))
+
+
+def _geometry(
+    node: onnx.NodeProto, x: tuple[int, ...], y: tuple[int, ...], weight: tuple[int, ...], transposed: bool
+) -> ConvGeometry:
+    """The geometry of a Conv or ConvTranspose with `auto_pad` and `output_shape` resolved (ONNX operator Conv)."""
+    spatial = len(x) - 2
+    kernel = tuple(weight[2:])
+    strides = tuple(_attribute(node, "strides", [1] * spatial))
+    dilations = tuple(_attribute(node, "dilations", [1] * spatial))
+    pads = tuple(_attribute(node, "pads", [0] * 2 * spatial))
+    padding = tuple(_attribute(node, "output_padding", [0] * spatial)) if transposed else (0,) * spatial
+    auto_pad = _attribute(node, "auto_pad", b"NOTSET")
+    begins, ends = list(pads[:spatial]), list(pads[spatial:])
+    for i in range(spatial):
+        reach = dilations[i] * (kernel[i] - 1) + 1
+        if transposed:
+            total = strides[i] * (x[2 + i] - 1) + padding[i] + reach - y[2 + i]
+            fixed = auto_pad == b"NOTSET" and not _attribute(node, "output_shape", None)
+        else:
+            total = max((y[2 + i] - 1) * strides[i] + reach - x[2 + i], 0)
+            fixed = auto_pad == b"NOTSET"
+        if auto_pad == b"VALID":
+            begins[i], ends[i] = 0, 0
+        elif not fixed:
+            begins[i] = total // 2 if auto_pad == b"SAME_UPPER" else total - total // 2
+            ends[i] = total - begins[i]
+    return ConvGeometry(
+        batch=x[0],
+        in_channels=x[1],
+        in_size=tuple(x[2:]),
+        out_channels=y[1],
+        kernel=kernel,
+        strides=strides,
+        pads=(*begins, *ends),
+        dilations=dilations,
+        groups=_attribute(node, "group", 1),
+        **({"output_padding": padding} if transposed else {}),
+    )

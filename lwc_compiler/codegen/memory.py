@@ -1,0 +1,58 @@
+"""Where each buffer of a program lies in the workspace: buffers that do not live at the same time share memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lwc_compiler.codegen.program import BufferRef
+from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES
+
+if TYPE_CHECKING:
+    from lwc_compiler.codegen.program import Program
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to whole cache lines."""
+    return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def lifetimes(program: Program) -> list[tuple[int, int]]:
+    """First and last time each buffer is in use: time 0 is the copy of the inputs, call i runs at i + 1."""
+    end = len(program.calls) + 1
+    first, last = [end] * len(program.buffers), [0] * len(program.buffers)
+
+    def use(ref: object, time: int) -> None:
+        if isinstance(ref, BufferRef):
+            first[ref.index] = min(first[ref.index], time)
+            last[ref.index] = max(last[ref.index], time)
+
+    for _, buffer in program.inputs:
+        use(buffer, 0)
+    for time, call in enumerate(program.calls, 1):
+        for ref in call.args:
+            use(ref, time)
+    for _, ref in program.outputs:
+        use(ref, end)
+    return list(zip(first, last, strict=True))
+
+
+def plan_workspace(program: Program) -> tuple[list[int], int]:
+    """Byte offset of every buffer, and the bytes of the whole.
+
+    Greedy by size (Pisarchyk and Lee, *Efficient Memory Management for Deep Neural Net Inference*, 2020, section 5.2):
+    the largest buffer first, each at the lowest place that is free over its whole life.
+    """
+    lives = lifetimes(program)
+    sizes = [aligned(size + SLACK_BYTES) for size in program.buffers]
+    offsets = [0] * len(sizes)
+    placed: list[int] = []
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        offset = 0
+        first, last = lives[index]
+        for other in sorted((i for i in placed if lives[i][0] <= last and first <= lives[i][1]), key=offsets.__getitem__):
+            if offset + sizes[index] <= offsets[other]:
+                break
+            offset = max(offset, offsets[other] + sizes[other])
+        offsets[index] = offset
+        placed.append(index)
+    return offsets, max((o + s for o, s in zip(offsets, sizes, strict=True)), default=0)

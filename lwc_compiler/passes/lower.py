@@ -1,0 +1,92 @@
+"""Lowering: a pruned model to a shared library with a plain C ABI (design: docs/design.md).
+
+The linear layers get kernels of ours, in the format that fits their zeros; everything else goes through Relax with our
+schedules; every buffer has its place in one workspace. The library needs no Python, TVM or ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from onnx import helper
+
+from lwc_compiler.codegen.result import Lowered, TensorSpec
+from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.passes.normalize import normalize
+from lwc_compiler.targets import find_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import onnx
+
+    from lwc_compiler.model import Model
+    from lwc_compiler.recipe import LowerOptions
+
+
+def lower(model: Model, options: LowerOptions) -> Lowered:
+    """Lowers `model` for a target.
+
+    Args:
+        model: masks need not be set: the zeros in the weights count.
+        options: target, batch, shapes, threads.
+
+    Raises:
+        UnsupportedError: an operator, a type or a dimension that cannot be lowered; found before any long work.
+        TargetError: the target is unknown.
+        ToolchainError: there is no C compiler, or it failed.
+    """
+    target = find_target(options.target)
+    model = normalize(model, shapes=dict(options.shapes), batch=options.batch, fold_batch_norm=True)
+
+    # TVM takes a second to import: everything that can be refused without it has been by now.
+    from lwc_compiler.codegen.assemble import assemble
+    from lwc_compiler.codegen.emit import c_identifier, emit
+    from lwc_compiler.codegen.frontend import check_supported, import_onnx
+    from lwc_compiler.codegen.kernel_build import compile_kernels
+    from lwc_compiler.codegen.layers import extract_layers
+    from lwc_compiler.codegen.link import find_compiler, link_library
+
+    check_supported(model.proto)
+    compiler = find_compiler()
+    inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
+    symbol = c_identifier(model.name)
+    rest, layers = extract_layers(model.proto, target)
+    module = import_onnx(rest)
+    program = assemble(module, [layer.plan for layer in layers], inputs, outputs, symbol, target)
+    emitted = emit(program, model.name, symbol, options.threads, target.features)
+    files = {
+        f"{symbol}.h": emitted.header.encode(),
+        "program.c": emitted.source.encode(),
+        "weights.bin": emitted.weights,
+    }
+    if program.kernels:
+        files["kernels.o"] = compile_kernels(program.kernels, target.llvm())
+    library = link_library(compiler, files, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
+    return Lowered(
+        name=model.name,
+        symbol=symbol,
+        library=library,
+        header=emitted.header,
+        inputs=inputs,
+        outputs=outputs,
+        workspace_bytes=emitted.workspace_bytes,
+        weight_bytes=len(emitted.weights),
+        layers=tuple(layer.decision for layer in layers if layer.decision is not None),
+        target=target.name,
+        threads=options.threads,
+        compiler=compiler.version,
+    )
+
+
+def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """Name, type and static shape of graph inputs or outputs."""
+    specs = []
+    for value in values:
+        tensor = value.type.tensor_type
+        if not all(d.HasField("dim_value") for d in tensor.shape.dim):
+            raise UnsupportedError(f"'{value.name}' has a shape that depends on the input's values; lwc lowers static shapes")
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+        specs.append(TensorSpec(value.name, dtype, tuple(d.dim_value for d in tensor.shape.dim)))
+    return tuple(specs)
