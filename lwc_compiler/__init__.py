@@ -1,0 +1,246 @@
+"""lwc: a compiler that makes pruned neural networks smaller and faster.
+
+    import lwc_compiler as lwc
+
+    recipe = lwc.Recipe(prune=lwc.PruneOptions(sparsity=0.9), train_data="train.npz")
+    lwc.compile("model.onnx", "model.lwc", recipe)
+    with lwc.load("model.lwc") as session:
+        outputs = session.run({"input": array})
+
+The passes can be used alone: each takes an ONNX file or a `Model` and returns a new `Model`, which `save` writes.
+Errors that lwc raises on purpose are subclasses of `LwcError`. Nothing heavy is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lwc_compiler.errors import (
+    ArtifactError,
+    DataError,
+    LwcError,
+    ModelError,
+    OptionError,
+    TargetError,
+    ToolchainError,
+    TrainingError,
+    UnsupportedError,
+    VerificationError,
+)
+from lwc_compiler.version import __version__
+
+if TYPE_CHECKING:
+    from lwc_compiler.model import Model
+    from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe, RetrainOptions, load_recipe
+    from lwc_compiler.runtime.artifact import Artifact
+    from lwc_compiler.runtime.session import Session
+    from lwc_compiler.training.progress import Progress
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "DataError",
+    "LowerOptions",
+    "LwcError",
+    "Model",
+    "ModelError",
+    "OptionError",
+    "PruneOptions",
+    "Recipe",
+    "RetrainOptions",
+    "Session",
+    "TargetError",
+    "ToolchainError",
+    "TrainingError",
+    "UnsupportedError",
+    "VerificationError",
+    "__version__",
+    "compact",
+    "compile",
+    "load",
+    "load_recipe",
+    "lower",
+    "prune",
+    "retrain",
+    "save",
+]
+
+_LAZY = {
+    "Artifact": "runtime.artifact",
+    "LowerOptions": "recipe",
+    "Model": "model",
+    "PruneOptions": "recipe",
+    "Recipe": "recipe",
+    "RetrainOptions": "recipe",
+    "Session": "runtime.session",
+    "load_recipe": "recipe",
+}
+
+
+def compile(  # noqa: A001 - the verb of the project
+    model: str | Path | Model,
+    output: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    force: bool = False,
+    workdir: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Artifact:
+    """Compiles a model: normalize, prune, retrain, compact, lower, check against ONNX Runtime, write.
+
+    Args:
+        model: an ONNX file, or a model in memory; it is left as it is.
+        output: the artifact directory to write; its parent exists.
+        recipe: what to do; None: lower the zeros that are already in the model for this machine.
+        force: replace the artifact at `output`; it stays as it is when anything fails.
+        workdir: where retraining keeps its checkpoints: the same call continues from the last one; None: nowhere.
+        progress: called while retraining.
+
+    Returns:
+        The artifact, as written.
+
+    Raises:
+        LwcError: the model, an option, the data, the target, the toolchain or the output is not what it has to be (see
+            the subclasses), or the code does not compute what ONNX Runtime computes. Nothing is written then.
+    """
+    from lwc_compiler.passes.pipeline import compile_model
+    from lwc_compiler.recipe import Recipe
+
+    return compile_model(
+        *_open(model),
+        Path(output),
+        Recipe() if recipe is None else recipe,
+        force=force,
+        workdir=None if workdir is None else Path(workdir),
+        progress=progress,
+    )
+
+
+def prune(model: str | Path | Model, options: PruneOptions) -> Model:
+    """Removes the connections with the smallest weights; see `passes.prune`.
+
+    Raises:
+        ModelError: the model cannot be read, or has nothing to prune.
+        OptionError: the options do not fit the model.
+    """
+    from lwc_compiler.passes import normalize, prune
+
+    return prune.prune(normalize.normalize(_open(model)[0], fold_batch_norm=False), options)
+
+
+def retrain(
+    model: str | Path | Model,
+    train_data: str,
+    val_data: str | None = None,
+    options: RetrainOptions | None = None,
+    *,
+    teacher: str | Path | Model | None = None,
+    workdir: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Model:
+    """Trains the weights that are left; pruned ones stay exactly zero; see `passes.retrain`.
+
+    Args:
+        model: the pruned model.
+        train_data: `.npz`, `.npy`, a folder of images by class, or `module:function`.
+        val_data: the same, to choose the best epoch on; None: the last tenth of `train_data`.
+        options: None: the defaults.
+        teacher: the model to distil from, for data without labels.
+        workdir: where checkpoints are kept: the same call continues from the last one; None: nowhere.
+        progress: called after every few steps.
+
+    Raises:
+        ModelError, DataError, OptionError: the model, the data or the options are not usable, or do not fit each other.
+        UnsupportedError: an operator has no gradient.
+        TrainingError: the loss diverged, or the training process died.
+        ToolchainError: ONNX Runtime Training is not installed, or damaged.
+    """
+    from lwc_compiler.passes.normalize import normalize
+    from lwc_compiler.passes.pipeline import mark_zeros
+    from lwc_compiler.passes.retrain import retrain
+    from lwc_compiler.recipe import RetrainOptions
+
+    return retrain(
+        mark_zeros(normalize(_open(model)[0], fold_batch_norm=False)),
+        train_data,
+        val_data,
+        RetrainOptions() if options is None else options,
+        teacher=None if teacher is None else normalize(_open(teacher)[0], fold_batch_norm=False),
+        workdir=None if workdir is None else Path(workdir),
+        progress=progress,
+    )
+
+
+def compact(model: str | Path | Model) -> Model:
+    """Removes neurons and channels that pruning has cut off; outputs stay the same; see `passes.compact`.
+
+    Raises:
+        ModelError: the model cannot be read.
+    """
+    from lwc_compiler.passes import compact, normalize
+
+    return compact.compact(normalize.normalize(_open(model)[0], fold_batch_norm=False))
+
+
+def lower(
+    model: str | Path | Model, output: str | Path, options: LowerOptions | None = None, *, force: bool = False
+) -> Artifact:
+    """Makes an artifact of a model as it is: `compile` without pruning and retraining.
+
+    Raises:
+        LwcError: see `compile`.
+    """
+    from lwc_compiler.recipe import LowerOptions, Recipe
+
+    return compile(model, output, Recipe(lower=LowerOptions() if options is None else options), force=force)
+
+
+def load(directory: str | Path, threads: int | None = None) -> Session:
+    """Opens an artifact for running: `load(directory).run({input name: array})` gives {output name: array}.
+
+    Args:
+        directory: what `compile` wrote.
+        threads: threads to use, at least 1; None: what the artifact was compiled for.
+
+    Raises:
+        ArtifactError: the artifact is missing, damaged, or newer than this lwc.
+        OptionError: `threads` is below 1.
+        TargetError: this machine cannot run the artifact's code.
+    """
+    from lwc_compiler.runtime import session
+
+    return session.load(directory, threads)
+
+
+def save(model: Model, path: str | Path) -> None:
+    """Writes a model as an ONNX file; above 2 GB the weights go to `<path>.data`.
+
+    Raises:
+        ArtifactError: the file cannot be written; what was there stays as it is.
+    """
+    from lwc_compiler.model import save_model
+
+    save_model(model, path)
+
+
+def _open(model: str | Path | Model) -> tuple[Model, str]:
+    """The model, and the hash of its file; empty for a model in memory."""
+    from lwc_compiler.model import load_model
+    from lwc_compiler.runtime.artifact import sha256_of
+
+    if isinstance(model, str | Path):
+        return load_model(model), sha256_of(Path(model))
+    return model, ""
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

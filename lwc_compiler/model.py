@@ -41,8 +41,21 @@ _PAGE = 4096
 # Operators whose constant inputs are trained parameters: an Inf there is a broken training run, elsewhere (attention
 # masks, open-ended Clip) it is meant.
 _PARAMETRIC = frozenset(
-    "Conv ConvTranspose Gemm MatMul BatchNormalization InstanceNormalization LayerNormalization GroupNormalization "
-    "RMSNormalization PRelu LSTM GRU RNN".split()
+    {
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "BatchNormalization",
+        "InstanceNormalization",
+        "LayerNormalization",
+        "GroupNormalization",
+        "RMSNormalization",
+        "PRelu",
+        "LSTM",
+        "GRU",
+        "RNN",
+    }
 )
 
 
@@ -127,7 +140,7 @@ def save_model(model: Model, path: str | Path) -> None:
         ArtifactError: the file cannot be written.
     """
     proto = ModelProto()
-    _copy_fields(model.proto, proto, {"graph"})
+    copy_fields(model.proto, proto, without={"graph"})
     proto.graph.CopyFrom(model.proto.graph)
     for key, value in ((_PROVENANCE, list(model.provenance)), (_MASKS, sorted(model.masks))):
         if value:
@@ -227,7 +240,7 @@ def infer_shapes(proto: ModelProto) -> ModelProto:
 
 def opset_of(proto: ModelProto) -> int:
     """Version of the standard ONNX operators the model uses."""
-    return max(entry.version for entry in proto.opset_import if entry.domain == "")
+    return int(max(entry.version for entry in proto.opset_import if entry.domain == ""))
 
 
 def sort_nodes(graph: GraphProto) -> None:
@@ -249,9 +262,19 @@ def sort_nodes(graph: GraphProto) -> None:
             break
         waiting = later
     if any(old is not new for old, new in zip(graph.node, ordered, strict=True)):
-        copies = [NodeProto.FromString(node.SerializeToString()) for node in ordered]
         del graph.node[:]
-        graph.node.extend(copies)
+        graph.node.extend(ordered)
+
+
+def copy_fields(source: Any, target: Any, *, without: set[str]) -> None:
+    """Copies a message field by field, so that large ones can be left out."""
+    for descriptor, value in source.ListFields():
+        if descriptor.name in without:
+            continue
+        if isinstance(value, (int, float, str, bytes)):
+            setattr(target, descriptor.name, value)
+        else:
+            getattr(target, descriptor.name).MergeFrom(value)
 
 
 def _read(path: Path) -> ModelProto:
@@ -266,7 +289,7 @@ def _read(path: Path) -> ModelProto:
     if not data:
         raise ModelError(f"{path} is empty")
     try:
-        proto = ModelProto.FromString(data)
+        proto: ModelProto = ModelProto.FromString(data)
     except Exception as error:
         raise ModelError(f"{path} is not an ONNX model, or only part of one") from error
     if not proto.HasField("graph") or not proto.graph.output:
@@ -331,7 +354,7 @@ def _densify(sparse: SparseTensorProto) -> TensorProto:
 def _check_finite(graph: GraphProto, constants: dict[str, NDArray[Any]], path: Path) -> None:
     parameters = {name for node in _all_nodes(graph) if node.op_type in _PARAMETRIC for name in node.input}
     for name, array in constants.items():
-        if array.dtype.kind != "f" and array.dtype.name != "bfloat16" or not array.size:
+        if (array.dtype.kind != "f" and array.dtype.name != "bfloat16") or not array.size:
             continue
         low, high = float(array.min()), float(array.max())  # both are NaN when any entry is
         if np.isnan(low) or (name in parameters and not (np.isfinite(low) and np.isfinite(high))):
@@ -388,8 +411,8 @@ def _skeleton(proto: ModelProto) -> ModelProto:
     The tools of the onnx package serialize the model, which stops at 2 GB and costs time; they need no weights.
     """
     bare = ModelProto()
-    _copy_fields(proto, bare, {"graph"})
-    _copy_fields(proto.graph, bare.graph, {"initializer"})
+    copy_fields(proto, bare, without={"graph"})
+    copy_fields(proto.graph, bare.graph, without={"initializer"})
     for tensor in proto.graph.initializer:
         if _nbytes(tensor) <= _SMALL_TENSOR:
             bare.graph.initializer.append(tensor)
@@ -402,8 +425,8 @@ def _skeleton(proto: ModelProto) -> ModelProto:
 def _with_external_data(proto: ModelProto, location: str, file: Any) -> ModelProto:
     """A copy whose larger initializers point into `file`, which is written here, each at a page boundary."""
     bare = ModelProto()
-    _copy_fields(proto, bare, {"graph"})
-    _copy_fields(proto.graph, bare.graph, {"initializer"})
+    copy_fields(proto, bare, without={"graph"})
+    copy_fields(proto.graph, bare.graph, without={"initializer"})
     for tensor in proto.graph.initializer:
         stub = bare.graph.initializer.add()
         if _nbytes(tensor) <= _SMALL_TENSOR:
@@ -420,17 +443,6 @@ def _with_external_data(proto: ModelProto, location: str, file: Any) -> ModelPro
     return bare
 
 
-def _copy_fields(source: Any, target: Any, without: set[str]) -> None:
-    """Copies a message field by field, so that large ones can be left out."""
-    for descriptor, value in source.ListFields():
-        if descriptor.name in without:
-            continue
-        if isinstance(value, (int, float, str, bytes)):
-            setattr(target, descriptor.name, value)
-        else:
-            getattr(target, descriptor.name).MergeFrom(value)
-
-
 def _nbytes(tensor: TensorProto) -> int:
     if tensor.data_type == TensorProto.STRING:
         return sum(map(len, tensor.string_data))
@@ -440,9 +452,8 @@ def _nbytes(tensor: TensorProto) -> int:
 def _drop_named(entries: Any, names: dict[str, TensorProto]) -> None:
     kept = [entry for entry in entries if entry.name not in names]
     if len(kept) < len(entries):
-        copies = [type(entry).FromString(entry.SerializeToString()) for entry in kept]
         del entries[:]
-        entries.extend(copies)
+        entries.extend(kept)
 
 
 def _first_line(error: Exception) -> str:

@@ -17,7 +17,7 @@ from lwc_compiler.errors import OptionError
 if sys.version_info >= (3, 11):
     import tomllib
 else:  # pragma: no cover
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -42,7 +42,8 @@ class PruneOptions(Options):
         sparsity: pruned / all over the prunable sites, in [0, 1). None with `std` and `per-layer`.
         quality: quality factor of `std`, > 0.
         densities: site name (weight initializer or node name) -> kept / all, in (0, 1].
-        structure: `element`; `Rx1`: blocks of R consecutive output channels; `N:M`: at most N kept of M consecutive inputs.
+        structure: `element`; `Rx1`: blocks of R consecutive output channels; `N:M`: at most N kept of M consecutive
+            inputs.
         keep: sites never pruned (weight or node names, shell-style wildcards).
         keep_first: keep the first layer (the sites that read a graph input through no other site).
         keep_depthwise: keep depthwise convolutions.

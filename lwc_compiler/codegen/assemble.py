@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import tvm
@@ -11,6 +12,7 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from lwc_compiler.codegen.kernel_build import split_function
+from lwc_compiler.codegen.layers import layer_index
 from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Program, Ref
 from lwc_compiler.codegen.result import TensorSpec
 from lwc_compiler.codegen.schedules import schedule
@@ -25,9 +27,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.kernel import Kernel, Plan
     from lwc_compiler.targets.target import Target
 
-LAYER_PREFIX = "lwc.layer."
-
-Value = Union[Ref, "tuple[Value, ...]"]
+Value: TypeAlias = "Ref | tuple[Value, ...]"
 
 
 def legalize(module: tvm.IRModule) -> tvm.IRModule:
@@ -60,7 +60,7 @@ def assemble(
     """The program of a Relax module.
 
     Args:
-        module: as `import_onnx` gives it; layer number i is a call of `lwc.layer.<i>`.
+        module: as `import_onnx` gives it, layers as `layer_call` makes them.
         layers: the plan of each layer.
         inputs: graph inputs, as `main` takes them.
         outputs: graph outputs, as `main` returns them.
@@ -167,10 +167,12 @@ class _Builder:
         if isinstance(expr, relax.TupleGetItem):
             items = self.value(expr.tuple_value)
             assert isinstance(items, tuple)
-            return items[expr.index]
+            item: Value = items[expr.index]
+            return item
         if isinstance(expr, relax.Call):
             return self.call(expr)
-        return self.values[expr]
+        bound: Value = self.values[expr]
+        return bound
 
     def call(self, call: Any) -> Value:
         op = getattr(call.op, "name", None)
@@ -188,9 +190,10 @@ class _Builder:
         results = [self.new_buffer(_bytes(_spec("", field))) for field in fields]
         if op == "relax.call_dps_packed":
             name = str(call.args[0].global_symbol)
-            if not name.startswith(LAYER_PREFIX):
+            index = layer_index(name)
+            if index is None:
                 raise UnsupportedError(f"function {name} has no code generator")
-            plan = self.layers[int(name.removeprefix(LAYER_PREFIX))]
+            plan = self.layers[index]
         else:
             plan = self.plan(call.args[0], len(refs))
         self.run(plan, refs, results)
@@ -206,6 +209,4 @@ class _Builder:
 
 
 def _digest(array: NDArray[np.generic]) -> bytes:
-    import hashlib
-
-    return hashlib.blake2b(memoryview(array.reshape(-1).view(np.uint8))).digest()
+    return hashlib.blake2b(array.reshape(-1).view(np.uint8).data).digest()

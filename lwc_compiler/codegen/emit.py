@@ -154,7 +154,9 @@ def c_identifier(name: str) -> str:
 
 
 def _c_string(text: str) -> str:
-    return '"' + "".join(c if c.isalnum() or c in " ._-/:" else f"\\{ord(b):03o}" for b in text.encode().decode("latin-1") for c in [b]) + '"'
+    """`text` as a C string literal, in UTF-8, everything but plain characters as octal escapes."""
+    plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ._-/:"
+    return '"' + "".join(chr(b) if chr(b) in plain else f"\\{b:03o}" for b in text.encode()) + '"'
 
 
 def _bytes(spec: TensorSpec) -> int:
@@ -166,7 +168,7 @@ def _tensor_table(direction: str, specs: Iterable[TensorSpec]) -> str:
     for i, spec in enumerate(specs):
         dims = ", ".join(map(str, spec.shape)) or "0"
         lines.append(f"static const int64_t lwc_{direction}_dims_{i}[] = {{{dims}}};")
-        rows.append(f"    {{{_c_string(spec.name)}, \"{spec.dtype}\", {len(spec.shape)}, lwc_{direction}_dims_{i}}},")
+        rows.append(f'    {{{_c_string(spec.name)}, "{spec.dtype}", {len(spec.shape)}, lwc_{direction}_dims_{i}}},')
     return "\n".join([*lines, f"static const LWC(tensor) lwc_{direction}s[] = {{", *rows, "};"])
 
 
@@ -193,7 +195,9 @@ def emit(program: Program, name: str, symbol: str, threads: int, features: Itera
         places.append(len(weights))
         weights += constant.tobytes()
         weights += bytes(aligned(len(weights)) - len(weights))
-    thread_bytes = max((aligned(k.thread_bytes + SLACK_BYTES) for k in program.kernels.values() if k.thread_bytes), default=0)
+    thread_bytes = max(
+        (aligned(k.thread_bytes + SLACK_BYTES) for k in program.kernels.values() if k.thread_bytes), default=0
+    )
 
     def place(ref: Ref) -> str:
         if isinstance(ref, BufferRef):
@@ -244,8 +248,8 @@ def emit(program: Program, name: str, symbol: str, threads: int, features: Itera
             "",
             _EPILOGUE.format(
                 arena=arena, thread_bytes=thread_bytes, alignment=ALIGNMENT_BYTES, input_count=len(inputs),
-                output_count=len(outputs), step_count=len(rows), copy_in="\n".join(copy_in), copy_out="\n".join(copy_out),
-                version=__version__, cpu_supported=supported,
+                output_count=len(outputs), step_count=len(rows),
+                copy_in="\n".join(copy_in), copy_out="\n".join(copy_out), version=__version__, cpu_supported=supported,
                 tensors=_tensor_table("input", inputs) + "\n" + _tensor_table("output", outputs),
             ),
         ]

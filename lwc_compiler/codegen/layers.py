@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from tvm import relax
 
 from lwc_compiler.codegen.result import LayerDecision
-from lwc_compiler.kernels.conv import ConvGeometry, plan_conv, plan_conv_transpose
-from lwc_compiler.kernels.epilogue import Activation, Epilogue
+from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
 from lwc_compiler.kernels.kernel import Constant, Plan
+from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul
 from lwc_compiler.passes.sites import node_label
 
@@ -28,10 +29,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from lwc_compiler.codegen.converters import Node
     from lwc_compiler.targets.target import Target
 
-LAYER_DOMAIN = "lwc"
-LAYER_OPERATOR = "LwcLayer"
+_DOMAIN = "lwc"
+_OPERATOR = "LwcLayer"
+_EXTERN = "lwc.layer."
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,20 @@ def extract_layers(proto: onnx.ModelProto, target: Target) -> tuple[onnx.ModelPr
         target: what the plans are made for.
     """
     return _Extraction(proto, target).result()
+
+
+def layer_call(node: Node) -> relax.Expr | None:
+    """The Relax call that stands for an `LwcLayer` node, None for any other node; `layer_index` reads it back."""
+    if (node.proto.domain, node.proto.op_type) != (_DOMAIN, _OPERATOR):
+        return None
+    name = f"{_EXTERN}{node.attribute('index')}"
+    result = relax.TensorType(node.attribute("shape"), "float32")
+    return node.emit(relax.op.call_dps_packed(name, relax.Tuple(node.exprs()), result))
+
+
+def layer_index(function: str) -> int | None:
+    """The layer an external function of a Relax module stands for, None for any other function."""
+    return int(function.removeprefix(_EXTERN)) if function.startswith(_EXTERN) else None
 
 
 class _Extraction:
@@ -84,9 +101,7 @@ class _Extraction:
             start = _STARTS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
             if start is not None and id(node) not in self.dropped:
                 start(self, node)
-        nodes = [
-            self.replaced.get(id(node), node) for node in self.proto.graph.node if id(node) not in self.dropped
-        ]
+        nodes = [self.replaced.get(id(node), node) for node in self.proto.graph.node if id(node) not in self.dropped]
         used = {name for node in nodes for name in node.input} | {v.name for v in self.proto.graph.output}
         graph = helper.make_graph(
             nodes,
@@ -97,7 +112,7 @@ class _Extraction:
             value_info=self.proto.graph.value_info,
         )
         rest = helper.make_model(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
-        rest.opset_import.append(helper.make_opsetid(LAYER_DOMAIN, 1))
+        rest.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
         return rest, self.layers
 
     # What the graph says
@@ -158,6 +173,8 @@ class _Extraction:
             return Activation("leaky_relu", _attribute(node, "alpha", 0.01))
         if node.op_type == "HardSwish":
             return Activation("hard_swish")
+        if node.op_type == "HardSigmoid":
+            return Activation("hard_sigmoid", _attribute(node, "alpha", 0.2), _attribute(node, "beta", 0.5))
         if node.op_type != "Clip":
             return None
         bounds = [_attribute(node, "min", -math.inf), _attribute(node, "max", math.inf)]
@@ -175,10 +192,10 @@ class _Extraction:
         """Replaces a group by a layer."""
         if group.residual is not None:
             inputs = [*inputs, group.residual]
-        dtype, shape = self.values[group.output]
+        _, shape = self.values[group.output]
         layer = helper.make_node(
-            LAYER_OPERATOR, inputs, [group.output], name=group.nodes[0].name, domain=LAYER_DOMAIN,
-            index=len(self.layers), shape=shape, dtype=dtype,
+            _OPERATOR, inputs, [group.output], name=group.nodes[0].name, domain=_DOMAIN,
+            index=len(self.layers), shape=shape,
         )  # fmt: skip
         self.replaced[id(group.nodes[-1])] = layer
         self.dropped.update(id(node) for node in group.nodes[:-1])
@@ -211,12 +228,11 @@ class _Extraction:
         bias = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         if weight is None or x is None or y is None or (bias is None and len(node.input) > 2 and node.input[2]):
             return
-        transposed = node.op_type == "ConvTranspose"
-        geometry = _geometry(node, x, y, weight.shape, transposed)
+        geometry = _geometry(node, x, y, weight.shape)
         group = self.group(node, bias, y[1], 1 - len(y))
-        planner = plan_conv_transpose if transposed else plan_conv
+        planner = plan_conv_transpose if geometry.transposed else plan_conv
         plan = planner(weight, geometry, group.epilogue, self.target)
-        pixels = math.prod((x if transposed else y)[2:]) * x[0]
+        pixels = math.prod((x if geometry.transposed else y)[2:]) * x[0]
         self.finish(group, [node.input[0]], plan, node.input[1], 2 * weight.size * pixels)
 
     def gemm(self, node: onnx.NodeProto) -> None:
@@ -256,7 +272,7 @@ class _Extraction:
     def product(
         self, node: onnx.NodeProto, x: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None
     ) -> None:
-        """x (..., K) @ weight (K, N)."""
+        """The product of `x` (..., K) and `weight` (K, N), constant `name`."""
         rows = math.prod((self.shape(x) or ())[:-1])
         group = self.group(node, bias, weight.shape[1], -1)
         plan = plan_matmul(np.ascontiguousarray(weight), rows, group.epilogue, self.target)
@@ -294,9 +310,7 @@ def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
 
 
-def _per_channel(
-    constant: NDArray[np.float32], channels: int, axis: int, rank: int
-) -> NDArray[np.float32] | None:
+def _per_channel(constant: NDArray[np.float32], channels: int, axis: int, rank: int) -> NDArray[np.float32] | None:
     """`constant` as one value a channel, None when it varies along another axis or would widen the output."""
     if constant.ndim > rank:
         return None
@@ -306,31 +320,28 @@ def _per_channel(
     return np.ascontiguousarray(np.broadcast_to(constant.reshape(-1), (channels,)))
 
 
-def _geometry(
-    node: onnx.NodeProto, x: tuple[int, ...], y: tuple[int, ...], weight: tuple[int, ...], transposed: bool
-) -> ConvGeometry:
-    """The geometry of a Conv or ConvTranspose with `auto_pad` and `output_shape` resolved (ONNX operator Conv)."""
-    spatial = len(x) - 2
-    kernel = tuple(weight[2:])
-    strides = tuple(_attribute(node, "strides", [1] * spatial))
+def _geometry(node: onnx.NodeProto, x: tuple[int, ...], y: tuple[int, ...], weight: tuple[int, ...]) -> ConvGeometry:
+    """The geometry of a Conv or ConvTranspose, with `auto_pad` and `output_shape` resolved by the output's shape."""
+    spatial, transposed = len(x) - 2, node.op_type == "ConvTranspose"
+    kernel, strides = tuple(weight[2:]), tuple(_attribute(node, "strides", [1] * spatial))
     dilations = tuple(_attribute(node, "dilations", [1] * spatial))
-    pads = tuple(_attribute(node, "pads", [0] * 2 * spatial))
-    padding = tuple(_attribute(node, "output_padding", [0] * spatial)) if transposed else (0,) * spatial
+    output_padding = tuple(_attribute(node, "output_padding", [0] * spatial)) if transposed else ()
     auto_pad = _attribute(node, "auto_pad", b"NOTSET")
-    begins, ends = list(pads[:spatial]), list(pads[spatial:])
-    for i in range(spatial):
-        reach = dilations[i] * (kernel[i] - 1) + 1
-        if transposed:
-            total = strides[i] * (x[2 + i] - 1) + padding[i] + reach - y[2 + i]
-            fixed = auto_pad == b"NOTSET" and not _attribute(node, "output_shape", None)
-        else:
-            total = max((y[2 + i] - 1) * strides[i] + reach - x[2 + i], 0)
-            fixed = auto_pad == b"NOTSET"
-        if auto_pad == b"VALID":
-            begins[i], ends[i] = 0, 0
-        elif not fixed:
-            begins[i] = total // 2 if auto_pad == b"SAME_UPPER" else total - total // 2
-            ends[i] = total - begins[i]
+    if auto_pad == b"NOTSET" and not _attribute(node, "output_shape", None):
+        pads = list(_attribute(node, "pads", [0] * 2 * spatial))
+    elif auto_pad == b"VALID":
+        pads = [0] * 2 * spatial
+    else:
+        begins, ends = [], []
+        for i in range(spatial):
+            reach = dilations[i] * (kernel[i] - 1) + 1
+            small, large = (x[2 + i], y[2 + i]) if transposed else (y[2 + i], x[2 + i])
+            total = (small - 1) * strides[i] + reach - large + (output_padding[i] if transposed else 0)
+            total = total if transposed else max(total, 0)
+            less, more = total // 2, total - total // 2
+            begins.append(less if auto_pad == b"SAME_UPPER" else more)
+            ends.append(more if auto_pad == b"SAME_UPPER" else less)
+        pads = begins + ends
     return ConvGeometry(
         batch=x[0],
         in_channels=x[1],
@@ -338,8 +349,9 @@ def _geometry(
         out_channels=y[1],
         kernel=kernel,
         strides=strides,
-        pads=(*begins, *ends),
+        pads=tuple(pads),
         dilations=dilations,
         groups=_attribute(node, "group", 1),
-        **({"output_padding": padding} if transposed else {}),
+        transposed=transposed,
+        output_padding=output_padding,
     )

@@ -38,7 +38,9 @@ def find_compiler() -> Compiler:
         ToolchainError: there is none, or the one `CC` names does not run.
     """
     chosen = os.environ.get("CC")
-    candidates = [tuple(chosen.split())] if chosen else [(name,) for name in ("cc", "gcc", "clang") if shutil.which(name)]
+    candidates: list[tuple[str, ...]] = (
+        [tuple(chosen.split())] if chosen else [(name,) for name in ("cc", "gcc", "clang") if shutil.which(name)]
+    )
     if not chosen and importlib.util.find_spec("ziglang"):
         candidates.append((sys.executable, "-m", "ziglang", "cc"))
     for command in candidates:
@@ -66,7 +68,9 @@ def link_library(compiler: Compiler, files: Mapping[str, bytes], hidden: tuple[s
     with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
         for name, contents in files.items():
             (Path(folder) / name).write_bytes(contents)
-        (Path(folder) / "symbols.map").write_text("{ local: " + " ".join(f"{s};" for s in hidden) + " };\n", encoding="utf-8")
+        (Path(folder) / "symbols.map").write_text(
+            "{ local: " + " ".join(f"{s};" for s in hidden) + " };\n", encoding="utf-8"
+        )
         sources = [name for name in files if name.endswith((".c", ".o"))]
         command = [
             *compiler.command, "-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O2", "-fPIC", "-shared", "-pthread",
@@ -76,6 +80,6 @@ def link_library(compiler: Compiler, files: Mapping[str, bytes], hidden: tuple[s
         ]  # fmt: skip
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            said = done.stderr.strip()[-2000:]
-            raise ToolchainError(f"{' '.join(compiler.command)} could not link the library (exit {done.returncode}):\n{said}")
+            said, name = done.stderr.strip()[-2000:], " ".join(compiler.command)
+            raise ToolchainError(f"{name} could not link the library (exit {done.returncode}):\n{said}")
         return (Path(folder) / "library.so").read_bytes()

@@ -49,7 +49,9 @@ def plan_workspace(program: Program) -> tuple[list[int], int]:
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
         offset = 0
         first, last = lives[index]
-        for other in sorted((i for i in placed if lives[i][0] <= last and first <= lives[i][1]), key=offsets.__getitem__):
+        for other in sorted(
+            (i for i in placed if lives[i][0] <= last and first <= lives[i][1]), key=offsets.__getitem__
+        ):
             if offset + sizes[index] <= offsets[other]:
                 break
             offset = max(offset, offsets[other] + sizes[other])

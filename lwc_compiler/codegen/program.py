@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ class ConstantRef:
     index: int
 
 
-Ref = Union[BufferRef, ConstantRef]
+Ref: TypeAlias = "BufferRef | ConstantRef"
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def lower(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.codegen.emit import c_identifier, emit
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.kernel_build import compile_kernels
-    from lwc_compiler.codegen.layers import extract_layers
+    from lwc_compiler.codegen.layers import extract_layers, layer_call
     from lwc_compiler.codegen.link import find_compiler, link_library
 
     check_supported(model.proto)
@@ -53,7 +53,7 @@ def lower(model: Model, options: LowerOptions) -> Lowered:
     inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
     rest, layers = extract_layers(model.proto, target)
-    module = import_onnx(rest)
+    module = import_onnx(rest, layer_call)
     program = assemble(module, [layer.plan for layer in layers], inputs, outputs, symbol, target)
     emitted = emit(program, model.name, symbol, options.threads, target.features)
     files = {
@@ -86,7 +86,9 @@ def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
     for value in values:
         tensor = value.type.tensor_type
         if not all(d.HasField("dim_value") for d in tensor.shape.dim):
-            raise UnsupportedError(f"'{value.name}' has a shape that depends on the input's values; lwc lowers static shapes")
+            raise UnsupportedError(
+                f"'{value.name}' has a shape that depends on the input's values; lwc lowers static shapes"
+            )
         dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
         specs.append(TensorSpec(value.name, dtype, tuple(d.dim_value for d in tensor.shape.dim)))
     return tuple(specs)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 SITE_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -50,7 +50,7 @@ class Site:
         dtype: NumPy name of the stored type (`float32`, `float16`, `float64` or `bfloat16`).
         groups: convolution groups; 1 for Gemm and MatMul.
         depthwise: a grouped convolution in which every group has one input channel.
-        first: a node reads a graph input through no other site.
+        first: a node reads a graph input through no other site and no embedding (Gather from a constant).
         other_uses: what else reads the weight: "<operator> '<label>'" or "graph output"; () for most weights.
         split: shape the weight is taken apart into for the matrix view.
         order: order of the axes of `split` in the matrix view; the first `row_axes` of them make the rows.
@@ -82,6 +82,11 @@ class Site:
         """(rows, columns) of the matrix view."""
         rows = math.prod(self.split[axis] for axis in self.order[: self.row_axes])
         return rows, self.size // rows
+
+    @property
+    def row_groups(self) -> int:
+        """Ranges of equally many rows that read different inputs: convolution groups, or a MatMul weight's batch."""
+        return math.prod(self.split[axis] for axis in self.order[: self.row_axes - 1])
 
     def to_matrix(self, array: NDArray[Any]) -> NDArray[Any]:
         """The matrix view of `array` (the weight, its mask: of the weight's shape); shares memory where it can."""
@@ -133,7 +138,8 @@ def find_sites(proto: onnx.ModelProto) -> list[Site]:
                 others.setdefault(aliases[name][0], []).append(f"{node.op_type} '{node_label(node)}'")
         if use is not None:
             found.setdefault(use.weight, []).append(use)
-        if use is not None or behind_site.intersection(reads):
+        lookup = node.op_type == "Gather" and node.input[0] in aliases
+        if use is not None or lookup or behind_site.intersection(reads):
             behind_site.update(node.output)
         if variable.intersection(reads):
             variable.update(node.output)
@@ -219,13 +225,10 @@ def _use(
     if node.op_type.startswith("Conv"):
         if axes != order:
             return None
-        groups, row_axes = _attribute(node, "group", 1), 1
-        inputs_a_group = shape[1]
-        if node.op_type == "ConvTranspose":
-            inputs_a_group = shape[0] // groups
-            split = (groups, inputs_a_group, *shape[1:])
-            order, row_axes = (0, 2, 1, *range(3, len(split))), 2
-        depthwise = groups > 1 and inputs_a_group == 1
+        groups, row_axes = _attribute(node, "group", 1), 2
+        split = (groups, shape[0] // groups, *shape[1:])
+        order = (0, 1, *range(2, len(split))) if node.op_type == "Conv" else (0, 2, 1, *range(3, len(split)))
+        depthwise = groups > 1 and split[order[2]] == 1
     else:
         rows_last = _attribute(node, "transA", 0) if position == 0 else not _attribute(node, "transB", 0)
         if node.op_type == "MatMul":
@@ -255,9 +258,3 @@ def _site(tensor: TensorProto, uses: list[_Use], other_uses: tuple[str, ...], va
         order=view.order,
         row_axes=view.row_axes,
     )
-
-
-def read_weight(proto: onnx.ModelProto, name: str) -> NDArray[Any]:
-    """The constant `name` as an array (read-only where it shares the proto's memory)."""
-    array: NDArray[Any] = numpy_helper.to_array(constant_tensors(proto.graph)[name])
-    return array

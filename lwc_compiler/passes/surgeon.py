@@ -1,29 +1,31 @@
 """The one door to onnx-graphsurgeon: open a graph for surgery, close it without losing what GraphSurgeon forgets.
 
 GraphSurgeon links nodes and tensors, which rewriting needs, but drops metadata, node documentation and some attribute
-types. `closed` puts them back by tensor name: names of node outputs are unique in ONNX, so rewrites that keep the
-output's name keep the node's identity. GraphSurgeon objects compare by name and contents: test them with `is`.
+types. `rewritten` puts them back, by node name or, where that is missing or not unique, by output name. GraphSurgeon objects compare by name and contents: test them with `is`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import logging
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper
+from onnx.reference import ReferenceEvaluator
+from onnx_graphsurgeon import Constant, Graph, Node, Tensor, export_onnx, import_onnx
+from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from lwc_compiler.errors import UnsupportedError
-from lwc_compiler.model import sort_nodes
+from lwc_compiler.model import copy_fields, sort_nodes
 
-Graph = gs.Graph
-Node = gs.Node
-Tensor = gs.Tensor
-Constant = gs.Constant
+__all__ = ["Constant", "Graph", "Node", "Tensor", "evaluate", "onnx_type", "replace_uses", "rewritten", "unique_name"]
+
+logger = logging.getLogger(__name__)
 
 # Its notes go to stdout, and all of them are about what is handled here.
 G_LOGGER.severity = G_LOGGER.CRITICAL
@@ -49,54 +51,103 @@ def rewritten(proto: ModelProto, *rewrites: Callable[[Graph], object]) -> ModelP
         UnsupportedError: a tensor has an element type that GraphSurgeon cannot hold.
     """
     try:
-        graph = gs.import_onnx(proto)
+        graph = import_onnx(proto)
         for rewrite in rewrites:
             rewrite(graph)
         graph.cleanup()
-        exported = gs.export_onnx(graph, do_type_check=False)
+        exported = export_onnx(graph, do_type_check=False)
     except OnnxGraphSurgeonException as error:
         raise UnsupportedError(f"the graph holds a tensor type that lwc does not handle: {error}") from error
     result = ModelProto()
-    for descriptor, value in proto.ListFields():
-        if descriptor.name == "graph":
-            continue
-        if isinstance(value, (int, str)):
-            setattr(result, descriptor.name, value)
-        else:
-            getattr(result, descriptor.name).MergeFrom(value)
+    copy_fields(proto, result, without={"graph"})
     result.graph.CopyFrom(exported.graph)
     _restore(proto.graph, result.graph)
     sort_nodes(result.graph)
     return result
 
 
+def replace_uses(old: Tensor, new: Tensor) -> None:
+    """Makes every reader of `old`, in subgraphs too, read `new`."""
+    for reader in list(old.outputs):
+        for slot, tensor in enumerate(reader.inputs):
+            if tensor is old:
+                reader.inputs[slot] = new
+
+
+def evaluate(node: Node, inputs: list[NDArray[Any]], graph: Graph) -> list[Any] | None:
+    """Outputs of one node by ONNX's own reference implementation; None where it has none or fails.
+
+    Args:
+        node: of the standard domain, without subgraphs.
+        inputs: one array for each input that is not omitted.
+        graph: tells the opset.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            names = [tensor.name for tensor in node.inputs if not tensor.is_empty()]
+            feeds = dict(zip(names, inputs, strict=True))
+            proto: NodeProto = OnnxExporter.export_node(node)
+            untyped = (
+                [ValueInfoProto(name=name) for name in feeds],
+                [ValueInfoProto(name=name) for name in proto.output],
+            )
+            single = helper.make_graph([proto], "fold", *untyped)
+            opset = helper.make_opsetid("", graph.opset)
+            evaluator = ReferenceEvaluator(helper.make_model(single, opset_imports=[opset]))
+            computed: Any = evaluator.run(None, feeds)
+    except Exception:
+        logger.debug("not folded: node '%s' (%s)", node.name, node.op, exc_info=True)
+        return None
+    values = iter(computed)
+    results = [None if tensor.is_empty() else next(values) for tensor in node.outputs]
+    for value, tensor in zip(results, node.outputs, strict=True):
+        if value is None:
+            continue
+        if not isinstance(value, np.ndarray) or value.dtype.kind in "OUS":
+            return None
+        if tensor.dtype is not None and onnx_type(value.dtype) != onnx_type(tensor.dtype):
+            return None
+    return results
+
+
+def onnx_type(dtype: Any) -> int:
+    """ONNX element type of a GraphSurgeon tensor: it keeps NumPy types, and numbers for what NumPy lacks."""
+    return dtype if isinstance(dtype, int) else helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+
+
+def unique_name(name: str, taken: set[str]) -> str:
+    """`name`, or `name_2`, `name_3`, ... when it is taken; the answer is taken from then on."""
+    answer, count = name, 1
+    while answer in taken:
+        count += 1
+        answer = f"{name}_{count}"
+    taken.add(answer)
+    return answer
+
+
 def _restore(old: GraphProto, new: GraphProto) -> None:
-    for name in ("input", "output", "value_info", "metadata_props", "quantization_annotation"):
-        new.ClearField(name)  # type: ignore[arg-type]
+    for name in ("input", "output", "metadata_props", "quantization_annotation"):
+        new.ClearField(name)
         getattr(new, name).MergeFrom(getattr(old, name))
     new.name, new.doc_string = old.name, old.doc_string
     produced = {name for node in new.node for name in node.output}
-    gone = [info for info in new.value_info if info.name not in produced]
-    for info in gone:
-        new.value_info.remove(info)
-    before = {_key(node): node for node in old.node}
+    del new.value_info[:]
+    new.value_info.extend(info for info in old.value_info if info.name in produced)
+    names = Counter(node.name for node in (*old.node, *new.node))
+    by_name = {node.name: node for node in old.node if node.name and names[node.name] <= 2}
+    by_output = {name: node for node in old.node for name in node.output}
     for node in new.node:
-        if _key(node) in before:
-            _restore_node(before[_key(node)], node)
+        origin = by_name.get(node.name) or by_output.get(next(filter(None, node.output), ""))
+        if origin is not None and origin.op_type == node.op_type:
+            _restore_node(origin, node)
 
 
 def _restore_node(old: NodeProto, new: NodeProto) -> None:
     new.doc_string = old.doc_string
     new.metadata_props.MergeFrom(old.metadata_props)
-    if old.op_type != new.op_type:
-        return
     after = {attribute.name: attribute for attribute in new.attribute}
     for attribute in old.attribute:
         if attribute.type in _LOST_ATTRIBUTES:
             new.attribute.append(attribute)
         elif attribute.type == AttributeProto.GRAPH and attribute.name in after:
             _restore(attribute.g, after[attribute.name].g)
-
-
-def _key(node: NodeProto) -> str:
-    return next((name for name in node.output if name), "")

@@ -1,7 +1,8 @@
 """The artifact directory: what compile writes, and what can be loaded, shipped and checked.
 
 `manifest.json` names every other file with its size and hash. It holds no time, host name or path of this machine, so
-the same input gives the same bytes. A directory appears whole or not at all: it is written beside its place and renamed.
+the same input gives the same bytes. A directory appears whole or not at all: it is written beside its place and
+renamed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +33,15 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
-_TOOLS = ("numpy", "onnx", "onnx-graphsurgeon", "onnxruntime-training-cpu", "onnxruntime-training", "onnxruntime", "apache-tvm")
+_TOOLS = (
+    "numpy",
+    "onnx",
+    "onnx-graphsurgeon",
+    "onnxruntime-training-cpu",
+    "onnxruntime-training",
+    "onnxruntime",
+    "apache-tvm",
+)
 
 
 @dataclass(frozen=True)
@@ -134,10 +143,8 @@ def tool_versions() -> dict[str, str]:
     """Version of Python and of each installed package that lwc builds on, without importing any."""
     versions = {"python": platform.python_version()}
     for tool in _TOOLS:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[tool] = metadata.version(tool)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -166,7 +173,11 @@ def check_destination(directory: Path, *, force: bool) -> None:
         return
     if not force:
         raise ArtifactError(f"{directory} exists: give another output directory, or --force to replace it")
-    if directory.is_symlink() or not directory.is_dir() or not (_is_empty(directory) or (directory / MANIFEST).is_file()):
+    if (
+        directory.is_symlink()
+        or not directory.is_dir()
+        or not (_is_empty(directory) or (directory / MANIFEST).is_file())
+    ):
         raise ArtifactError(f"{directory} is not an lwc artifact: --force replaces only those; give another directory")
 
 
@@ -257,8 +268,8 @@ def read_artifact(directory: str | Path) -> Artifact:
     for path in (artifact.library, artifact.header, artifact.model):
         if path.name not in manifest.files:
             raise ArtifactError(f"{directory / MANIFEST} is damaged: files does not list {path.name}")
-    for name, entry in manifest.files.items():
-        _check_file(directory, name, entry)
+    for name, expected in manifest.files.items():
+        _check_file(directory, name, expected)
     return artifact
 
 

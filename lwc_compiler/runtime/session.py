@@ -10,16 +10,17 @@ import threading
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lwc_compiler.errors import ArtifactError, DataError, OptionError, TargetError
-from lwc_compiler.runtime.artifact import read_artifact
+from lwc_compiler.runtime.artifact import Artifact, read_artifact
+from lwc_compiler.targets import find_target, missing_features
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from lwc_compiler.codegen.result import TensorSpec
 
@@ -38,7 +39,11 @@ def load(directory: str | Path, threads: int | None = None) -> Session:
         OptionError: `threads` is below 1.
         TargetError: this machine cannot run the artifact's code.
     """
-    artifact = read_artifact(directory)
+    return open_session(read_artifact(directory), threads)
+
+
+def open_session(artifact: Artifact, threads: int | None = None) -> Session:
+    """What `load` does, for an artifact that is read and checked already."""
     manifest = artifact.manifest
     return Session(
         artifact.library,
@@ -55,7 +60,7 @@ class Session:
     """A loaded library with its workspace and its thread pool.
 
     Calls of `run` from several threads are safe: they take turns. To run at the same time, load the artifact once for
-    each thread. A session frees its pool and library when it is closed or no longer used; it works as a context manager.
+    each thread. A session frees its pool and library when it is closed or no longer used; it is a context manager.
 
     Attributes:
         inputs: name, dtype and shape of every input.
@@ -65,7 +70,7 @@ class Session:
 
     def __init__(
         self,
-        library: Path,
+        path: Path,
         symbol: str,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
@@ -78,30 +83,24 @@ class Session:
         self.inputs = inputs
         self.outputs = outputs
         self.threads = threads
-        self._library = _open(library)
+        self._library = library = _Library(path, symbol)
         self._lock = threading.Lock()
+        if not library.cpu_supported():
+            library.close()
+            raise TargetError(_unsupported_cpu(target))
+        # Without a pool the library runs on the calling thread.
+        self._pool = library.pool_create(threads) if threads > 1 else None
+        if threads > 1 and not self._pool:
+            library.close()
+            raise TargetError(f"this machine could not start {threads} threads: ask for fewer")
+        self._close = weakref.finalize(self, _free, library, self._pool)
         # One block of bytes that holds an aligned workspace; NumPy alone promises 16 bytes.
         self._memory = np.empty(workspace_bytes + ALIGNMENT_BYTES, np.uint8)
         self._workspace = ctypes.c_void_p(-(-self._memory.ctypes.data // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
         self._arguments = (ctypes.c_void_p * len(inputs))()
         self._results = (ctypes.c_void_p * len(outputs))()
-        self._slots = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs)
-        self._makers = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in outputs)
-        try:
-            self._run = self._function(f"{symbol}_run", ctypes.c_int, [ctypes.c_void_p] * 4)
-            self._error_string = self._function(f"{symbol}_error_string", ctypes.c_char_p, [ctypes.c_int])
-            destroy = self._function(f"{symbol}_pool_destroy", None, [ctypes.c_void_p])
-            create = self._function(f"{symbol}_pool_create", ctypes.c_void_p, [ctypes.c_int])
-            if not self._function(f"{symbol}_cpu_supported", ctypes.c_int, [])():
-                raise TargetError(_unsupported_cpu(target))
-            # Without a pool the library runs on the calling thread.
-            self._pool = create(threads) if threads > 1 else None
-            if threads > 1 and not self._pool:
-                raise TargetError(f"this machine could not start {threads} threads: ask for fewer")
-        except BaseException:
-            _ctypes.dlclose(self._library._handle)
-            raise
-        self._close = weakref.finalize(self, _free, self._library._handle, destroy, self._pool)
+        self._takes = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs)
+        self._gives = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in outputs)
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         """Computes the outputs.
@@ -117,15 +116,15 @@ class Session:
             ArtifactError: the session is closed, or the library reports an error.
         """
         arrays = []
-        for name, dtype, shape in self._slots:
+        for name, dtype, shape in self._takes:
             array = inputs.get(name)
             if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
                 array = self._accept(name, dtype, shape, array)
             arrays.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
-        if len(inputs) != len(self._slots):
-            unknown = ", ".join(f"'{name}'" for name in inputs if name not in {slot[0] for slot in self._slots})
+        if len(inputs) != len(self._takes):
+            unknown = ", ".join(f"'{name}'" for name in inputs if name not in {spec.name for spec in self.inputs})
             raise DataError(f"the model has no input {unknown}; its inputs are {self._signature()}")
-        outputs = {name: np.empty(shape, dtype) for name, dtype, shape in self._makers}
+        outputs = {name: np.empty(shape, dtype) for name, dtype, shape in self._gives}
         with self._lock:
             if not self._close.alive:
                 raise ArtifactError("the session is closed: load the artifact again")
@@ -133,9 +132,9 @@ class Session:
                 self._arguments[index] = array.ctypes.data
             for index, array in enumerate(outputs.values()):
                 self._results[index] = array.ctypes.data
-            code = self._run(self._arguments, self._results, self._workspace, self._pool)
+            code = self._library.run(self._arguments, self._results, self._workspace, self._pool)
         if code:
-            raise ArtifactError(f"the library failed: {self._error_string(code).decode()} (code {code})")
+            raise ArtifactError(f"the library failed: {self._library.error_string(code).decode()} (code {code})")
         return outputs
 
     def close(self) -> None:
@@ -143,12 +142,10 @@ class Session:
         with self._lock:
             self._close()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _accept(
@@ -169,38 +166,46 @@ class Session:
     def _signature(self) -> str:
         return ", ".join(f"'{spec.name}' ({spec.dtype} {list(spec.shape)})" for spec in self.inputs)
 
-    def _function(
-        self, name: str, result: type[ctypes._SimpleCData[object]] | None, arguments: list[type[ctypes.c_void_p]]
-    ) -> ctypes._NamedFuncPointer:
+
+class _Library:
+    """The C functions of a library; its header documents them."""
+
+    def __init__(self, path: Path, symbol: str) -> None:
+        # The loader takes a path it has seen for the library it has loaded, although the file may be a new one: so
+        # every session opens the file by a name of its own.
+        with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+            link = Path(folder) / path.name
+            link.symlink_to(path.resolve())
+            try:
+                library = ctypes.CDLL(os.fspath(link))
+            except OSError as error:
+                raise ArtifactError(f"{path} cannot be loaded on this machine: {error}") from error
+        self._handle: int = library._handle
+        pointer = ctypes.c_void_p
         try:
-            function = self._library[name]
-        except AttributeError:
-            raise ArtifactError(f"{self._library._name} has no function {name}: compile the model again") from None
-        function.restype = result
-        function.argtypes = arguments
-        return function
+            self.run = library[f"{symbol}_run"]
+            self.error_string = library[f"{symbol}_error_string"]
+            self.cpu_supported = library[f"{symbol}_cpu_supported"]
+            self.pool_create = library[f"{symbol}_pool_create"]
+            self.pool_destroy = library[f"{symbol}_pool_destroy"]
+        except AttributeError as error:
+            self.close()
+            raise ArtifactError(f"{path} lacks a function of the model: {error}; compile the model again") from None
+        self.run.argtypes = [pointer, pointer, pointer, pointer]
+        self.error_string.argtypes, self.error_string.restype = [ctypes.c_int], ctypes.c_char_p
+        self.pool_create.argtypes, self.pool_create.restype = [ctypes.c_int], pointer
+        self.pool_destroy.argtypes, self.pool_destroy.restype = [pointer], None
+
+    def close(self) -> None:
+        _ctypes.dlclose(self._handle)
 
 
-def _open(library: Path) -> ctypes.CDLL:
-    # The loader takes a library whose path it has seen for the same library, although the file may be a new one: so
-    # every session opens its own name for it.
-    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
-        link = Path(folder) / library.name
-        link.symlink_to(library.resolve())
-        try:
-            return ctypes.CDLL(os.fspath(link))
-        except OSError as error:
-            raise ArtifactError(f"{library} cannot be loaded on this machine: {error}") from error
-
-
-def _free(library: int, destroy: ctypes._NamedFuncPointer, pool: int | None) -> None:
+def _free(library: _Library, pool: int | None) -> None:
     if pool:
-        destroy(pool)
-    _ctypes.dlclose(library)
+        library.pool_destroy(pool)
+    library.close()
 
 
 def _unsupported_cpu(target: str) -> str:
-    from lwc_compiler.targets import find_target, missing_features
-
     missing = ", ".join(missing_features(find_target(target))) or "what it needs"
     return f"this CPU cannot run code for {target}: it lacks {missing}; compile with --target host on this machine"

@@ -1,0 +1,1 @@
+"""Retraining under masks. The one door to ONNX Runtime Training; nothing else in lwc imports its training bindings."""

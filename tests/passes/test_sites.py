@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper, parser
 
-from lwc_compiler.passes.sites import find_sites, node_label, read_weight
+from lwc_compiler.passes.sites import constant_tensors, find_sites, node_label
 
 
 def random(*shape, seed=0):
@@ -65,6 +65,18 @@ def test_a_site_behind_another_site_on_one_of_two_paths_is_not_first():
         v=random(4, 4),
     )
     assert [site.first for site in find_sites(proto)] == [True, False]
+
+
+def test_a_layer_behind_an_embedding_is_not_first():
+    proto = model_of(
+        """agraph (int64[N] ids) => (float[N, 4] out) {
+            e = Gather (table, ids)
+            out = MatMul (e, w)
+        }""",
+        table=random(10, 4),
+        w=random(4, 4),
+    )
+    assert not only_site(proto).first
 
 
 @pytest.mark.parametrize(
@@ -186,9 +198,8 @@ def test_constant_node_is_a_weight():
     constant = helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight))
     proto = model_of("agraph (float[N, 4] x) => (float[N, 3] out) { out = MatMul (x, w) }")
     proto.graph.node.insert(0, constant)
-    site = only_site(proto)
-    assert site.weight == "w"
-    np.testing.assert_array_equal(read_weight(proto, "w"), weight)
+    assert only_site(proto).weight == "w"
+    np.testing.assert_array_equal(numpy_helper.to_array(constant_tensors(proto.graph)["w"]), weight)
 
 
 def test_other_uses_are_listed():

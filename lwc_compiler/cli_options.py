@@ -1,0 +1,166 @@
+"""The recipe's options on the command line: names, types, choices and defaults come from the recipe's classes."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import click
+
+from lwc_compiler.errors import OptionError
+from lwc_compiler.recipe import LowerOptions, Options, PruneOptions, Recipe, RetrainOptions, build, load_recipe
+
+KEEP = "keep"
+
+_CLASSES: dict[str, type[Options]] = {"prune": PruneOptions, "retrain": RetrainOptions, "lower": LowerOptions}
+
+# Part of the recipe -> field -> help. Defaults and choices are added from the class.
+HELP = {
+    "prune": {
+        "sparsity": "Pruned weights / all weights of the layers that are pruned, in [0, 1). With `compile`, 'keep' prunes "
+        "nothing and lowers the zeros that are already in the model, as does leaving out all pruning options.",
+        "criterion": "What decides which weights go. uniform: the smallest of each layer; global: the smallest of the "
+        "whole model; erdos-renyi-kernel: densities that follow the layers' shapes; these three take --sparsity. std: "
+        "those below --quality standard deviations of their layer; per-layer: the densities given by --density.",
+        "quality": "With std: threshold in standard deviations of the layer's weights, above 0.",
+        "densities": "With per-layer: weights to keep / all weights of a layer, in (0, 1]; the layer by its weight's or "
+        "node's name. Can be given many times.",
+        "structure": "What is pruned together. element: single weights; Rx1: blocks of R consecutive output channels; "
+        "N:M: at most N of M consecutive inputs are kept.",
+        "keep": "Layer that is not pruned, by its weight's or node's name; *, ? and [...] match as in a shell. Can be "
+        "given many times.",
+        "keep_first": "Whether the first layer stays as it is.",
+        "keep_depthwise": "Whether depthwise convolutions stay as they are.",
+    },
+    "retrain": {
+        "epochs": "Passes over the training data, at least 1.",
+        "batch_size": "Samples in a training batch, at least 1.",
+        "loss": "What training minimizes. auto: distillation from the original model when the data has no labels, "
+        "cross-entropy for integer labels, mse for others.",
+        "optimizer": "adamw, or sgd with momentum.",
+        "learning_rate": "Highest learning rate, above 0.",
+        "momentum": "Momentum of sgd, in [0, 1).",
+        "weight_decay": "Weight decay, at least 0.",
+        "schedule": "How the learning rate falls. cosine: to 0 over the run; step: times --step-factor every "
+        "--step-epochs epochs.",
+        "step_epochs": "With the step schedule: epochs between two steps, at least 1.",
+        "step_factor": "With the step schedule: factor of a step, above 0.",
+        "clip_norm": "Largest L2 norm of the whole gradient, above 0; longer ones are scaled down.",
+        "accumulate": "Batches whose mean gradient makes one step, at least 1.",
+        "batch_norm": "train: batch statistics, and scale and shift are trained; frozen: all stay as they are.",
+        "temperature": "Softmax temperature of distillation, above 0.",
+        "patience": "Stop after this many epochs without a better validation metric, at least 1.",
+        "seed": "Seed of the order of the samples, at least 0.",
+        "threads": "Threads of the training, at least 0; 0: as many as there are cores.",
+    },
+    "lower": {
+        "target": "What the machine code is made for: a name that `lwc targets` lists; host: this machine.",
+        "batch": "Size of the batch dimension, where the model leaves it open; at least 1.",
+        "threads": "Threads the artifact uses when its caller does not say, at least 1.",
+        "shapes": "Shape of an input whose dimensions the model leaves open. Can be given many times.",
+    },
+}
+
+_FLAGS = {
+    ("prune", "densities"): "--density",
+    ("prune", "keep_first"): "--keep-first/--prune-first",
+    ("prune", "keep_depthwise"): "--keep-depthwise/--prune-depthwise",
+    ("retrain", "threads"): "--train-threads",
+    ("lower", "shapes"): "--shape",
+}
+
+
+class _Assignment(click.ParamType):
+    """`NAME=VALUE`; the last `=` counts, since names may hold one."""
+
+    name = "assignment"
+
+    def __init__(self, convert: type[float] | type[int], many: bool) -> None:
+        self._convert = convert
+        self._many = many
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        name, equals, text = value.rpartition("=")
+        try:
+            numbers = [self._convert(part) for part in (text.split(",") if self._many else [text])]
+        except ValueError:
+            numbers = []
+        if not (name and equals and numbers):
+            self.fail(f"'{value}' is not of the form {param.metavar if param else 'NAME=VALUE'}", param, ctx)
+        return name, tuple(numbers) if self._many else numbers[0]
+
+
+def recipe_options(parts: Sequence[str]) -> list[click.Parameter]:
+    """The options of these parts of the recipe; what they hold reaches the command as `<part>_<field>`."""
+    return [_option(part, field, text) for part in parts for field, text in HELP[part].items()]
+
+
+def recipe_values(options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Part of the recipe -> field -> value, for the options that were given on the command line."""
+    values: dict[str, dict[str, Any]] = {part: {} for part in _CLASSES}
+    for name, value in options.items():
+        part, _, field = name.partition("_")
+        if value is not None and value != ():
+            pairs = isinstance(value, tuple) and isinstance(value[0], tuple)
+            values[part][field] = dict(value) if pairs else value
+    return values
+
+
+def part_of(options: Mapping[str, Any], part: str) -> Any:
+    """The options object of one part of the recipe, from a command's options."""
+    return build(_CLASSES[part], recipe_values(options)[part])
+
+
+def whole_recipe(file: Path | None, train_data: str | None, val_data: str | None, options: Mapping[str, Any]) -> Recipe:
+    """The recipe in `file` with what the command line says in its place; what neither says has its default."""
+    values = load_recipe(file).model_dump(exclude_unset=True) if file else {}
+    given = recipe_values(options)
+    if given["prune"].get("sparsity") == KEEP:
+        if len(given["prune"]) > 1:
+            raise OptionError(f"--sparsity {KEEP} prunes nothing: leave the other pruning options out")
+        given["prune"] = {}
+        values.pop("prune", None)
+    for part, fields in given.items():
+        if fields:
+            values[part] = {**(values.get(part) or {}), **fields}
+    values.update({name: data for name, data in {"train_data": train_data, "val_data": val_data}.items() if data})
+    recipe: Recipe = build(Recipe, values)
+    return recipe
+
+
+def _option(part: str, field: str, text: str) -> click.Option:
+    kind, multiple, metavar = _click_type(_CLASSES[part].model_fields[field].annotation)
+    default = _CLASSES[part].model_fields[field].default
+    flag = _FLAGS.get((part, field), "--" + field.replace("_", "-"))
+    if isinstance(default, bool):
+        shown = flag.split("/")[0 if default else 1].removeprefix("--")
+    else:
+        shown = "none" if default in (None, (), {}) else str(default)
+    return click.Option(
+        [f"{part}_{field}", flag],
+        type=str if (part, field) == ("prune", "sparsity") else kind,
+        default=None,
+        multiple=multiple,
+        metavar=metavar,
+        help=f"{text}  [default: {shown}]",
+    )
+
+
+def _click_type(annotation: Any) -> tuple[Any, bool, str | None]:
+    """click's type, whether the option can be given many times, and how its value is shown."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _click_type(arguments[0])
+    if origin in (typing.Union, types.UnionType):
+        return _click_type(next(argument for argument in arguments if argument is not type(None)))
+    if origin is Literal:
+        return click.Choice(arguments), False, None
+    if origin is tuple:
+        return str, True, "NAME"
+    if origin is dict:
+        many = typing.get_origin(arguments[1]) is tuple
+        return _Assignment(int if many else float, many), True, "NAME=D,D,..." if many else "NAME=DENSITY"
+    return annotation, False, None

@@ -1,0 +1,195 @@
+"""Writes a kernel's TIR, statement by statement, with explicit vectors.
+
+Registers are arrays of one vector that are only ever accessed whole, so LLVM keeps them in machine registers; what the
+builder emits is what the processor runs.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tvm import tirx
+from tvm.ir import PointerType, PrimType
+from tvm.tirx.stmt import AllocBuffer, Bind, BufferStore, DeclBuffer, For, ForKind, IfThenElse, SeqStmt, Stmt
+
+from lwc_compiler.kernels.kernel import Kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Expr = Any
+
+# Buffers are declared without their real length: kernels that differ only in the amount of data are the same function.
+_ANY_LENGTH = 1 << 30
+
+
+class Register:
+    """One vector of float32 (a scalar for one lane)."""
+
+    def __init__(self, builder: KernelBuilder, lanes: int) -> None:
+        self._builder = builder
+        self._lanes = lanes
+        self._buffer = tirx.decl_buffer((lanes,), "float32", name="r")
+        builder.emit(AllocBuffer(self._buffer))
+
+    def get(self) -> Expr:
+        """The value it holds."""
+        return self._builder.load(self._buffer, 0, self._lanes)
+
+    def set(self, value: Expr) -> None:
+        """Replaces the value."""
+        self._builder.store(self._buffer, 0, value, self._lanes)
+
+    def part(self, start: int, lanes: int) -> Expr:
+        """`lanes` of its lanes from `start` on."""
+        return self._builder.load(self._buffer, start, lanes)
+
+
+class KernelBuilder:
+    """Builds one kernel: declare its pointers, then emit the work of the tiles `first` to `last` - 1."""
+
+    def __init__(self) -> None:
+        self._pointers: list[Expr] = []
+        self._declared: list[Stmt] = []
+        self._blocks: list[list[Stmt]] = [[]]
+        self.first = tirx.Var("t0", "int32")
+        self.last = tirx.Var("t1", "int32")
+
+    def pointer(self, name: str, dtype: str = "float32") -> Expr:
+        """The next parameter: a buffer of unknown length."""
+        data = tirx.Var(name, PointerType(PrimType(dtype)))
+        buffer = tirx.decl_buffer((_ANY_LENGTH,), dtype, name=f"{name}_data")
+        self._pointers.append(data)
+        self._declared.append(DeclBuffer(buffer, data=data))
+        return buffer
+
+    def emit(self, statement: Stmt) -> None:
+        """Appends a statement."""
+        self._blocks[-1].append(statement)
+
+    def let(self, name: str, value: Expr) -> Expr:
+        """Computes a value once; Python integers stay constants."""
+        if isinstance(value, (int, tirx.IntImm)):
+            return value
+        var = tirx.Var(name, str(value.ty.dtype))
+        self.emit(Bind(var, value))
+        return var
+
+    def register(self, lanes: int) -> Register:
+        """A new register; its value is undefined until it is set."""
+        return Register(self, lanes)
+
+    def load(self, buffer: Expr, index: Expr, lanes: int = 1, stride: int = 1) -> Expr:
+        """`lanes` elements of a buffer from `index` on, `stride` elements apart."""
+        return buffer.vload([tirx.Ramp(_int(index), stride, lanes) if lanes > 1 else index])
+
+    def store(self, buffer: Expr, index: Expr, value: Expr, lanes: int = 1) -> None:
+        """Stores consecutive elements."""
+        self.emit(BufferStore(buffer, value, [tirx.Ramp(_int(index), 1, lanes) if lanes > 1 else _int(index)]))
+
+    @contextmanager
+    def _block(self) -> Iterator[list[Stmt]]:
+        block: list[Stmt] = []
+        self._blocks.append(block)
+        yield block
+        self._blocks.pop()
+
+    @contextmanager
+    def loop(self, name: str, start: Expr, stop: Expr) -> Iterator[Expr]:
+        """Runs the block for `start` <= variable < `stop`; a loop of one pass is no loop."""
+        if isinstance(start, int) and isinstance(stop, int) and stop - start == 1:
+            yield start
+            return
+        var = tirx.Var(name, "int32")
+        with self._block() as block:
+            yield var
+        self.emit(For(var, _int(start), _int(stop - start), ForKind.SERIAL, _sequence(block)))
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        """Runs the block if the condition holds."""
+        if isinstance(condition, bool):
+            with self._block() as block:
+                yield
+            if condition:
+                self._blocks[-1].extend(block)
+            return
+        with self._block() as block:
+            yield
+        self.emit(IfThenElse(condition, _sequence(block), None))
+
+    @contextmanager
+    def otherwise(self) -> Iterator[None]:
+        """The else branch of the `when` just before."""
+        before = self._blocks[-1].pop()
+        with self._block() as block:
+            yield
+        self.emit(IfThenElse(before.condition, before.then_case, _sequence(block)))
+
+    def build(self, name: str, tiles: int, thread_bytes: int = 0) -> Kernel:
+        """The finished kernel; with `thread_bytes` > 0 the last pointer is the thread's scratch memory."""
+        body = SeqStmt([*self._declared, _sequence(self._blocks[0])])
+        func = tirx.PrimFunc([*self._pointers, self.first, self.last], body).with_attr("tirx.noalias", True)
+        return Kernel(name, func, tiles, thread_bytes)
+
+
+def _sequence(block: list[Stmt]) -> Stmt:
+    return block[0] if len(block) == 1 else SeqStmt(block)
+
+
+def _int(value: Expr) -> Expr:
+    return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
+def splat(value: Expr, lanes: int) -> Expr:
+    """A vector with `value` in every lane."""
+    scalar = tirx.const(float(value), "float32") if isinstance(value, (int, float)) else value
+    return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
+
+
+def clamp(value: Expr, low: int, high: int) -> Expr:
+    """`value` limited to [low, high]."""
+    if isinstance(value, int):
+        return min(max(value, low), high)
+    return tirx.min(tirx.max(value, low), high)
+
+
+def smaller(a: Expr, b: Expr) -> Expr:
+    """The smaller of two integers."""
+    return min(a, b) if isinstance(a, int) and isinstance(b, int) else tirx.min(_int(a), _int(b))
+
+
+def divide(value: Expr, by: int) -> Expr:
+    """Quotient of a non-negative integer."""
+    if by == 1:
+        return value
+    return value // by if isinstance(value, int) else tirx.truncdiv(value, by)
+
+
+def modulo(value: Expr, by: int) -> Expr:
+    """Remainder of a non-negative integer."""
+    if by == 1:
+        return 0
+    return value % by if isinstance(value, int) else tirx.truncmod(value, by)
+
+
+def unravel(builder: KernelBuilder, index: Expr, shape: tuple[int, ...]) -> list[Expr]:
+    """The coordinates of a flat index into `shape`, the last one fastest."""
+    coordinates = []
+    for extent in reversed(shape[1:]):
+        coordinates.append(builder.let("i", modulo(index, extent)))
+        index = builder.let("i", divide(index, extent))
+    return [0 if shape[0] == 1 else index, *reversed(coordinates)]
+
+
+def pieces(length: int, lanes: int) -> list[tuple[int, int]]:
+    """Vectors (start, lanes) that cover `length` elements exactly; the last may overlap the one before it."""
+    if length == 0:
+        return []
+    while lanes > length:
+        lanes //= 2
+    starts = [*range(0, length - lanes + 1, lanes)]
+    if length % lanes:
+        starts.append(length - lanes)
+    return [(start, lanes) for start in starts]

@@ -1,0 +1,139 @@
+"""Plans for convolutions and transposed convolutions."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lwc_compiler.kernels.cost import choose
+from lwc_compiler.kernels.interleave import interleave_kernel
+from lwc_compiler.kernels.kernel import Input, Output, Plan, Scratch, Step
+from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
+from lwc_compiler.kernels.taps import Axis, Problem, TapLayout, pack_taps, tap_kernel, tap_operands
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lwc_compiler.kernels.kernel import Operand
+    from lwc_compiler.targets.target import Target
+
+__all__ = ["Activation", "ConvGeometry", "Epilogue", "plan_conv", "plan_conv_transpose"]
+
+
+def plan_conv(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target) -> Plan:
+    """Plans a convolution (ONNX `Conv`).
+
+    Input 0 is x (N, C, *spatial), input 1 the residual if there is one, output 0 is (N, O, *out); all float32, dense,
+    row-major.
+
+    Args:
+        weight: float32 (O, C / groups, *kernel); its zeros are what sparse formats leave out.
+        geometry: not transposed.
+        epilogue: bias (O,), residual, activation.
+        target: what the code is for.
+    """
+    return _plan(weight, geometry, epilogue, target, Output(0))
+
+
+def _plan(
+    weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target, y: Operand
+) -> Plan:
+    problem = canonical(geometry)
+    weight = np.ascontiguousarray(weight, np.float32).reshape(problem.groups, problem.out_channels, -1)
+    choice = choose(problem, weight, target)
+    layout = TapLayout(problem, choice.tiling)
+    constants, stored = pack_taps(weight, layout, shared=choice.format == "dense")
+    kernel = tap_kernel(
+        f"conv_{choice.format}",
+        layout,
+        shared=choice.format == "dense",
+        bias=epilogue.bias is not None,
+        residual=epilogue.residual,
+        activation=epilogue.activation,
+    )
+    args = tap_operands(constants, epilogue.bias, Input(0), Input(1) if epilogue.residual else None, y)
+    pixels = geometry.batch * int(np.prod(geometry.out_size))
+    return Plan((Step(kernel, args),), (), choice.format, choice.why, stored, 2 * stored * pixels)
+
+
+def canonical(geometry: ConvGeometry) -> Problem:
+    """The same convolution over three dimensions, with as much as possible in the last one."""
+    sizes = zip(geometry.in_size, geometry.out_size, strict=True)
+    n = len(geometry.in_size)
+    axes = [
+        Axis(size, out, geometry.kernel[i], geometry.strides[i], geometry.pads[i], geometry.dilations[i])
+        for i, (size, out) in enumerate(sizes)
+    ]
+    pointwise = all(geometry.kernel[i] == 1 and geometry.strides[i] == 1 for i in range(n))
+    if pointwise and not any(geometry.pads):
+        pixels = int(np.prod(geometry.in_size))
+        axes = [Axis(pixels, pixels, 1, 1, 0, 1)]
+    one = Axis(1, 1, 1, 1, 0, 1)
+    while len(axes) > 1 and axes[-1].size == axes[-1].out == axes[-1].kernel == 1 and not axes[-1].pad:
+        axes.pop()
+    axes = [one] * (3 - len(axes)) + axes
+    return Problem(
+        geometry.batch,
+        geometry.groups,
+        geometry.in_channels // geometry.groups,
+        geometry.out_channels // geometry.groups,
+        *axes,
+    )
+
+
+def plan_conv_transpose(
+    weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target
+) -> Plan:
+    """Plans a transposed convolution (ONNX `ConvTranspose`).
+
+    Outputs whose positions differ by a multiple of the stride see the same kernel positions: every such phase of the
+    output is a convolution with stride 1. The phases are computed as channels of one convolution and then interleaved.
+
+    Args:
+        weight: float32 (C, O / groups, *kernel).
+        geometry: `transposed`, with `output_padding`.
+        epilogue: bias (O,), residual, activation.
+        target: what the code is for.
+    """
+    n, groups = len(geometry.in_size), geometry.groups
+    strides, out_size = geometry.strides, geometry.out_size
+    # out + pad = stride * q + phase, q = in + j, kernel position k * dilation = phase + stride * j
+    reach = [(k - 1) * d // s for k, d, s in zip(geometry.kernel, geometry.dilations, strides, strict=True)]
+    begin = [geometry.pads[i] // strides[i] for i in range(n)]
+    count = [(out_size[i] - 1 + geometry.pads[i]) // strides[i] + 1 - begin[i] for i in range(n)]
+    kernel = tuple(r + 1 for r in reach)
+    channels, per_group = geometry.in_channels // groups, geometry.out_channels // groups
+    phases = np.zeros((groups, per_group, *strides, channels, *kernel), np.float32)
+    grouped = weight.reshape(groups, channels, per_group, *geometry.kernel).swapaxes(1, 2)
+    for position in itertools.product(*(range(k) for k in geometry.kernel)):
+        moved = [k * d for k, d in zip(position, geometry.dilations, strict=True)]
+        phase = tuple(m % s for m, s in zip(moved, strides, strict=True))
+        tap = tuple(r - m // s for r, m, s in zip(reach, moved, strides, strict=True))
+        phases[(slice(None), slice(None), *phase, slice(None), *tap)] = grouped[(..., *position)]
+    split = int(np.prod(strides))
+    inner = ConvGeometry(
+        geometry.batch,
+        geometry.in_channels,
+        geometry.in_size,
+        geometry.out_channels * split,
+        kernel,
+        (1,) * n,
+        (*(r - b for r, b in zip(reach, begin, strict=True)),
+         *(c + b - size for c, b, size in zip(count, begin, geometry.in_size, strict=True))),
+        (1,) * n,
+        groups,
+    )
+    whole = split == 1
+    bias = None if epilogue.bias is None else np.repeat(epilogue.bias, split)
+    first = replace(epilogue, bias=bias) if whole else Epilogue(bias)
+    taps = phases.reshape(inner.out_channels, channels, *kernel)
+    plan = _plan(taps, inner, first, target, Output(0) if whole else Scratch(0))
+    if whole:
+        return plan
+    crop = tuple(geometry.pads[i] % strides[i] for i in range(n))
+    step = interleave_kernel(geometry.batch * geometry.out_channels, tuple(count), strides, crop, out_size, epilogue)
+    args = (Scratch(0), *([Input(1)] if epilogue.residual else []), Output(0))
+    return replace(plan, steps=(*plan.steps, Step(step, args)), scratch=(4 * int(np.prod(inner.out_shape)),))

@@ -1,0 +1,408 @@
+"""The kernel behind most linear layers: lists of taps over a tile of the input that stays in the level-1 cache.
+
+A tap is one weight position of a row: an offset into the tile, and a value for each of the `rows` output channels that
+are computed together. For every tap the kernel reads the offset, broadcasts the values, and does rows x vectors fused
+multiply-adds into registers. Single non-zeros (`csr`) are lists of one row; r x 1 blocks lists of r rows; a dense layer
+is the list of all taps, shared by all rows.
+
+The tile's input is copied into the thread's scratch memory first, `channels` input channels at a time: with zeros for
+the padding, split by stride, each row of pixels at a 64-byte boundary. So every offset is a constant of the layer,
+whatever the padding, stride and dilation are, and every load hits the level-1 cache. Between blocks of channels the
+sums wait in the scratch memory too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tvm import tirx
+
+from lwc_compiler.kernels.builder import (
+    KernelBuilder,
+    Register,
+    clamp,
+    divide,
+    modulo,
+    pieces,
+    smaller,
+    splat,
+    unravel,
+)
+from lwc_compiler.kernels.kernel import Constant
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lwc_compiler.kernels.kernel import Kernel, Operand
+    from lwc_compiler.kernels.layer import Activation
+
+_LINE = 16  # float32 in a cache line
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One spatial dimension of a convolution."""
+
+    size: int
+    out: int
+    kernel: int
+    stride: int
+    pad: int
+    dilation: int
+
+    def phase(self, tap: int) -> int:
+        """Which of the `stride` interleaved parts of the input a kernel position reads."""
+        return tap * self.dilation % self.stride
+
+    def shift(self, tap: int) -> int:
+        """Where in that part it starts, for output 0."""
+        return tap * self.dilation // self.stride
+
+    @cached_property
+    def reach(self) -> dict[int, int]:
+        """Largest shift of each phase that is read."""
+        reach: dict[int, int] = {}
+        for tap in range(self.kernel):
+            reach[self.phase(tap)] = max(reach.get(self.phase(tap), 0), self.shift(tap))
+        return reach
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A grouped convolution (N, C, D, H, W) -> (N, O, D', H', W'), everything but the weights."""
+
+    batch: int
+    groups: int
+    in_channels: int  # of one group
+    out_channels: int  # of one group
+    depth: Axis
+    height: Axis
+    width: Axis
+
+    @property
+    def planes(self) -> int:
+        """Input planes that one output plane of a group sums over; with depth, every (channel, depth position)."""
+        return self.in_channels * self.depth.kernel
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the work is cut.
+
+    Attributes:
+        lanes: float32 in a vector.
+        rows: output channels computed together.
+        tile_rows: output rows (of pixels) of a tile.
+        tile_vectors: vectors in each of them.
+        channels: input planes copied at a time.
+        chunk: groups of `rows` output channels that one unit of work computes.
+    """
+
+    lanes: int
+    rows: int
+    tile_rows: int
+    tile_vectors: int
+    channels: int
+    chunk: int
+
+
+class TapLayout:
+    """Where everything of a tile lies."""
+
+    def __init__(self, problem: Problem, tiling: Tiling) -> None:
+        p, t = problem, tiling
+        self.problem, self.tiling = p, t
+        self.row_tiles = -(-p.height.out // t.tile_rows)
+        width = t.tile_vectors * t.lanes
+        self.column_tiles = max(1, -(-p.width.out // width))
+        self.tile_width = min(width, p.width.out)  # valid output columns of a tile
+        last = max(0, self.tile_width - t.lanes)
+        self.starts = [min(i * t.lanes, last) for i in range(t.tile_vectors)]
+        span = last + t.lanes
+        self.row_base: dict[int, int] = {}
+        rows = 0
+        for phase, reach in sorted(p.height.reach.items()):
+            self.row_base[phase] = rows
+            rows += t.tile_rows + reach
+        self.column_base: dict[int, int] = {}
+        columns = 0
+        for phase, reach in sorted(p.width.reach.items()):
+            self.column_base[phase] = columns
+            columns += -(-(span + reach) // _LINE) * _LINE
+        self.span = span
+        self.pitch = columns
+        self.plane = rows * columns  # float32 of one channel of the tile
+        self.blocks = -(-p.planes // t.channels)
+        self.row_groups = -(-p.out_channels // t.rows)
+        self.chunks = -(-self.row_groups // t.chunk)
+        self.packed = t.channels * self.plane
+        sums = t.chunk * t.rows * t.tile_rows * t.tile_vectors * t.lanes if self.blocks > 1 else 0
+        self.scratch_bytes = 4 * (self.packed + sums)
+        self.tiles = (
+            p.batch * p.groups * p.depth.out * self.row_tiles * self.column_tiles * self.chunks
+        )
+
+    def first_row(self, group: int) -> int:
+        """First output channel of a group of rows; the last group overlaps the one before it."""
+        return min(group * self.tiling.rows, self.problem.out_channels - self.tiling.rows)
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Offset of every tap (planes x kernel height x kernel width), within its block of channels."""
+        p = self.problem
+        rows = [self.row_base[p.height.phase(i)] + p.height.shift(i) for i in range(p.height.kernel)]
+        columns = [self.column_base[p.width.phase(i)] + p.width.shift(i) for i in range(p.width.kernel)]
+        planes = np.arange(p.planes) % self.tiling.channels * self.plane
+        return (planes[:, None, None] + np.array(rows)[:, None] * self.pitch + np.array(columns)).ravel()
+
+
+def pack_taps(weight: NDArray[np.float32], layout: TapLayout, *, shared: bool) -> tuple[list[Constant], int]:
+    """Weights in the order the kernel reads them.
+
+    Args:
+        weight: (groups, out_channels, planes x kernel height x kernel width).
+        layout: of the kernel.
+        shared: every row has every tap (dense).
+
+    Returns:
+        The constants `ends`, `offsets`, `values` of the kernel, and how many weights are stored.
+    """
+    p, rows = layout.problem, layout.tiling.rows
+    index = np.array([layout.first_row(g) for g in range(layout.row_groups)])[:, None] + np.arange(rows)
+    # (groups x row groups, rows, taps)
+    grouped = weight[:, index].reshape(p.groups * layout.row_groups, rows, -1)
+    step = layout.tiling.channels * p.height.kernel * p.width.kernel
+    blocks = [slice(i * step, min((i + 1) * step, grouped.shape[2])) for i in range(layout.blocks)]
+    offset_type = np.uint16 if layout.packed <= 1 << 16 else np.int32
+    if shared:
+        ends = np.array([0] + [b.stop for b in blocks], np.int32)
+        values = [np.ascontiguousarray(grouped[:, :, b].transpose(0, 2, 1)).ravel() for b in blocks]
+        return [
+            Constant(ends),
+            Constant(layout.offsets.astype(offset_type)),
+            Constant(np.concatenate(values)),
+        ], p.groups * p.out_channels * grouped.shape[2]
+    counts, offsets, values = [], [], []
+    for block in blocks:
+        part = grouped[:, :, block]
+        kept = (part != 0).any(axis=1)
+        counts.append(kept.sum(axis=1))
+        group, tap = np.nonzero(kept)
+        offsets.append(layout.offsets[block][tap].astype(offset_type))
+        values.append(part[group, :, tap].ravel())
+    ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
+    flat = np.concatenate(values)
+    return [
+        Constant(ends),
+        Constant(_not_empty(np.concatenate(offsets))),
+        Constant(_not_empty(flat.astype(np.float32))),
+    ], flat.size
+
+
+def _not_empty(array: NDArray[Any]) -> NDArray[Any]:
+    return array if array.size else np.zeros(1, array.dtype)
+
+
+def tap_kernel(
+    name: str,
+    layout: TapLayout,
+    *,
+    shared: bool,
+    bias: bool,
+    residual: bool,
+    activation: Activation | None,
+) -> Kernel:
+    """Builds the kernel; parameters: x, [residual], ends, offsets, values, [bias], y."""
+    return _Writer(layout, shared, activation).write(name, bias, residual)
+
+
+def tap_operands(
+    constants: list[Constant], bias: NDArray[np.float32] | None, x: Operand, residual: Operand | None, y: Operand
+) -> tuple[Operand, ...]:
+    """Operands in the order of `tap_kernel`'s parameters."""
+    return (
+        x,
+        *([residual] if residual else []),
+        *constants,
+        *([Constant(bias)] if bias is not None else []),
+        y,
+    )
+
+
+class _Writer:
+    def __init__(self, layout: TapLayout, shared: bool, activation: Activation | None) -> None:
+        self.layout, self.shared, self.activation = layout, shared, activation
+        self.p, self.t = layout.problem, layout.tiling
+        self.b = KernelBuilder()
+
+    def write(self, name: str, bias: bool, residual: bool) -> Kernel:
+        b, p, t, lay = self.b, self.p, self.t, self.layout
+        self.x = b.pointer("x")
+        self.residual = b.pointer("residual") if residual else None
+        self.ends = b.pointer("ends", "int32")
+        self.offsets = b.pointer("offsets", "uint16" if lay.packed <= 1 << 16 else "int32")
+        self.values = b.pointer("values")
+        self.bias = b.pointer("bias") if bias else None
+        self.y = b.pointer("y")
+        self.scratch = b.pointer("scratch")
+        shape = (p.batch, p.groups, lay.chunks, p.depth.out, lay.row_tiles, lay.column_tiles)
+        with b.loop("tile", b.first, b.last) as tile:
+            batch, group, chunk, depth, row, column = unravel(b, tile, shape)
+            row = b.let("row", smaller(row * t.tile_rows, p.height.out - t.tile_rows))
+            column = b.let("column", smaller(column * lay.tile_width, p.width.out - lay.tile_width))
+            first = b.let("first", chunk * t.chunk)
+            last = b.let("last", smaller(first + t.chunk, lay.row_groups))
+            with b.loop("block", 0, lay.blocks) as block:
+                self._copy_input(batch, group, depth, row, column, block)
+                with b.loop("rows", first, last) as rows:
+                    at = b.let("at", rows * t.rows if p.out_channels % t.rows == 0 else
+                               smaller(rows * t.rows, p.out_channels - t.rows))
+                    channel = b.let("channel", batch * (p.groups * p.out_channels) + group * p.out_channels + at)
+                    plane = p.height.out * p.width.out
+                    out = b.let("out", (channel * p.depth.out + depth) * plane + row * p.width.out + column)
+                    sums = self._sum(group, rows, rows - first, block, group * p.out_channels + at)
+                    with b.when(block == lay.blocks - 1):
+                        self._store(sums, out)
+        return b.build(name, lay.tiles, lay.scratch_bytes)
+
+    def _copy_input(self, batch: Any, group: Any, depth: Any, row: Any, column: Any, block: Any) -> None:
+        """Copies the block's planes of the tile into the scratch memory."""
+        b, p, t, lay = self.b, self.p, self.t, self.layout
+        start = b.let("start", block * t.channels)
+        count = b.let("count", smaller(t.channels, p.planes - start))
+        with b.loop("c", 0, count) as c:
+            plane = b.let("plane", start + c)
+            channel = b.let("ch", (batch * p.groups + group) * p.in_channels + divide(plane, p.depth.kernel))
+            d = b.let("d", depth * p.depth.stride + modulo(plane, p.depth.kernel) * p.depth.dilation - p.depth.pad)
+            source = b.let("source", (channel * p.depth.size + d) * (p.height.size * p.width.size))
+            for phase, reach in p.height.reach.items():
+                with b.loop("q", 0, t.tile_rows + reach) as q:
+                    line = b.let("line", (row + q) * p.height.stride + (phase - p.height.pad))
+                    target = b.let("target", c * lay.plane + (lay.row_base[phase] + q) * lay.pitch)
+                    limits = [*_limits(line, p.height), *_limits(d, p.depth)]
+                    if not limits:
+                        self._copy_row(source + line * p.width.size, target, column, zero=False)
+                        continue
+                    with b.when(tirx.all(*limits)):
+                        self._copy_row(source + line * p.width.size, target, column, zero=False)
+                    with b.otherwise():
+                        self._copy_row(0, target, column, zero=True)
+
+    def _copy_row(self, source: Any, target: Any, column: Any, *, zero: bool) -> None:
+        """Copies the part of one input row that the tile reads, or zeros."""
+        p, lay = self.p.width, self.layout
+        for phase, reach in p.reach.items():
+            length = lay.span + reach
+            at = target + lay.column_base[phase]
+            if zero:
+                self._fill(at, 0, length)
+                continue
+            shift = p.pad - phase  # the phase's element i is input column (column + i) * stride - shift
+            low, high = shift + p.stride - 1, p.size + shift + p.stride - 1
+            if shift <= 0 and (p.out - lay.tile_width + length - 1) * p.stride - shift < p.size:
+                begin, end = 0, length  # no tile touches the padding
+            else:
+                moved = column * p.stride
+                begin = clamp(_floor_divide(low - moved, p.stride), 0, length)
+                end = clamp(_floor_divide(high - moved, p.stride), 0, length)
+                begin, end = self.b.let("begin", begin), self.b.let("end", end)
+            self._fill(at, 0, begin)
+            self._copy(source + (column * p.stride - shift), p.stride, at, begin, end)
+            self._fill(at, end, length)
+
+    def _fill(self, at: Any, begin: Any, end: Any) -> None:
+        b = self.b
+        if isinstance(begin, int) and isinstance(end, int):
+            for start, lanes in pieces(end - begin, self.t.lanes):
+                b.store(self.scratch, at + (begin + start), splat(0.0, lanes), lanes)
+            return
+        with b.loop("i", begin, end) as i:
+            b.store(self.scratch, at + i, splat(0.0, 1))
+
+    def _copy(self, source: Any, stride: int, at: Any, begin: Any, end: Any) -> None:
+        b = self.b
+        if isinstance(begin, int) and isinstance(end, int) and stride == 1:
+            for start, lanes in pieces(end - begin, self.t.lanes):
+                b.store(self.scratch, at + (begin + start), b.load(self.x, source + (begin + start), lanes), lanes)
+            return
+        with b.loop("i", begin, end) as i:
+            b.store(self.scratch, at + i, b.load(self.x, source + i * stride))
+
+    def _sum(self, group: Any, rows: Any, slot: Any, block: Any, channel: Any) -> list[list[Register]]:
+        """The sums of one group of rows over one block of channels; registers [row][vector of the tile]."""
+        b, t, lay = self.b, self.t, self.layout
+        vectors = t.tile_rows * t.tile_vectors
+        sums = [[b.register(t.lanes) for _ in range(vectors)] for _ in range(t.rows)]
+        held = b.let("held", lay.packed + slot * (t.rows * vectors * t.lanes))
+        each = [(r, v, sums[r][v]) for r in range(t.rows) for v in range(vectors)]
+
+        def start() -> None:
+            for r in range(t.rows):
+                value = b.let("b", b.load(self.bias, channel + r)) if self.bias is not None else 0.0
+                for v in range(vectors):
+                    sums[r][v].set(splat(value, t.lanes))
+
+        if lay.blocks == 1:
+            start()
+        else:
+            with b.when(block == 0):
+                start()
+            with b.otherwise():
+                for r, v, register in each:
+                    register.set(b.load(self.scratch, held + (r * vectors + v) * t.lanes, t.lanes))
+        every = self.p.groups * lay.row_groups
+        number = b.let("number", group * lay.row_groups + rows)
+        if self.shared:
+            begin = b.let("begin", b.load(self.ends, block))
+            end = b.let("end", b.load(self.ends, block + 1))
+            base = b.let("base", (begin * every + number * (end - begin) - begin) * t.rows)
+        else:
+            begin = b.let("begin", b.load(self.ends, block * every + number))
+            end = b.let("end", b.load(self.ends, block * every + number + 1))
+            base = 0
+        with b.loop("tap", begin, end) as tap:
+            offset = b.let("offset", b.load(self.offsets, tap).astype("int32"))
+            weights = [b.let("w", b.load(self.values, base + tap * t.rows + r)) for r in range(t.rows)]
+            for v in range(vectors):
+                at = v // t.tile_vectors * lay.pitch + lay.starts[v % t.tile_vectors]
+                value = b.let("value", b.load(self.scratch, offset + at, t.lanes))
+                for r in range(t.rows):
+                    sums[r][v].set(sums[r][v].get() + splat(weights[r], t.lanes) * value)
+        if lay.blocks > 1:
+            with b.when(block < lay.blocks - 1):
+                for r, v, register in each:
+                    b.store(self.scratch, held + (r * vectors + v) * t.lanes, register.get(), t.lanes)
+        return sums
+
+    def _store(self, sums: list[list[Register]], out: Any) -> None:
+        """Adds the residual, applies the activation, stores the valid pixels."""
+        b, p, t, lay = self.b, self.p, self.t, self.layout
+        image = p.depth.out * p.height.out * p.width.out
+        for r in range(t.rows):
+            for v, register in enumerate(sums[r]):
+                start = lay.starts[v % t.tile_vectors]
+                at = out + (r * image + v // t.tile_vectors * p.width.out + start)
+                for piece, lanes in pieces(min(t.lanes, lay.tile_width - start), t.lanes):
+                    value = register.get() if lanes == t.lanes else register.part(piece, lanes)
+                    if self.residual is not None:
+                        value = value + b.load(self.residual, at + piece, lanes)
+                    if self.activation is not None:
+                        value = self.activation.apply(value, lanes)
+                    b.store(self.y, at + piece, value, lanes)
+
+
+def _floor_divide(value: Any, by: int) -> Any:
+    return value if by == 1 else value // by
+
+
+def _limits(index: Any, axis: Axis) -> list[Any]:
+    """What must hold for an input index to lie in the input: nothing where no tile reaches outside."""
+    limits = []
+    if axis.pad > 0:
+        limits.append(index >= 0)
+    if max((axis.out - 1 + reach) * axis.stride + phase for phase, reach in axis.reach.items()) - axis.pad >= axis.size:
+        limits.append(index < axis.size)
+    return limits

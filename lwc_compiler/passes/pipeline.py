@@ -1,0 +1,94 @@
+"""The whole compilation, as one list of steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from onnx import numpy_helper
+
+from lwc_compiler.errors import OptionError
+from lwc_compiler.model import Model
+from lwc_compiler.passes.compact import compact
+from lwc_compiler.passes.normalize import normalize
+from lwc_compiler.passes.prune import prune
+from lwc_compiler.passes.sites import constant_tensors, find_sites
+from lwc_compiler.recipe import LowerOptions, Recipe, RetrainOptions
+from lwc_compiler.runtime.artifact import Artifact, check_destination, write_artifact
+from lwc_compiler.targets import find_target
+from lwc_compiler.training.progress import Progress
+
+logger = logging.getLogger(__name__)
+
+
+def compile_model(
+    source: Model,
+    source_sha256: str,
+    directory: Path,
+    recipe: Recipe,
+    *,
+    force: bool = False,
+    workdir: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Artifact:
+    """Everything `lwc_compiler.compile` does, whose arguments and errors these are."""
+    # What can be refused is refused before any long work.
+    if recipe.retrain and not recipe.train_data:
+        raise OptionError("retraining needs training data: give --train-data, or leave the retraining options out")
+    check_destination(directory, force=force)
+    find_target(recipe.lower.target)
+    original = normalize(source, fold_batch_norm=False)
+    check_lowerable(original, recipe.lower)
+
+    model = prune(original, recipe.prune) if recipe.prune else mark_zeros(original)
+    if recipe.train_data:
+        from lwc_compiler.passes.retrain import retrain
+
+        options = recipe.retrain or RetrainOptions()
+        model = retrain(
+            model, recipe.train_data, recipe.val_data, options, teacher=original, workdir=workdir, progress=progress
+        )
+    elif recipe.prune:
+        logger.warning("there is no training data: the model was pruned without retraining, its accuracy not measured")
+
+    # TVM and ONNX Runtime take a second to import.
+    from lwc_compiler.passes.lower import lower
+    from lwc_compiler.runtime.verify import verify
+
+    lowered = lower(compact(_static(model, recipe.lower)), recipe.lower)
+    verification = verify(model, lowered)
+    return write_artifact(
+        directory,
+        lowered,
+        model,
+        recipe=recipe,
+        source_sha256=source_sha256,
+        report={},
+        report_markdown="",
+        verification=verification,
+        force=force,
+    )
+
+
+def check_lowerable(model: Model, options: LowerOptions) -> None:
+    """Raises what `lower` would raise for the model, its shapes, or the missing C compiler, without lowering."""
+    static = _static(model, options)
+    from lwc_compiler.codegen.frontend import check_supported
+    from lwc_compiler.codegen.link import find_compiler
+
+    find_compiler()
+    check_supported(static.proto)
+
+
+def mark_zeros(model: Model) -> Model:
+    """The model with masks that keep its zeros: weights that are exactly 0 count as pruned."""
+    constants = constant_tensors(model.proto.graph)
+    masks = {site.weight: numpy_helper.to_array(constants[site.weight]) != 0 for site in find_sites(model.proto)}
+    return replace(model, masks={name: mask for name, mask in masks.items() if not np.all(mask)} | model.masks)
+
+
+def _static(model: Model, options: LowerOptions) -> Model:
+    return normalize(model, shapes=dict(options.shapes), batch=options.batch, fold_batch_norm=True)

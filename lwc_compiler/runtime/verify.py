@@ -1,0 +1,91 @@
+"""Checks generated code against ONNX Runtime."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lwc_compiler.errors import VerificationError
+from lwc_compiler.runtime.artifact import Verification
+from lwc_compiler.runtime.reference import random_inputs, reference_session
+from lwc_compiler.runtime.session import Session
+from lwc_compiler.targets import find_target, missing_features
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lwc_compiler.codegen.result import Lowered
+    from lwc_compiler.model import Model
+
+TOLERANCE = 1e-4
+ROUNDS = 2
+
+
+def verify(model: Model, lowered: Lowered) -> Verification:
+    """Compares the library with ONNX Runtime on random inputs.
+
+    Code for a CPU that this machine is not cannot run here: then the check is skipped, and says so.
+
+    Args:
+        model: what the library must compute: the pruned model in the user's own graph.
+        lowered: the library.
+
+    Raises:
+        VerificationError: an output is further from ONNX Runtime's than `TOLERANCE` times its scale.
+    """
+    missing = missing_features(find_target(lowered.target))
+    if missing:
+        return Verification({}, TOLERANCE, 0, f"this CPU cannot run code for {lowered.target}: no {', '.join(missing)}")
+    errors = {spec.name: 0.0 for spec in lowered.outputs}
+    names = list(errors)
+    reference = reference_session(model.proto, lowered.threads)
+    with _session(lowered) as session:
+        for seed in range(ROUNDS):
+            inputs = random_inputs(model.proto, lowered.inputs, seed)
+            outputs = session.run(inputs)
+            for name, expected in zip(names, reference.run(names, inputs), strict=True):
+                errors[name] = max(errors[name], relative_error(outputs[name], expected))
+    worst = max(errors, key=errors.__getitem__)
+    if not errors[worst] <= TOLERANCE:
+        raise VerificationError(
+            f"output '{worst}' of the generated code is off by {errors[worst]:.3g} of its scale from ONNX Runtime "
+            f"(at most {TOLERANCE:g} is accepted): this is a defect in lwc; please report it with the model. "
+            "Nothing was written"
+        )
+    return Verification(errors, TOLERANCE, ROUNDS)
+
+
+def relative_error(actual: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
+    """Error of `actual`: max |actual - expected| / max |expected|, over the finite entries.
+
+    The scale of an all-zero output is 1. The error is infinite when shapes differ, or when one has NaN or an infinity
+    where the other has something else.
+    """
+    if actual.shape != expected.shape:
+        return float("inf")
+    a, b = actual.astype(np.float64), expected.astype(np.float64)
+    finite = np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(a[finite]).all():
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    scale = float(np.abs(b[finite]).max()) or 1.0
+    return float(np.abs(a[finite] - b[finite]).max()) / scale
+
+
+def _session(lowered: Lowered) -> Session:
+    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+        library = Path(folder) / f"lib{lowered.name}.so"
+        library.write_bytes(lowered.library)
+        return Session(
+            library,
+            lowered.symbol,
+            lowered.inputs,
+            lowered.outputs,
+            lowered.workspace_bytes,
+            lowered.threads,
+            lowered.target,
+        )

@@ -1,0 +1,156 @@
+"""Losses as ONNX operators, one value a sample, and the place in a model that each is computed from.
+
+A loss on probabilities throws away precision, so a model that ends in Softmax or Sigmoid gets its loss at their input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onnx import TensorProto
+
+from lwc_compiler.errors import DataError, UnsupportedError
+from lwc_compiler.training.graph import TrainingGraph
+
+Kind = Literal["cross-entropy", "mse", "bce", "distillation"]
+PER_SAMPLE = "lwc/loss_per_sample"
+LOSS = "lwc/loss"
+SAMPLE_WEIGHTS = "lwc/sample_weights"
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a loss is attached.
+
+    Attributes:
+        output: name of the model's output.
+        value: the value the loss reads: the output itself, or the input of the last activation.
+        activation: `Softmax`, `LogSoftmax`, `Sigmoid` or ''.
+        axis: class axis of the activation; None without one.
+    """
+
+    output: str
+    value: str
+    activation: str
+    axis: int | None
+
+
+def find_head(graph: TrainingGraph, output: str) -> Head:
+    """The head that computes `output`."""
+    node = graph.producer(output)
+    while node is not None and node.op == "Identity":
+        node = graph.producer(node.inputs[0])
+    if node is not None and node.op in ("Softmax", "LogSoftmax"):
+        axis = node.attributes.get("axis", -1) % graph.rank(node.inputs[0])
+        return Head(output, node.inputs[0], node.op, axis)
+    if node is not None and node.op == "Sigmoid":
+        return Head(output, node.inputs[0], node.op, None)
+    return Head(output, output, "", None)
+
+
+def class_axis(head: Head, shape: tuple[int, ...], labels: tuple[int, ...]) -> int:
+    """The axis of `shape` that `labels` (both with the batch) index into.
+
+    Raises:
+        DataError: the labels fit no axis.
+    """
+    axes = [head.axis] if head.axis is not None else [1, len(shape) - 1]
+    for axis in axes:
+        if 0 < axis < len(shape) and shape[:axis] + shape[axis + 1 :] == labels:
+            return axis
+    raise DataError(
+        f"integer labels of shape {('N', *labels[1:])} do not fit output '{head.output}' of shape {('N', *shape[1:])}: "
+        "cross entropy wants the output's shape without the class axis"
+    )
+
+
+class LossBuilder:
+    """Appends losses to a graph; each gives a value of shape (batch,)."""
+
+    def __init__(self, graph: TrainingGraph, batch: int) -> None:
+        self.graph = graph
+        self.batch = batch
+
+    def target(self, name: str, kind: int, shape: tuple[int, ...]) -> str:
+        """Adds a graph input."""
+        self.graph.inputs[name] = (kind, shape)
+        return name
+
+    def cross_entropy(self, logits: str, axis: int, target: str) -> str:
+        """-log softmax(logits)[label], for int64 labels; a mean over positions where a sample has several."""
+        g, shape = self.graph, self.graph.shape(logits)
+        labels = self.target(target, TensorProto.INT64, shape[:axis] + shape[axis + 1 :])
+        index = g.add("Unsqueeze", labels, g.indices(axis))
+        picked = g.add("GatherElements", g.add("LogSoftmax", logits, axis=axis), index, axis=axis)
+        return self.sample_mean(g.add("Neg", picked), len(shape))
+
+    def mse(self, prediction: str, target: str) -> str:
+        """Mean of (prediction - target)^2."""
+        g, shape = self.graph, self.graph.shape(prediction)
+        difference = g.add("Sub", prediction, self.target(target, TensorProto.FLOAT, shape))
+        return self.sample_mean(g.add("Mul", difference, difference), len(shape))
+
+    def bce(self, logits: str, target: str) -> str:
+        """Binary cross entropy of sigmoid(z), z = logits: log(1 + exp(z)) - z y; finite for every finite z."""
+        g, shape = self.graph, self.graph.shape(logits)
+        labels = self.target(target, TensorProto.FLOAT, shape)
+        loss = g.add("Sub", softplus(g, logits), g.add("Mul", logits, labels))
+        return self.sample_mean(loss, len(shape))
+
+    def divergence(self, logits: str, axis: int, target: str, temperature: float) -> str:
+        """T^2 KL(softmax(t / T) || softmax(z / T)), t: the teacher's logits (Hinton et al. 2015, section 2)."""
+        g, shape = self.graph, self.graph.shape(logits)
+        scale = g.constant(1 / temperature)
+        teacher = g.add("Mul", self.target(target, TensorProto.FLOAT, shape), scale)
+        student = g.add("LogSoftmax", g.add("Mul", logits, scale), axis=axis)
+        gap = g.add("Sub", g.add("LogSoftmax", teacher, axis=axis), student)
+        terms = g.add("Mul", g.add("Softmax", teacher, axis=axis), gap)
+        loss = self.sample_mean(g.add("ReduceSum", terms, g.indices(axis), keepdims=1), len(shape))
+        return g.add("Mul", loss, g.constant(temperature**2))
+
+    def sample_mean(self, value: str, rank: int) -> str:
+        """Mean over everything but the batch."""
+        g = self.graph
+        if rank == 1:
+            return value
+        return g.add("ReduceMean", value, g.indices(*range(1, rank)), keepdims=0)
+
+    def finish(self, losses: list[str]) -> None:
+        """Sums the losses of several heads into `PER_SAMPLE`, and weighs the samples into the scalar `LOSS`.
+
+        The sample weights are an input: 1 / batch gives the mean, 1 / (batch x steps) the mean over accumulated steps.
+        """
+        g = self.graph
+        total = losses[0]
+        for loss in losses[1:]:
+            total = g.add("Add", total, loss)
+        g.add("Identity", total, output=PER_SAMPLE)
+        weights = self.target(SAMPLE_WEIGHTS, TensorProto.FLOAT, (self.batch,))
+        weighted = g.add("Mul", total, weights)
+        g.add("ReduceSum", weighted, g.indices(0), output=LOSS, keepdims=0)
+
+
+def softplus(graph: TrainingGraph, value: str) -> str:
+    """log(1 + exp(x)) as log-sum-exp over (x, 0): finite and with the right gradient everywhere."""
+    last = graph.indices(-1)
+    column = graph.add("Unsqueeze", value, last)
+    zeros = graph.add("Mul", column, graph.constant(0.0))
+    both = graph.add("Concat", column, zeros, axis=-1)
+    return graph.add("ReduceLogSumExp", both, last, keepdims=0)
+
+
+def check_heads(graph: TrainingGraph, heads: list[Head], batch: int) -> None:
+    """Refuses heads that no loss a sample can be made from.
+
+    Raises:
+        UnsupportedError: an output is not float32, or its first dimension is not the batch.
+    """
+    for head in heads:
+        if graph.types.get(head.value) != TensorProto.FLOAT:
+            raise UnsupportedError(f"output '{head.output}' is not float32; a loss needs a float32 output")
+        shape = graph.shape(head.value)
+        if not shape or shape[0] != batch:
+            raise UnsupportedError(
+                f"output '{head.output}' has shape {shape} for a batch of {batch}: its first dimension has to be the batch"
+            )

@@ -1,0 +1,181 @@
+"""What training minimizes: which loss, on which outputs, with which targets, and the metric that goes with it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from lwc_compiler.errors import DataError, OptionError
+from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.training.data import Batch, LabelSpec
+from lwc_compiler.training.graph import TrainingGraph
+from lwc_compiler.training.losses import Head, Kind, LossBuilder, check_heads, class_axis, find_head
+from lwc_compiler.training.session import open_session
+
+Targets = dict[str, NDArray[Any]]
+CLASS_ACTIVATIONS = ("Softmax", "LogSoftmax")
+
+
+class Objective:
+    """A loss attached to a graph.
+
+    Losses on labels read the first output. Distillation reads all of them and sums: a divergence for a head of classes
+    (one that ends in Softmax, or the first output when the labels are integers), a squared error for any other.
+
+    Attributes:
+        kind: the loss.
+        heads: what it reads.
+        class_axis: axis of the first head that integer labels index into; None: there is no accuracy.
+    """
+
+    def __init__(
+        self,
+        graph: TrainingGraph,
+        batch: int,
+        labels: LabelSpec | None,
+        options: RetrainOptions,
+        teacher: onnx.ModelProto | None,
+    ) -> None:
+        """Attaches the loss to `graph`.
+
+        Args:
+            graph: the model for batches of `batch` samples.
+            batch: size of the first dimension of every input.
+            labels: what the labels are; None: there are none.
+            options: loss, temperature and threads are read.
+            teacher: the original model, in an opset that ONNX Runtime reads.
+
+        Raises:
+            OptionError: distillation without a teacher.
+            DataError: the labels do not fit the loss or the output.
+            UnsupportedError: an output that no loss can be attached to.
+        """
+        self.kind = choose_loss(options.loss, labels)
+        heads = [find_head(graph, output) for output in graph.outputs]
+        self.heads = heads if self.kind == "distillation" else heads[:1]
+        check_heads(graph, self.heads, batch)
+        self._temperature = options.temperature
+        self.class_axis, self._target_shape = self._fit_labels(graph, labels)
+        if self.kind == "distillation":
+            if teacher is None:
+                raise OptionError("loss 'distillation' needs the original model as the teacher")
+            shapes = {name: shape for name, (_, shape) in graph.inputs.items()}
+            self._teacher = Teacher(TrainingGraph(teacher, shapes), self._teacher_reads(), options.threads)
+        builder = LossBuilder(graph, batch)
+        builder.finish([self._attach(builder, head, target_name(i)) for i, head in enumerate(self.heads)])
+
+    @property
+    def logits(self) -> str:
+        """The value the accuracy is computed from."""
+        return self.heads[0].value
+
+    def targets(self, batch: Batch) -> Targets:
+        """Target input name -> array, for a batch of the graph's size."""
+        if self.kind == "distillation":
+            return {target_name(i): output for i, output in enumerate(self._teacher.outputs(batch.inputs))}
+        assert batch.labels is not None
+        dtype = np.int64 if self.kind == "cross-entropy" else np.float32
+        labels = batch.labels.reshape(batch.samples, *self._target_shape)
+        return {target_name(0): np.ascontiguousarray(labels, dtype)}
+
+    def correct(self, logits: NDArray[np.float32], labels: NDArray[Any]) -> tuple[int, int]:
+        """Number of right predictions, and of predictions."""
+        predicted = logits.argmax(axis=self.class_axis)
+        return int((predicted == labels.reshape(predicted.shape)).sum()), predicted.size
+
+    def _fit_labels(self, graph: TrainingGraph, labels: LabelSpec | None) -> tuple[int | None, tuple[int, ...]]:
+        """Class axis and shape of one sample's target."""
+        head = self.heads[0]
+        shape = graph.shape(head.value)
+        if self.kind in ("mse", "bce"):
+            assert labels is not None
+            if squeezed(labels.shape) != squeezed(shape[1:]):
+                raise DataError(
+                    f"labels of shape {('N', *labels.shape)} do not fit output '{head.output}' of shape {('N', *shape[1:])}"
+                )
+            if self.kind == "bce" and (labels.low < 0 or labels.high > 1):
+                raise DataError(f"loss 'bce' wants labels from 0 to 1, found {labels.low:g} to {labels.high:g}")
+            return None, shape[1:]
+        if labels is None or labels.kind != "int":
+            return None, ()
+        plain = labels.shape[:-1] if labels.shape[-1:] == (1,) and len(labels.shape) + 1 == len(shape) else labels.shape
+        axis = class_axis(head, shape, (shape[0], *plain))
+        if labels.low < 0 or labels.high >= shape[axis]:
+            raise DataError(
+                f"the labels are {labels.low:g} to {labels.high:g}, but output '{head.output}' has {shape[axis]} classes: "
+                f"they have to be 0 to {shape[axis] - 1}" + (" (or use loss 'bce')" if shape[axis] == 1 else "")
+            )
+        return axis, plain
+
+    def _divergence_axis(self, head: Head) -> int | None:
+        if head.activation in CLASS_ACTIVATIONS:
+            return head.axis
+        return self.class_axis if head is self.heads[0] else None
+
+    def _teacher_reads(self) -> list[tuple[Head, bool]]:
+        return [(head, self._divergence_axis(head) is not None) for head in self.heads]
+
+    def _attach(self, builder: LossBuilder, head: Head, target: str) -> str:
+        if self.kind == "cross-entropy":
+            assert self.class_axis is not None
+            return builder.cross_entropy(head.value, self.class_axis, target)
+        if self.kind == "bce":
+            return builder.bce(head.value, target)
+        axis = self._divergence_axis(head) if self.kind == "distillation" else None
+        if axis is not None:
+            return builder.divergence(head.value, axis, target, self._temperature)
+        return builder.mse(head.output, target)
+
+
+class Teacher:
+    """The original model, run for its outputs."""
+
+    def __init__(self, graph: TrainingGraph, heads: list[tuple[Head, bool]], threads: int) -> None:
+        """Opens it for the values that `heads` need: logits where the flag is set, outputs elsewhere.
+
+        Raises:
+            OptionError: the teacher has no such output.
+        """
+        self._values = []
+        for head, logits in heads:
+            if head.output not in graph.outputs:
+                raise OptionError(f"the teacher has no output '{head.output}'; it has to be the original of this model")
+            own = find_head(graph, head.output)
+            self._values.append(own.value if logits else own.output)
+        self._session = open_session(graph.to_proto(self._values), threads)
+
+    def outputs(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+        """One array a head."""
+        result: list[NDArray[np.float32]] = self._session.run(self._values, inputs)
+        return result
+
+
+def target_name(head: int) -> str:
+    """Name of the graph input that takes the targets of a head."""
+    return f"lwc/target_{head}"
+
+
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without a last dimension of 1: one value a sample is written as (N,) and as (N, 1)."""
+    return shape[:-1] if shape[-1:] == (1,) else shape
+
+
+def choose_loss(asked: str, labels: LabelSpec | None) -> Kind:
+    """The loss that `auto` means for these labels, or the one asked for.
+
+    Raises:
+        DataError: the loss needs labels, or labels of another type.
+    """
+    if asked == "auto":
+        return "distillation" if labels is None else "cross-entropy" if labels.kind == "int" else "mse"
+    if asked == "distillation":
+        return "distillation"
+    if labels is None:
+        raise DataError(f"loss '{asked}' needs labels, and the data has none; 'distillation' needs none")
+    if asked == "cross-entropy" and labels.kind != "int":
+        raise DataError("loss 'cross-entropy' needs integer labels (class numbers), found floats")
+    kinds: dict[str, Kind] = {"cross-entropy": "cross-entropy", "mse": "mse", "bce": "bce"}
+    return kinds[asked]

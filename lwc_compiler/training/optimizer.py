@@ -1,0 +1,129 @@
+"""AdamW and SGD with momentum on numpy arrays, under masks: what is pruned is exactly 0 after every step, state included."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lwc_compiler.recipe import RetrainOptions
+
+Arrays = dict[str, NDArray[np.float32]]
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the defaults of Kingma and Ba 2015
+
+
+class Optimizer:
+    """Changes weights in place.
+
+    Attributes:
+        state: slot/name -> array (moments, momentum), for checkpoints.
+        steps: steps done.
+    """
+
+    slots: tuple[str, ...]
+
+    def __init__(
+        self, weights: Arrays, masks: Mapping[str, NDArray[np.bool_]], decayed: set[str], options: RetrainOptions
+    ) -> None:
+        self.weights = weights
+        self.pruned = {name: ~masks[name] for name in weights if name in masks}
+        self.decay = {name: options.weight_decay if name in decayed else 0.0 for name in weights}
+        self.clip_norm = options.clip_norm
+        self.momentum = options.momentum
+        self.state: Arrays = {f"{slot}/{name}": np.zeros_like(w) for slot in self.slots for name, w in weights.items()}
+        self.steps = 0
+        self._scratch = np.empty(max(w.size for w in weights.values()), np.float32)
+
+    def step(self, gradients: Arrays, learning_rate: float) -> None:
+        """One update; `gradients` are overwritten."""
+        for name, pruned in self.pruned.items():
+            np.copyto(gradients[name], 0, where=pruned)
+        if self.clip_norm is not None:
+            norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients.values()))
+            if norm > self.clip_norm:
+                for gradient in gradients.values():
+                    gradient *= self.clip_norm / norm
+        self.steps += 1
+        for name, weight in self.weights.items():
+            scratch = self._scratch[: weight.size].reshape(weight.shape)
+            self.update(name, weight, gradients[name], learning_rate, scratch)
+
+    def update(
+        self,
+        name: str,
+        weight: NDArray[np.float32],
+        gradient: NDArray[np.float32],
+        learning_rate: float,
+        scratch: NDArray[np.float32],
+    ) -> None:
+        """Updates one weight; `scratch` is memory of its shape."""
+        raise NotImplementedError
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2)."""
+
+    slots = ("first", "second")
+
+    def update(
+        self,
+        name: str,
+        weight: NDArray[np.float32],
+        gradient: NDArray[np.float32],
+        learning_rate: float,
+        scratch: NDArray[np.float32],
+    ) -> None:
+        first, second = self.state[f"first/{name}"], self.state[f"second/{name}"]
+        first *= BETA1
+        np.multiply(gradient, 1 - BETA1, out=scratch)
+        first += scratch
+        second *= BETA2
+        np.multiply(gradient, gradient, out=scratch)
+        scratch *= 1 - BETA2
+        second += scratch
+        np.sqrt(second, out=scratch)
+        scratch /= math.sqrt(1 - BETA2**self.steps)
+        scratch += EPSILON
+        np.divide(first, scratch, out=scratch)
+        scratch *= learning_rate / (1 - BETA1**self.steps)
+        if self.decay[name]:
+            weight *= 1 - learning_rate * self.decay[name]
+        weight -= scratch
+
+
+class SGD(Optimizer):
+    """Gradient descent with momentum v <- mu v + g + decay w, w <- w - lr v (Sutskever et al. 2013)."""
+
+    slots = ("momentum",)
+
+    def update(
+        self,
+        name: str,
+        weight: NDArray[np.float32],
+        gradient: NDArray[np.float32],
+        learning_rate: float,
+        scratch: NDArray[np.float32],
+    ) -> None:
+        velocity = self.state[f"momentum/{name}"]
+        velocity *= self.momentum
+        velocity += gradient
+        if self.decay[name]:
+            np.multiply(weight, self.decay[name], out=scratch)
+            velocity += scratch
+        np.multiply(velocity, learning_rate, out=scratch)
+        weight -= scratch
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}
+
+
+def learning_rate(options: RetrainOptions, step: int, steps_per_epoch: int) -> float:
+    """The rate of optimizer step `step` (from 0) of a run of `options.epochs` x `steps_per_epoch` steps."""
+    if options.schedule == "cosine":
+        progress = step / (options.epochs * steps_per_epoch)
+        return options.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    if options.schedule == "step":
+        return options.learning_rate * options.step_factor ** (step // steps_per_epoch // options.step_epochs)
+    return options.learning_rate

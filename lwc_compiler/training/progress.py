@@ -1,0 +1,28 @@
+"""What a running training says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a training.
+
+    Attributes:
+        epoch: the epoch that runs, from 1; 0 while the untrained model is measured.
+        epochs: how many there will be.
+        step: optimizer steps done in this epoch.
+        steps: optimizer steps an epoch has.
+        loss: mean training loss of this epoch so far; None before its first step.
+        metric: validation metric of the last finished epoch (accuracy, or the validation loss where there is none).
+        seconds_left: estimate for the whole run; None until a step was timed.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float | None
+    metric: float | None
+    seconds_left: float | None

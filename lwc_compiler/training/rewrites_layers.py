@@ -1,0 +1,169 @@
+"""Rewrites of layers with parameters: padding made explicit, normalizations, recurrent layers (see `rewrites`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+
+import numpy as np
+
+from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.training.graph import Node, TrainingGraph
+
+
+def explicit_pads(g: TrainingGraph, node: Node) -> bool:
+    """The gradients of convolution and pooling ignore `auto_pad`."""
+    mode = node.attributes.get("auto_pad", "NOTSET")
+    if mode == "NOTSET":
+        return False
+    space = g.shape(node.inputs[0])[2:]
+    kernel = node.attributes.get("kernel_shape") or g.shape(node.inputs[1])[2:]
+    strides = node.attributes.get("strides") or [1] * len(space)
+    dilations = node.attributes.get("dilations") or [1] * len(space)
+    extra = node.attributes.get("output_padding") or [0] * len(space)
+    begin, end = [], []
+    for size, k, stride, dilation, more in zip(space, kernel, strides, dilations, extra, strict=True):
+        extent = (k - 1) * dilation + 1
+        if mode == "VALID":
+            total = 0
+        elif node.op == "ConvTranspose":
+            total = max(stride * (size - 1) + more + extent - size * stride, 0)
+        else:
+            total = max((ceil(size / stride) - 1) * stride + extent - size, 0)
+        less = total // 2
+        begin.append(less if mode == "SAME_UPPER" else total - less)
+        end.append(total - begin[-1])
+    kept = {k: v for k, v in node.attributes.items() if k not in ("auto_pad", "pads", "output_shape")}
+    g.add_many(node.op, node.inputs, node.outputs, pads=begin + end, **kept)
+    return True
+
+
+def batch_normalization(g: TrainingGraph, node: Node) -> bool:
+    """With fixed statistics: (x - mean) (scale / sqrt(var + epsilon)) + bias, a channel each."""
+    if node.attributes.get("training_mode", 0):
+        return False
+    x, scale, bias, mean, variance = node.inputs
+    column = g.indices(-1, *([1] * (g.rank(x) - 2)))
+    deviation = g.add("Sqrt", g.add("Add", variance, g.constant(node.attributes.get("epsilon", 1e-5))))
+    factor = g.add("Reshape", g.add("Div", scale, deviation), column)
+    centred = g.add("Sub", x, g.add("Reshape", mean, column))
+    g.add("Add", g.add("Mul", centred, factor), g.add("Reshape", bias, column), output=node.outputs[0])
+    return True
+
+
+def instance_normalization(g: TrainingGraph, node: Node) -> bool:
+    return _normalize_groups(g, node, g.shape(node.inputs[0])[1])
+
+
+def group_normalization(g: TrainingGraph, node: Node) -> bool:
+    return _normalize_groups(g, node, node.attributes["num_groups"])
+
+
+def _normalize_groups(g: TrainingGraph, node: Node, groups: int) -> bool:
+    x, scale, bias = node.inputs
+    shape = g.shape(x)
+    last = g.indices(2)
+    rows = g.add("Reshape", x, g.indices(shape[0], groups, -1))
+    centred = g.add("Sub", rows, g.add("ReduceMean", rows, last, keepdims=1))
+    variance = g.add("ReduceMean", g.add("Mul", centred, centred), last, keepdims=1)
+    deviation = g.add("Sqrt", g.add("Add", variance, g.constant(node.attributes.get("epsilon", 1e-5))))
+    normal = g.add("Reshape", g.add("Div", centred, deviation), g.indices(*shape))
+    column = g.indices(-1, *([1] * (len(shape) - 2)))
+    scaled = g.add("Mul", normal, g.add("Reshape", scale, column))
+    g.add("Add", scaled, g.add("Reshape", bias, column), output=node.outputs[0])
+    return True
+
+
+def layer_normalization(g: TrainingGraph, node: Node) -> bool:
+    """The gradient reads the bias and the outputs Mean and InvStdDev, which a model may leave out."""
+    x, scale = node.inputs[:2]
+    bias = node.input(2) or g.constant(np.zeros(g.shape(scale)))
+    outputs = [*node.outputs, *[""] * (3 - len(node.outputs))]
+    g.add_many("LayerNormalization", [x, scale, bias], [name or None for name in outputs], **node.attributes)
+    return True
+
+
+def local_response_normalization(g: TrainingGraph, node: Node) -> bool:
+    """X / (bias + alpha / size sum x^2)^beta; the sum over neighbouring channels is a 1x1 convolution with a band of ones."""
+    x, size = node.inputs[0], node.attributes["size"]
+    channels, rank = g.shape(x)[1], g.rank(x)
+    offset = np.arange(channels)[None] - np.arange(channels)[:, None]  # (output, input)
+    band = (offset >= -((size - 1) // 2)) & (offset <= size // 2)
+    kernel = g.constant(band.reshape(channels, channels, *[1] * (rank - 2)))
+    total = g.add("Conv", g.add("Mul", x, x), kernel)
+    scaled = g.add("Mul", total, g.constant(node.attributes.get("alpha", 1e-4) / size))
+    base = g.add("Add", scaled, g.constant(node.attributes.get("bias", 1.0)))
+    power = g.add("Pow", base, g.constant(-node.attributes.get("beta", 0.75)))
+    g.add("Mul", x, power, output=node.outputs[0])
+    return True
+
+
+def recurrent(g: TrainingGraph, node: Node) -> bool:
+    """LSTM and GRU as forward layers with initial states and all outputs: the only form that has a gradient.
+
+    A backward direction is a forward one over the reversed sequence. W, R, B and the states are sliced by direction.
+    """
+    _check_recurrent(g, node)
+    x, lstm = node.inputs[0], node.op == "LSTM"
+    length, batch, _ = g.shape(x)
+    hidden, direction = node.attributes["hidden_size"], node.attributes.get("direction", "forward")
+    states = (5, 6) if lstm else (5,)
+    directions = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    kept = {k: v for k, v in node.attributes.items() if k not in ("direction", "activations")}
+    results = []
+    for index, backward in enumerate(directions):
+
+        def part(name: str, index: int = index) -> str:
+            if len(directions) == 1 or not name:
+                return name
+            return g.add("Slice", name, g.indices(index), g.indices(index + 1), g.indices(0))
+
+        sequence = _reverse(g, x, length) if backward else x
+        initial = [part(node.input(i)) or g.constant(np.zeros((1, batch, hidden))) for i in states]
+        inputs = [sequence, part(node.input(1)), part(node.input(2)), part(node.input(3)), "", *initial]
+        outputs = list(g.add_many(node.op, inputs, [None] * (3 if lstm else 2), **kept))
+        if backward:
+            outputs[0] = _reverse(g, outputs[0], length)
+        results.append(outputs)
+    for index, name in enumerate(node.outputs):
+        if name:
+            parts = [outputs[index] for outputs in results]
+            axis = 1 if index == 0 else 0  # Y: (length, directions, batch, hidden); Y_h, Y_c: (directions, batch, hidden)
+            if len(parts) == 1:
+                g.add("Identity", parts[0], output=name)
+            else:
+                g.add("Concat", *parts, output=name, axis=axis)
+    return True
+
+
+def _check_recurrent(g: TrainingGraph, node: Node) -> None:
+    default = ["Sigmoid", "Tanh", "Tanh"] if node.op == "LSTM" else ["Sigmoid", "Tanh"]
+    activations = node.attributes.get("activations", default)
+    names = [name.decode() if isinstance(name, bytes) else name for name in activations]
+    if [name.lower() for name in names] != [name.lower() for name in default * (len(names) // len(default))]:
+        raise UnsupportedError(f"{node}: activations {names} have no gradient; retraining takes {default}")
+    if node.attributes.get("layout", 0) or node.input(7) or node.attributes.get("clip") or node.attributes.get("input_forget"):
+        raise UnsupportedError(f"{node}: layout 1, peepholes, clip and input_forget have no gradient")
+    lengths = node.input(4)
+    if lengths and not (lengths in g.constants and (g.constants[lengths] == g.shape(node.inputs[0])[0]).all()):
+        raise UnsupportedError(f"{node}: sequences of different lengths have no gradient; leave sequence_lens out")
+
+
+def _reverse(g: TrainingGraph, name: str, length: int) -> str:
+    """Along axis 0."""
+    return g.add("Gather", name, g.indices(*range(length - 1, -1, -1)), axis=0)
+
+
+RULES: dict[str, Callable[[TrainingGraph, Node], bool]] = {
+    "AveragePool": explicit_pads,
+    "BatchNormalization": batch_normalization,
+    "Conv": explicit_pads,
+    "ConvTranspose": explicit_pads,
+    "GRU": recurrent,
+    "GroupNormalization": group_normalization,
+    "InstanceNormalization": instance_normalization,
+    "LRN": local_response_normalization,
+    "LSTM": recurrent,
+    "LayerNormalization": layer_normalization,
+    "MaxPool": explicit_pads,
+}

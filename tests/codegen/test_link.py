@@ -1,0 +1,55 @@
+"""Finding a C compiler and linking with it."""
+
+import ctypes
+
+import pytest
+
+from lwc_compiler.codegen import link
+from lwc_compiler.errors import ToolchainError
+
+SOURCE = b"int answer(void);\nint hidden_part(void) { return 41; }\n" b"int answer(void) { return hidden_part() + 1; }\n"
+EXPORT = b'__attribute__((visibility("default"))) '
+
+
+def without_system_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(link.shutil, "which", lambda _name: None)
+
+
+def test_linked_library_runs_and_is_reproducible(tmp_path) -> None:
+    compiler = link.find_compiler()
+    files = {"a.c": SOURCE.replace(b"int answer(void) {", EXPORT + b"int answer(void) {")}
+    library = link.link_library(compiler, files, hidden=("hidden_*",))
+    assert library == link.link_library(compiler, files, hidden=("hidden_*",))
+    (tmp_path / "a.so").write_bytes(library)
+    loaded = ctypes.CDLL(str(tmp_path / "a.so"))
+    assert loaded.answer() == 42
+    with pytest.raises(AttributeError):
+        _ = loaded.hidden_part
+
+
+def test_zig_serves_when_the_system_has_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ziglang")
+    without_system_compilers(monkeypatch)
+    compiler = link.find_compiler()
+    assert compiler.command[1:] == ("-m", "ziglang", "cc")
+    assert "clang" in compiler.version
+
+
+def test_no_compiler_at_all_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_system_compilers(monkeypatch)
+    monkeypatch.setattr(link.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ToolchainError, match=r"no cc, gcc or clang on the PATH.*pip install lwc-compiler\[zig\]"):
+        link.find_compiler()
+
+
+def test_a_bad_cc_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler --fast")
+    with pytest.raises(ToolchainError, match="CC='no-such-compiler --fast' does not run"):
+        link.find_compiler()
+
+
+def test_what_the_compiler_says_is_in_the_error() -> None:
+    with pytest.raises(ToolchainError, match="could not link the library") as error:
+        link.link_library(link.find_compiler(), {"a.c": b"int f(void) { return nonsense; }"})
+    assert "nonsense" in str(error.value)

@@ -1,0 +1,49 @@
+"""The workspace plan: buffers that live at the same time never overlap, others share memory."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lwc_compiler.codegen.memory import lifetimes, plan_workspace
+from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Program
+from lwc_compiler.codegen.result import TensorSpec
+from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES
+
+
+def program(sizes: list[int], calls: list[list[int]]) -> Program:
+    spec = TensorSpec("x", "uint8", (sizes[0],))
+    return Program(
+        kernels={},
+        calls=tuple(Call("k", tuple(BufferRef(i) for i in call)) for call in calls),
+        buffers=tuple(sizes),
+        constants=(np.zeros(1, np.float32),),
+        inputs=((spec, BufferRef(0)),),
+        outputs=((spec, BufferRef(calls[-1][-1])), (spec, ConstantRef(0))),
+    )
+
+
+@given(st.data())
+def test_living_buffers_never_overlap(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 12))
+    sizes = data.draw(st.lists(st.integers(0, 5000), min_size=count, max_size=count))
+    calls = data.draw(st.lists(st.lists(st.integers(0, count - 1), min_size=1, max_size=4), min_size=1, max_size=12))
+    plan = program(sizes, calls)
+    offsets, total = plan_workspace(plan)
+    lives = lifetimes(plan)
+    for i in range(count):
+        assert offsets[i] % ALIGNMENT_BYTES == 0
+        assert offsets[i] + sizes[i] + SLACK_BYTES <= total
+        for j in range(i):
+            together = lives[i][0] <= lives[j][1] and lives[j][0] <= lives[i][1]
+            apart = offsets[i] >= offsets[j] + sizes[j] + SLACK_BYTES or offsets[j] >= offsets[i] + sizes[i] + SLACK_BYTES
+            assert apart or not together
+
+
+def test_a_chain_needs_two_buffers() -> None:
+    offsets, total = plan_workspace(program([1024] * 5, [[0, 1], [1, 2], [2, 3], [3, 4]]))
+    assert total == 2 * (1024 + SLACK_BYTES)
+    assert len(set(offsets)) == 2
+
+
+def test_outputs_live_to_the_end_and_inputs_from_the_start() -> None:
+    assert lifetimes(program([8, 8, 8], [[0, 1], [1, 2]])) == [(0, 1), (1, 2), (2, 3)]

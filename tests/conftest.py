@@ -1,0 +1,124 @@
+import subprocess
+
+import pytest
+from onnx import TensorProto, helper
+
+from lwc_compiler.codegen.result import LayerDecision, Lowered, TensorSpec
+from lwc_compiler.model import Model
+from lwc_compiler.recipe import Recipe
+from lwc_compiler.runtime.artifact import Verification, write_artifact
+
+# The smallest library with the C interface of an artifact: doubled = values + values, same = ids.
+TWICE = r"""
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+typedef struct { int threads; } twice_pool;
+int twice_live_pools;
+size_t twice_workspace_bytes(void) { return 128; }
+twice_pool *twice_pool_create(int threads) {
+  if (threads > 64) return NULL;
+  twice_pool *pool = malloc(sizeof *pool);
+  pool->threads = threads;
+  twice_live_pools++;
+  return pool;
+}
+void twice_pool_destroy(twice_pool *pool) { free(pool); twice_live_pools--; }
+int twice_run(const void *const *inputs, void *const *outputs, void *workspace, twice_pool *pool) {
+  const float *values = inputs[0];
+  float *doubled = outputs[0];
+  if ((uintptr_t)workspace % 64) return 1;
+  memset(workspace, 1, 128);
+  if (values[0] == 666) return 2;
+  for (int i = 0; i < 6; i++) doubled[i] = FACTOR * values[i];
+  if (pool && pool->threads == 7) doubled[0] = 7;
+  memcpy(outputs[1], inputs[1], 2 * sizeof(int64_t));
+  return 0;
+}
+const char *twice_error_string(int code) { return code == 1 ? "workspace is not aligned" : "the number of the beast"; }
+const char *twice_version(void) { return "0"; }
+int twice_cpu_supported(void) { return SUPPORTED; }
+"""
+
+
+@pytest.fixture(scope="session")
+def make_lowered(tmp_path_factory):
+    """Builds the library above as a `Lowered`; `factor` other than 2 makes it wrong, `supported` 0 alien here."""
+
+    def make(factor: float = 2, supported: int = 1) -> Lowered:
+        folder = tmp_path_factory.mktemp("twice")
+        (folder / "twice.c").write_text(TWICE, encoding="utf-8")
+        command = ["cc", "-shared", "-fPIC", "-Wall", f"-DFACTOR={factor:.1f}f", f"-DSUPPORTED={supported}"]
+        subprocess.run([*command, "-o", "twice.so", "twice.c"], cwd=folder, check=True)
+        return Lowered(
+            name="twice",
+            symbol="twice",
+            library=(folder / "twice.so").read_bytes(),
+            header="/* twice */\n",
+            inputs=(TensorSpec("values", "float32", (2, 3)), TensorSpec("ids", "int64", (2,))),
+            outputs=(TensorSpec("doubled", "float32", (2, 3)), TensorSpec("same", "int64", (2,))),
+            workspace_bytes=128,
+            weight_bytes=0,
+            layers=(
+                LayerDecision(
+                    site="w",
+                    node="fc",
+                    op="Gemm",
+                    shape=(2, 3),
+                    density=0.5,
+                    format="csr",
+                    kernel="csr_gemm",
+                    bytes=20,
+                    dense_bytes=24,
+                    flops=6,
+                    dense_flops=12,
+                    why="sparse enough",
+                ),
+            ),
+            target="x86-64-v3",
+            threads=1,
+            compiler="test cc 1.0",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def twice(make_lowered):
+    return make_lowered(2.0)
+
+
+@pytest.fixture(scope="session")
+def twice_model():
+    """The ONNX model of that library."""
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["values", "values"], ["doubled"]), helper.make_node("Identity", ["ids"], ["same"])],
+        "twice",
+        [
+            helper.make_tensor_value_info("values", TensorProto.FLOAT, ["n", 3]),
+            helper.make_tensor_value_info("ids", TensorProto.INT64, [2]),
+        ],
+        [
+            helper.make_tensor_value_info("doubled", TensorProto.FLOAT, ["n", 3]),
+            helper.make_tensor_value_info("same", TensorProto.INT64, [2]),
+        ],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return Model(proto, "twice")
+
+
+@pytest.fixture
+def artifact(tmp_path, twice, twice_model):
+    """A written artifact."""
+    return write_twice(tmp_path / "twice.lwc", twice, twice_model)
+
+
+def write_twice(directory, lowered, model, **changes):
+    arguments = {
+        "recipe": Recipe(),
+        "source_sha256": "",
+        "report": {"layers": []},
+        "report_markdown": "# twice\n",
+        "verification": Verification({"doubled": 1e-7, "same": 0.0}, 1e-4, 2),
+    }
+    return write_artifact(directory, lowered, model, **{**arguments, **changes})

@@ -1,0 +1,213 @@
+import json
+import resource
+import subprocess
+import sys
+
+import onnx
+import pytest
+
+from lwc_compiler.errors import ArtifactError
+from lwc_compiler.runtime import artifact as module
+from lwc_compiler.runtime.artifact import MANIFEST, SCHEMA_VERSION, read_artifact, sha256_of, write_artifact
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def write(twice, twice_model, artifact):
+    """Writes the artifact once more, elsewhere or over the first."""
+    manifest = artifact.manifest
+
+    def again(directory, **changes):
+        arguments = {
+            "recipe": manifest.options,
+            "source_sha256": "",
+            "report": {"layers": []},
+            "report_markdown": "# twice\n",
+            "verification": manifest.verification,
+        }
+        return write_artifact(directory, twice, twice_model, **{**arguments, **changes})
+
+    return again
+
+
+def edit_manifest(artifact, edit):
+    path = artifact.directory / MANIFEST
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+
+
+def test_what_is_written_can_be_read(artifact, twice):
+    again = read_artifact(artifact.directory)
+    assert again == artifact
+    assert again.library.read_bytes() == twice.library
+    assert again.header.read_text() == twice.header
+    assert onnx.load(again.model).graph.node[0].op_type == "Add"
+    assert sorted(again.manifest.files) == ["libtwice.so", "report.json", "report.md", "twice.h", "twice.onnx"]
+    assert again.manifest.files["libtwice.so"].sha256 == sha256_of(again.library)
+    assert again.manifest.layers == twice.layers
+    assert again.manifest.tools["compiler"] == "test cc 1.0"
+    assert again.manifest.tools["onnx"] == onnx.__version__
+    assert [path.name for path in artifact.directory.parent.iterdir()] == ["twice.lwc"]
+
+
+def test_two_writes_give_the_same_bytes(artifact, write, tmp_path):
+    write(tmp_path / "again.lwc")
+    assert contents(tmp_path / "again.lwc") == contents(artifact.directory)
+
+
+def test_permissions_are_those_of_any_new_directory(artifact, tmp_path):
+    (tmp_path / "plain").mkdir()
+    assert artifact.directory.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_existing_output_needs_force(artifact, write):
+    before = contents(artifact.directory)
+    with pytest.raises(ArtifactError, match=r"exists: give another output directory, or --force"):
+        write(artifact.directory)
+    assert contents(artifact.directory) == before
+    write(artifact.directory, report_markdown="# new\n", force=True)
+    assert (artifact.directory / "report.md").read_text() == "# new\n"
+    assert [path.name for path in artifact.directory.parent.iterdir()] == ["twice.lwc"]
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_force_replaces_nothing_but_artifacts(artifact, write, tmp_path, kind):
+    place = tmp_path / "mine"
+    if kind == "file":
+        place.write_text("precious")
+    elif kind == "directory":
+        place.mkdir()
+        (place / "thesis.tex").write_text("precious")
+    else:
+        place.symlink_to(artifact.directory)
+    before = contents(tmp_path)
+    with pytest.raises(ArtifactError, match=r"not an lwc artifact"):
+        write(place, force=True)
+    assert contents(tmp_path) == before
+
+
+def test_force_fills_an_empty_directory(write, tmp_path):
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty", force=True)
+    read_artifact(tmp_path / "empty")
+
+
+def test_missing_parent_is_refused(write, tmp_path):
+    with pytest.raises(ArtifactError, match=r"there is no directory .*/nowhere; create it first"):
+        write(tmp_path / "nowhere" / "out")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_read_only_parent_is_refused(write, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.os, "access", lambda path, mode: False)
+    with pytest.raises(ArtifactError, match=r"is read-only"):
+        write(tmp_path / "out")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_write_that_stops_leaves_what_was_there(artifact, write, monkeypatch, tmp_path, error, force):
+    def fail(path):
+        raise error
+
+    monkeypatch.setattr(module, "sha256_of", fail)
+    before = contents(tmp_path)
+    expected = ArtifactError if isinstance(error, OSError) else KeyboardInterrupt
+    with pytest.raises(expected):
+        write(artifact.directory if force else tmp_path / "out", force=force)
+    assert contents(tmp_path) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["twice.lwc"]
+
+
+def test_a_stop_between_the_renames_restores_the_old_artifact(artifact, write, monkeypatch, tmp_path):
+    rename = module.Path.rename
+
+    def interrupted(self, target):
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    before = contents(tmp_path)
+    monkeypatch.setattr(module.Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(artifact.directory, report_markdown="# new\n", force=True)
+    assert contents(tmp_path) == before
+
+
+def test_full_disk_leaves_nothing(tmp_path):
+    """A file-size limit stands for the disk: the kernel refuses the write halfway."""
+    script = (
+        "import sys, pathlib\n"
+        "from lwc_compiler.errors import ArtifactError\n"
+        "from lwc_compiler.runtime.artifact import _written_whole\n"
+        "try:\n"
+        "    with _written_whole(pathlib.Path(sys.argv[1])) as new:\n"
+        "        (new / 'big').write_bytes(bytes(1 << 20))\n"
+        "except ArtifactError as error:\n"
+        "    sys.exit(str(error))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16)),
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"cannot write {tmp_path}/out: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_artifact_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match=r"there is no artifact directory"):
+        read_artifact(tmp_path / "none")
+    with pytest.raises(ArtifactError, match=r"not an lwc artifact: it has no manifest.json"):
+        read_artifact(tmp_path)
+
+
+def test_newer_layout_is_refused_in_a_sentence(artifact):
+    edit_manifest(artifact, lambda values: values.update(schema_version=2, lwc_version="7.1", invented="later"))
+    with pytest.raises(ArtifactError, match=r"made by lwc 7.1 in layout 2; this lwc .* reads layouts up to 1: upgrade"):
+        read_artifact(artifact.directory)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda values: values.pop("symbol"), "symbol: Field required"),
+        (lambda values: values.pop("schema_version"), "no schema_version"),
+        (lambda values: values.update(threads="many"), "threads: "),
+        (lambda values: values.update(surprise=1), "surprise: "),
+        (lambda values: values["files"].pop("libtwice.so"), "files does not list libtwice.so"),
+        (lambda values: values["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "not a plain file name"),
+    ],
+)
+def test_damaged_manifest_is_refused(artifact, edit, message):
+    edit_manifest(artifact, edit)
+    with pytest.raises(ArtifactError, match=f"damaged: .*{message}|damaged: it has {message}"):
+        read_artifact(artifact.directory)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null"])
+def test_manifest_that_is_not_json_is_refused(artifact, content):
+    (artifact.directory / MANIFEST).write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"damaged"):
+        read_artifact(artifact.directory)
+
+
+def test_changed_and_missing_files_are_noticed(artifact):
+    content = bytearray(artifact.library.read_bytes())
+    content[-1] ^= 1
+    artifact.library.write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"libtwice.so was changed after it was written"):
+        read_artifact(artifact.directory)
+    artifact.library.unlink()
+    with pytest.raises(ArtifactError, match=r"incomplete: libtwice.so is missing"):
+        read_artifact(artifact.directory)
+
+
+def test_current_layout_is_the_first():
+    assert SCHEMA_VERSION == 1

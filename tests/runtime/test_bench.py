@@ -1,0 +1,61 @@
+import dataclasses
+
+import pytest
+from onnx import helper
+
+from lwc_compiler.errors import DataError
+from lwc_compiler.model import save_model
+from lwc_compiler.runtime.bench import bench
+
+SECONDS = 0.01
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr("lwc_compiler.runtime.bench._WARM_UP_SECONDS", 0.001)
+    monkeypatch.setattr("lwc_compiler.runtime.bench._BLOCK_SECONDS", 0.002)
+
+
+def test_artifact_alone(artifact):
+    result = bench(artifact.directory, seconds=SECONDS)
+    (timing,) = result.timings
+    assert timing.engine == "lwc"
+    assert timing.runs > 5
+    assert 0 < timing.min_ms <= timing.median_ms <= timing.p90_ms
+    assert result.speedup is None
+    assert result.threads == 1
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_against_onnx_runtime(artifact, twice_model, tmp_path, from_file):
+    save_model(twice_model, tmp_path / "dense.onnx")
+    against = tmp_path / "dense.onnx" if from_file else twice_model
+    result = bench(artifact.directory, against=against, threads=2, seconds=SECONDS)
+    ours, reference = result.timings
+    assert reference.engine.startswith("ONNX Runtime ")
+    assert result.speedup == pytest.approx(reference.median_ms / ours.median_ms)
+    assert result.threads == 2
+
+
+def renamed(model, change):
+    proto = type(model.proto)()
+    proto.CopyFrom(model.proto)
+    change(proto.graph)
+    return dataclasses.replace(model, proto=proto)
+
+
+def test_model_with_other_inputs_is_refused(artifact, twice_model):
+    def rename(graph):
+        graph.input[1].name = graph.node[1].input[0] = "tokens"
+
+    with pytest.raises(DataError, match="has inputs tokens, values, the artifact ids, values"):
+        bench(artifact.directory, against=renamed(twice_model, rename), seconds=SECONDS)
+
+
+def test_model_with_other_shapes_is_refused(artifact, twice_model):
+    def enlarge(graph):
+        for value in (graph.input[0], graph.output[0]):
+            value.CopyFrom(helper.make_tensor_value_info(value.name, 1, [5, 3]))
+
+    with pytest.raises(DataError, match=r"input 'values' of model 'twice' has shape \[5, 3\], .* for \[2, 3\]"):
+        bench(artifact.directory, against=renamed(twice_model, enlarge), seconds=SECONDS)
