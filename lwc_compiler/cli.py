@@ -9,64 +9,557 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import lwc_compiler as lwc
-from lwc_compiler import cli_options
 
 if TYPE_CHECKING:
     from lwc_compiler.training.progress import Progress
 
-INTERRUPTED = 130  # 128 + SIGINT
-TERMINATED = 143  # 128 + SIGTERM
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED = 128 + signal.SIGINT
+BROKEN_PIPE = 128 + signal.SIGPIPE
+TERMINATED = 128 + signal.SIGTERM
 
 logger = logging.getLogger("lwc_compiler")
 
 
 class _Command(click.Command):
-    """A command with the options every command has, and the recipe options of `parts`.
+    """A command with the options that every command has, and the recipe options of `parts`.
 
-    Recipe options come from the recipe's classes, which take a while to import: they are made when they are needed.
+    The recipe options come from the recipe's classes, which take a while to import: they are made when they are needed.
     """
 
     def __init__(self, *args: Any, parts: Sequence[str] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._parts = tuple(parts)
-        self.params += [
-            click.Option(["-v", "--verbose"], is_flag=True, expose_value=False, callback=_verbose, help="Log more."),
+        self._common: list[click.Parameter] = [
+            click.Option(["-v", "--verbose"], is_flag=True, callback=_set_level, expose_value=False, help="Log more."),
             click.Option(
-                ["--debug"], is_flag=True, expose_value=False, callback=_debug, help="Show the traceback of an error."
+                ["--debug"], is_flag=True, callback=_set_debug, expose_value=False, help="Show an error's traceback."
             ),
         ]
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        if self._parts:
-            self.params += cli_options.recipe_options(self._parts)
-            self._parts = ()
+        if self._common:
+            if self._parts:
+                from lwc_compiler.cli_options import recipe_options
+
+                self.params += recipe_options(self._parts)
+            self.params += self._common
+            self._common = []
         return super().get_params(ctx)
 
 
 class _Group(click.Group):
     command_class = _Command
 
-
-def _verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    logger.setLevel(logging.DEBUG if value else logging.INFO)
-
-
-def _debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    ctx.find_root().obj["debug"] |= value
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
-def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    if value:
+class _InputFile(click.ParamType[tuple[str, Path]]):
+    """`NAME=FILE`."""
+
+    name = "file"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        name, equals, file = value.partition("=")
+        if not (name and equals and file):
+            self.fail(f"'{value}' is not of the form NAME=FILE.npy", param, ctx)
+        return name, Path(file)
+
+
+def _set_level(_ctx: click.Context, _option: click.Parameter, verbose: bool) -> None:
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _set_debug(ctx: click.Context, _option: click.Parameter, debug: bool) -> None:
+    ctx.ensure_object(dict)["debug"] = debug
+
+
+def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted:
         from lwc_compiler.runtime.artifact import tool_versions
 
         tools = ", ".join(f"{tool} {version}" for tool, version in tool_versions().items())
         click.echo(f"lwc {lwc.__version__} ({tools})")
         ctx.exit()
+
+
+_PATH = click.Path(path_type=Path)
+_model = click.argument("model", type=_PATH)
+_directory = click.argument("directory", type=_PATH)
+_output_file = click.option(
+    "-o", "--output", type=_PATH, required=True, metavar="FILE", help="ONNX file to write; its directory exists."
+)
+_force = click.option("--force", is_flag=True, help="Replace the output when it exists.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_DATA = (
+    ".npz with one array for each input and `labels`, .npy with the only input, a folder with one folder of images for "
+    "each class, or module:function that yields batches"
+)
+_val_data = click.option(
+    "--val-data",
+    metavar="DATA",
+    help="Data the best epoch is chosen on; the same forms.  [default: the last tenth of the training data]",
+)
+_workdir = click.option(
+    "--workdir",
+    type=_PATH,
+    metavar="DIR",
+    help="Keep a checkpoint of every epoch here: the same command goes on from the last one.  [default: keep none]",
+)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show versions and exit.",
+)
+def cli() -> None:
+    """Makes pruned neural networks smaller and faster: ONNX in, sparse machine code out.
+
+    Results go to stdout; progress, logs and errors to stderr. `lwc COMMAND --help` explains a command.
+    """
+
+
+@cli.command("compile", parts=("prune", "retrain", "lower"))
+@_model
+@click.option("-o", "--output", type=_PATH, metavar="DIR", help="Artifact to write.  [default: <model>.lwc]")
+@click.option(
+    "--recipe",
+    type=_PATH,
+    metavar="FILE.toml",
+    help="Take options from a TOML file; those on the command line replace the file's.  [default: none]",
+)
+@click.option("--train-data", metavar="DATA", help=f"Retrain on this data: {_DATA}.  [default: do not retrain]")
+@_val_data
+@_workdir
+@_force
+@_json
+def compile_command(
+    model: Path,
+    output: Path | None,
+    recipe: Path | None,
+    train_data: str | None,
+    val_data: str | None,
+    workdir: Path | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compiles MODEL to an artifact.
+
+    It is pruned, retrained, compacted and lowered, and the code is checked against ONNX Runtime. Without training data
+    the model is pruned and lowered, and its accuracy is not measured. Without pruning options the zeros that it already
+    has are used.
+    """
+    from lwc_compiler.cli_options import whole_recipe
+
+    what = whole_recipe(recipe, train_data, val_data, options)
+    directory = output or Path(f"{model.stem}.lwc")
+    with _training_progress() as progress:
+        artifact = lwc.compile(model, directory, what, force=force, workdir=workdir, progress=progress)
+    _show_artifact(artifact, as_json)
+
+
+@cli.command(parts=("prune",))
+@_model
+@_output_file
+@_force
+@_json
+def prune(model: Path, output: Path, force: bool, as_json: bool, **options: Any) -> None:
+    """Sets the smallest weights of MODEL to zero."""
+    from lwc_compiler.cli_options import part_of
+
+    chosen = part_of(options, "prune")
+    _check_file(output, force)
+    _save(lwc.prune(model, chosen), output, as_json)
+
+
+@cli.command(parts=("retrain",))
+@_model
+@_output_file
+@click.option("--train-data", metavar="DATA", required=True, help=f"Data to train on: {_DATA}.")
+@_val_data
+@click.option(
+    "--teacher",
+    type=_PATH,
+    metavar="FILE",
+    help="Model to distil from, usually the one before pruning.  [default: none]",
+)
+@_workdir
+@_force
+@_json
+def retrain(
+    model: Path,
+    output: Path,
+    train_data: str,
+    val_data: str | None,
+    teacher: Path | None,
+    workdir: Path | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Trains the weights of MODEL that are not zero."""
+    from lwc_compiler.cli_options import part_of
+
+    chosen = part_of(options, "retrain")
+    _check_file(output, force)
+    with _training_progress() as progress:
+        trained = lwc.retrain(model, train_data, val_data, chosen, teacher=teacher, workdir=workdir, progress=progress)
+    _save(trained, output, as_json)
+
+
+@cli.command()
+@_model
+@_output_file
+@_force
+@_json
+def compact(model: Path, output: Path, force: bool, as_json: bool) -> None:
+    """Removes the channels that pruning cut off.
+
+    Those of MODEL whose inputs or outputs are all pruned go, and the outputs stay the same.
+    """
+    _check_file(output, force)
+    _save(lwc.compact(model), output, as_json)
+
+
+@cli.command(parts=("lower",))
+@_model
+@click.option("-o", "--output", type=_PATH, metavar="DIR", help="Artifact to write.  [default: <model>.lwc]")
+@_force
+@_json
+def lower(model: Path, output: Path | None, force: bool, as_json: bool, **options: Any) -> None:
+    """Compiles MODEL as it is, with its zeros.
+
+    The code is checked against ONNX Runtime.
+    """
+    from lwc_compiler.cli_options import part_of
+
+    artifact = lwc.lower(model, output or Path(f"{model.stem}.lwc"), part_of(options, "lower"), force=force)
+    _show_artifact(artifact, as_json)
+
+
+@cli.command()
+@_directory
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    type=_InputFile(),
+    metavar="NAME=FILE.npy",
+    help="Value of an input; once for each input of the model.",
+)
+@click.option("--output-dir", type=_PATH, required=True, metavar="DIR", help="Where <output>.npy files are written.")
+@click.option("--threads", type=int, help="Threads, at least 1.  [default: what the artifact was compiled for]")
+@_force
+@_json
+def run(
+    directory: Path,
+    inputs: tuple[tuple[str, Path], ...],
+    output_dir: Path,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Runs the artifact DIRECTORY on .npy files."""
+    from lwc_compiler.runtime.arrays import read_arrays, write_arrays
+
+    with lwc.load(directory, threads) as session:
+        outputs = session.run(read_arrays(inputs))
+    files = write_arrays(output_dir, outputs, force=force)
+    if as_json:
+        _print_json({name: str(file) for name, file in files.items()})
+        return
+    rows = [(name, outputs[name].dtype, list(outputs[name].shape), file) for name, file in files.items()]
+    _print_table(("output", "dtype", "shape", "file"), rows)
+
+
+@cli.command()
+@_directory
+@click.option("--against", type=_PATH, metavar="MODEL.onnx", help="Time ONNX Runtime on this model too.")
+@click.option("--threads", type=int, help="Threads of both, at least 1.  [default: what the artifact was compiled for]")
+@_json
+def bench(directory: Path, against: Path | None, threads: int | None, as_json: bool) -> None:
+    """Times an artifact and ONNX Runtime.
+
+    Both get the same random inputs and run in turns; a figure is the median of many runs.
+    """
+    from lwc_compiler.runtime import bench as module
+
+    result = module.bench(directory, against=against, threads=threads)
+    if as_json:
+        _print_json(asdict(result))
+        return
+    rows = [(t.engine, f"{t.median_ms:.4g}", f"{t.min_ms:.4g}", f"{t.p90_ms:.4g}", t.runs) for t in result.timings]
+    _print_table(("engine", "median ms", "min ms", "p90 ms", "runs"), rows)
+    threads_text = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
+    click.echo(f"{threads_text}; {result.speedup:.2f}x ONNX Runtime" if result.speedup else threads_text)
+
+
+@cli.command()
+@click.argument("path", metavar="MODEL.onnx|DIRECTORY", type=_PATH)
+@_json
+def inspect(path: Path, as_json: bool) -> None:
+    """Shows every layer of a model or artifact.
+
+    Of an artifact also the kernel a layer got, and why. FLOPs are those of one run; an open batch counts as 1.
+    """
+    from lwc_compiler.report.render import percent, quantity
+
+    if path.is_dir():
+        from lwc_compiler.runtime.artifact import read_artifact
+
+        manifest = read_artifact(path).manifest
+        if as_json:
+            _print_json(manifest.model_dump(mode="json"))
+            return
+        _print_table(
+            ("layer", "operator", "shape", "density %", "format", "kernel", "bytes", "FLOPs", "why"),
+            [
+                (
+                    d.node,
+                    d.op,
+                    _shape(d.shape),
+                    percent(d.density),
+                    d.format,
+                    d.kernel,
+                    d.bytes,
+                    quantity(d.flops),
+                    d.why,
+                )
+                for d in manifest.layers
+            ],
+        )
+        return
+    from lwc_compiler.model import load_model
+    from lwc_compiler.passes.normalize import normalize
+    from lwc_compiler.report.render import to_json
+    from lwc_compiler.report.table import layer_report
+
+    report = layer_report(normalize(load_model(path), fold_batch_norm=False))
+    if as_json:
+        _print_json(to_json(report))
+        return
+    rows = [
+        (row.node, row.op, _shape(row.shape), row.weights, percent(row.density), quantity(row.flops), row.kept_because)
+        for row in report.rows
+    ]
+    total = report.total
+    rows.append(("total", "", "", total.weights, percent(total.density), quantity(total.flops), ""))
+    _print_table(("layer", "operator", "shape", "weights", "density %", "FLOPs", "kept because"), rows)
+
+
+@cli.command()
+@_json
+def targets(as_json: bool) -> None:
+    """Lists what code can be made for."""
+    from lwc_compiler.targets import all_targets, missing_features
+
+    listed = [(target, missing_features(target)) for target in all_targets()]
+    if as_json:
+        _print_json([{**asdict(t), "features": sorted(t.features), "missing_here": missing} for t, missing in listed])
+        return
+    _print_table(
+        ("target", "vector bits", "runs here", "description"),
+        [(t.name, t.vector_bits, f"no: {', '.join(m)}" if m else "yes", t.description) for t, m in listed],
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line and returns its exit code; `argv` is what follows `lwc`."""
+    state = {"debug": False}
+    try:
+        with _logs_to_stderr(), _termination_unwinds():
+            code = cli.main(args=argv, prog_name="lwc", standalone_mode=False, obj=state)
+            sys.stdout.flush()
+    except lwc.LwcError as error:
+        _print_error(error, state["debug"])
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: nothing was written", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone; what Python still holds for it must not fail once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        _print_error(error, state["debug"])
+        click.echo(
+            "this is a defect in lwc: please report it with the command, and what `lwc --version` and --debug print",
+            err=True,
+        )
+        return DEFECT
+    return code or 0
+
+
+@contextmanager
+def _logs_to_stderr() -> Iterator[None]:
+    handler = _Handler()
+    logger.addHandler(handler)
+    level = logger.level
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Handler(logging.Handler):
+    """Writes to whatever stderr is at that moment: a progress bar puts something in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        click.echo(prefix + record.getMessage(), err=True)
+
+
+@contextmanager
+def _termination_unwinds() -> Iterator[None]:
+    """SIGTERM ends the process the way Ctrl-C does, so that temporary files go."""
+
+    def stop(*_: object) -> None:
+        sys.exit(TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _training_progress() -> Iterator[Callable[[Progress], None]]:
+    """A function that shows the progress of a training: as a bar on a terminal, else as a line an epoch."""
+    with ExitStack() as stack:
+        show: Callable[[Progress], None] | None = None
+
+        def report(progress: Progress) -> None:
+            nonlocal show
+            if show is None:
+                show = _progress_bar(stack) if sys.stderr.isatty() else _progress_lines()
+            show(progress)
+
+        yield report
+
+
+def _progress_bar(stack: ExitStack) -> Callable[[Progress], None]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("retrain"), BarColumn(), TextColumn("{task.description}"))
+    bar = stack.enter_context(Bar(*columns, console=Console(stderr=True), transient=True))
+    task = bar.add_task("", total=None)
+
+    def show(now: Progress) -> None:
+        done = max(now.epoch - 1, 0) * now.steps + now.step
+        bar.update(task, description=_training_line(now), total=now.epochs * now.steps, completed=done)
+
+    return show
+
+
+def _progress_lines() -> Callable[[Progress], None]:
+    last: Progress | None = None
+
+    def show(now: Progress) -> None:
+        nonlocal last
+        if last is None or now.epoch != last.epoch:
+            logger.info("retrain: %s", _training_line(now))
+        last = now
+
+    return show
+
+
+def _training_line(now: Progress) -> str:
+    parts = [f"epoch {now.epoch}/{now.epochs}"]
+    if now.loss is not None:
+        parts.append(f"loss {now.loss:.4g}")
+    if now.metric is not None:
+        parts.append(f"validation {now.metric:.4g}")
+    if now.seconds_left is not None:
+        parts.append(f"{now.seconds_left:.0f} s left")
+    return ", ".join(parts)
+
+
+def _check_file(path: Path, force: bool) -> None:
+    from lwc_compiler.runtime.artifact import check_file
+
+    check_file(path, force=force)
+
+
+def _save(model: lwc.Model, path: Path, as_json: bool) -> None:
+    lwc.save(model, path)
+    if as_json:
+        _print_json({"file": str(path), "passes": model.provenance})
+    else:
+        click.echo(f"wrote {path}")
+
+
+def _show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
+    manifest, report = artifact.manifest, artifact.report
+    if as_json:
+        _print_json({"directory": str(artifact.directory), "report": report, **manifest.model_dump(mode="json")})
+        return
+    total, sizes, check = report["total"], report["sizes"], manifest.verification
+    click.echo(f"{artifact.directory}: code for {manifest.target}")
+    for name, text in {
+        "inputs": ", ".join(f"{spec.name} {spec.dtype} {_shape(spec.shape)}" for spec in manifest.inputs),
+        "outputs": ", ".join(f"{spec.name} {spec.dtype} {_shape(spec.shape)}" for spec in manifest.outputs),
+        "weights": f"{total['kept']:,} of {total['weights']:,} kept ({total['density']:.1%})",
+        "size": f"{sizes['weights, dense']:,} bytes of dense weights became a library of {sizes['library']:,} bytes",
+        "error": check.skipped
+        or f"{check.worst:.1e} of the output's scale from ONNX Runtime ({check.tolerance:g} allowed)",
+        "accuracy": _accuracy(report["passes"]),
+    }.items():
+        click.echo(f"  {name:<9} {text}")
+    click.echo(f"next: lwc bench {artifact.directory} --against MODEL.onnx, lwc inspect {artifact.directory}")
+
+
+def _accuracy(passes: Sequence[dict[str, Any]]) -> str:
+    for entry in reversed(passes):
+        if entry["pass"] == "retrain":
+            history, best = entry["history"], entry["best_epoch"]
+            return f"{entry['metric']} {history[best]['metric']:.4g} at epoch {best}"
+    return "not measured, since there is no training data"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape) or "scalar"
+
+
+def _print_json(values: Any) -> None:
+    click.echo(json.dumps(values, indent=2, ensure_ascii=False))
+
+
+def _print_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    # A pipe has no width: nothing is folded there.
+    Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(table)
+
+
+def _print_error(error: Exception, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    kind = "" if isinstance(error, lwc.LwcError) else f"{type(error).__name__}: "
+    click.echo(f"error: {kind}{error}", err=True)

@@ -20,16 +20,16 @@ _CLASSES: dict[str, type[Options]] = {"prune": PruneOptions, "retrain": RetrainO
 # Part of the recipe -> field -> help. Defaults and choices are added from the class.
 HELP = {
     "prune": {
-        "sparsity": "Pruned weights / all weights of the layers that are pruned, in [0, 1). With `compile`, 'keep' prunes "
-        "nothing and lowers the zeros that are already in the model, as does leaving out all pruning options.",
+        "sparsity": "Pruned weights / all weights of the layers that are pruned, in [0, 1). With `compile`, 'keep' "
+        "prunes nothing and lowers the zeros that the model has, as does leaving out all pruning options.",
         "criterion": "What decides which weights go. uniform: the smallest of each layer; global: the smallest of the "
         "whole model; erdos-renyi-kernel: densities that follow the layers' shapes; these three take --sparsity. std: "
         "those below --quality standard deviations of their layer; per-layer: the densities given by --density.",
         "quality": "With std: threshold in standard deviations of the layer's weights, above 0.",
-        "densities": "With per-layer: weights to keep / all weights of a layer, in (0, 1]; the layer by its weight's or "
-        "node's name. Can be given many times.",
-        "structure": "What is pruned together. element: single weights; Rx1: blocks of R consecutive output channels; "
-        "N:M: at most N of M consecutive inputs are kept.",
+        "densities": "With per-layer: weights to keep / all weights of a layer, in (0, 1]; the layer by its weight's "
+        "or node's name. Can be given many times.",
+        "structure": "What is pruned together. element: single weights; Rx1: blocks of R consecutive output "
+        "channels; N:M: at most N of M consecutive inputs are kept.",
         "keep": "Layer that is not pruned, by its weight's or node's name; *, ? and [...] match as in a shell. Can be "
         "given many times.",
         "keep_first": "Whether the first layer stays as it is.",
@@ -73,12 +73,12 @@ _FLAGS = {
 }
 
 
-class _Assignment(click.ParamType):
+class _Assignment(click.ParamType[tuple[str, Any]]):
     """`NAME=VALUE`; the last `=` counts, since names may hold one."""
 
     name = "assignment"
 
-    def __init__(self, convert: type[float] | type[int], many: bool) -> None:
+    def __init__(self, convert: type[float | int], many: bool) -> None:
         self._convert = convert
         self._many = many
 
@@ -150,7 +150,7 @@ def _option(part: str, field: str, text: str) -> click.Option:
 
 
 def _click_type(annotation: Any) -> tuple[Any, bool, str | None]:
-    """click's type, whether the option can be given many times, and how its value is shown."""
+    """Click's type, whether the option can be given many times, and how its value is shown."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return _click_type(arguments[0])

@@ -6,6 +6,7 @@ from onnx import TensorProto, helper
 from lwc_compiler.codegen.result import LayerDecision, Lowered, TensorSpec
 from lwc_compiler.model import Model
 from lwc_compiler.recipe import Recipe
+from lwc_compiler.report.table import Report
 from lwc_compiler.runtime.artifact import Verification, write_artifact
 
 # The smallest library with the C interface of an artifact: doubled = values + values, same = ids.
@@ -15,7 +16,7 @@ TWICE = r"""
 #include <string.h>
 typedef struct { int threads; } twice_pool;
 int twice_live_pools;
-size_t twice_workspace_bytes(void) { return 128; }
+size_t twice_workspace_bytes(int threads) { (void)threads; return 128; }
 twice_pool *twice_pool_create(int threads) {
   if (threads > 64) return NULL;
   twice_pool *pool = malloc(sizeof *pool);
@@ -117,8 +118,7 @@ def write_twice(directory, lowered, model, **changes):
     arguments = {
         "recipe": Recipe(),
         "source_sha256": "",
-        "report": {"layers": []},
-        "report_markdown": "# twice\n",
+        "report": Report("twice", (), {"weights, dense": 24, "library": len(lowered.library)}),
         "verification": Verification({"doubled": 1e-7, "same": 0.0}, 1e-4, 2),
     }
     return write_artifact(directory, lowered, model, **{**arguments, **changes})

@@ -288,20 +288,33 @@ def _gelu(node: Node) -> Result:
     return node.emit((relax.op.nn.gelu_tanh if tanh else relax.op.nn.gelu)(node.expr(0)))
 
 
-def softplus(x: Any) -> Any:
-    """log(1 + exp x), without overflow."""
-    zero, one = literal(0, str(x.ty)), literal(1, str(x.ty))
-    return tirx.max(x, zero) + tirx.log(one + tirx.exp(-tirx.abs(x)))
-
-
 @converter("Softplus")
 def _softplus(node: Node) -> Result:
+    """log(1 + exp x) = max(x, 0) + log1p(exp(-|x|)), without overflow."""
+    dtype = node.dtype(0)
+    zero, one = literal(0, dtype), literal(1, dtype)
+
+    def softplus(x: Any) -> Any:
+        e = tirx.exp(-tirx.abs(x))
+        u = one + e
+        # log1p: what the rounding of 1 + e loses is put back by e / (u - 1).
+        return tirx.max(x, zero) + tirx.Select(u == one, e, tirx.log(u) * (e / tirx.max(u - one, e * e)))
+
     return elementwise(node, "softplus", softplus)
 
 
 @converter("Mish")
 def _mish(node: Node) -> Result:
-    return elementwise(node, "mish", lambda x: x * tirx.tanh(softplus(x)))
+    """x tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2); beyond 20 it is x."""
+    dtype = node.dtype(0)
+    two, limit = literal(2, dtype), literal(20 if dtype != "float16" else 5, dtype)
+
+    def mish(x: Any) -> Any:
+        e = tirx.exp(tirx.min(x, limit))
+        n = e * (e + two)
+        return x * (n / (n + two))
+
+    return elementwise(node, "mish", mish)
 
 
 @converter("Softsign")
@@ -369,6 +382,8 @@ def cast(node: Node, x: relax.Expr, dtype: str) -> relax.Expr:
 @converter("BitCast")
 def _bit_cast(node: Node) -> Result:
     dtype = numpy_name(node.attribute("to"), node)
+    if "bool" in (dtype, node.dtype(0)):
+        return cast(node, node.expr(0), dtype)
     return elementwise(node, "bit_cast", lambda x: tirx.reinterpret(dtype, x))
 
 
@@ -395,18 +410,39 @@ def _operands(node: Node) -> list[relax.Expr]:
 
 @converter("BitShift")
 def _bit_shift(node: Node) -> Result:
-    shift = relax.op.left_shift if node.attribute("direction") == "LEFT" else relax.op.right_shift
-    return node.emit(shift(*node.exprs()))
+    """A shift by at least the width of the type leaves 0, or the sign when shifting a signed number right."""
+    dtype, left = node.dtype(0), node.attribute("direction") == "LEFT"
+    width = np.dtype(dtype).itemsize * 8
+    zero, last = literal(0, dtype), literal(width - 1, dtype)
+
+    def shift(x: Any, by: Any) -> Any:
+        inside = by <= last if dtype.startswith("u") else tirx.all(by >= zero, by <= last)
+        by = tirx.Select(inside, by, last)
+        if left:
+            return tirx.Select(inside, tirx.shift_left(x, by), zero)
+        beyond = zero if dtype.startswith("u") else tirx.shift_right(x, last)
+        return tirx.Select(inside, tirx.shift_right(x, by), beyond)
+
+    return broadcast(node, "bit_shift", shift, *node.exprs())
 
 
 @converter("Mod")
 def _mod(node: Node) -> Result:
     a, b = node.exprs()
-    if node.attribute("fmod", 0):
-        if node.dtype(0).startswith("float"):
-            return broadcast(node, "fmod", tirx.fmod, a, b)
-        return node.emit(relax.op.mod(a, b))
-    return node.emit(relax.op.floor_mod(a, b))
+    dtype, truncated = node.dtype(0), bool(node.attribute("fmod", 0))
+    if not dtype.startswith("float"):
+        return node.emit((relax.op.mod if truncated else relax.op.floor_mod)(a, b))
+    working, function = ("float64", "fmod") if dtype == "float64" else ("float32", "fmodf")
+
+    def remainder(x: Any, y: Any) -> Any:
+        x, y = x.astype(working), y.astype(working)
+        zero = literal(0, working)
+        rest = tirx.call_pure_extern(working, function, x, y)
+        if not truncated:  # the sign of the divisor
+            rest = tirx.Select(tirx.any(rest * y >= zero, rest == zero), rest, rest + y)
+        return rest.astype(dtype)
+
+    return broadcast(node, "remainder", remainder, a, b)
 
 
 def broadcast(node: Node, name: str, function: Callable[..., Any], *operands: relax.Expr) -> relax.Expr:
@@ -483,7 +519,8 @@ def _reduce(node: Node) -> Result:
     kind, axes, keep = node.proto.op_type, _reduction_axes(node), bool(node.attribute("keepdims", 1))
     x, dtype = node.expr(0), node.dtype(0)
     if dtype == "bool":  # ReduceMax and ReduceMin take it
-        return cast(node, reduce(node, kind, cast(node, x, "uint8"), axes, keep), "bool")
+        result = reduce(node, kind, cast(node, x, "uint8"), axes, keep)
+        return result.astype(bool) if isinstance(result, np.ndarray) else cast(node, result, "bool")
     return reduce(node, kind, x, axes, keep)
 
 
@@ -499,11 +536,12 @@ def reduce(node: Node, kind: str, x: relax.Expr, axes: tuple[int, ...], keep: bo
     if kind in ("ReduceL1", "ReduceL2", "ReduceSumSquare"):
         x = node.emit(relax.op.abs(x) if kind == "ReduceL1" else relax.op.multiply(x, x))
     if kind == "ReduceLogSumExp":
-        highest_value = node.emit(relax.op.max(x, axes, True)) if axes else x
+        highest_value = _extreme(node, "ReduceMax", x, axes, True) if axes else x
         x = node.emit(relax.op.exp(node.emit(relax.op.subtract(x, highest_value))))
-    if axes:
-        function = {"ReduceMax": relax.op.max, "ReduceMin": relax.op.min, "ReduceProd": relax.op.prod}
-        x = node.emit(function.get(kind, relax.op.sum)(x, axes, keep))
+    if axes and kind in ("ReduceMax", "ReduceMin"):
+        x = _extreme(node, kind, x, axes, keep)
+    elif axes:
+        x = node.emit((relax.op.prod if kind == "ReduceProd" else relax.op.sum)(x, axes, keep))
     if kind == "ReduceMean" and count > 1:
         divisor = scalar(count, dtype)
         x = node.emit(
@@ -519,6 +557,34 @@ def reduce(node: Node, kind: str, x: relax.Expr, axes: tuple[int, ...], keep: bo
         kept = shape_of(x)
         x = node.emit(relax.op.add(x, node.emit(relax.op.reshape(highest_value, kept))))
     return x
+
+
+def maximum_of(x: Any, axis: Any) -> Any:
+    """The reduction `max`; over nothing but -Inf it is -Inf, where TVM's own gives the lowest finite number."""
+    reducer = te.comm_reducer(lambda a, b: tirx.max(a, b), lambda dtype: literal(lowest(str(dtype)), str(dtype)), name="max")
+    return reducer(x, axis=axis)
+
+
+def minimum_of(x: Any, axis: Any) -> Any:
+    """The reduction `min`; over nothing but Inf it is Inf."""
+    reducer = te.comm_reducer(lambda a, b: tirx.min(a, b), lambda dtype: literal(highest(str(dtype)), str(dtype)), name="min")
+    return reducer(x, axis=axis)
+
+
+def _extreme(node: Node, kind: str, x: relax.Expr, axes: tuple[int, ...], keep: bool) -> relax.Expr:
+    shape, function = shape_of(x), maximum_of if kind == "ReduceMax" else minimum_of
+    kept = [i for i in range(len(shape)) if keep or i not in axes]
+
+    def body(x: Any) -> Any:
+        reduced = {a: te.reduce_axis((0, shape[a]), f"r{a}") for a in axes}
+
+        def element(*index: Any) -> Any:
+            at = dict(zip(kept, index, strict=True)) | reduced
+            return function(x(*(at[i] for i in range(len(shape)))), axis=list(reduced.values()))
+
+        return te.compute([1 if i in axes else shape[i] for i in kept], element, name=kind[6:].lower())
+
+    return node.compute(kind[6:].lower(), body, x)
 
 
 @converter("ArgMax", "ArgMin")

@@ -20,18 +20,26 @@ from lwc_compiler.codegen.converters import (
     elementwise,
     literal,
     lowest,
+    maximum_of,
     reduce,
     scalar,
     shape_of,
 )
-from lwc_compiler.codegen.converters_tensor import pad, reshape, slice_axis
+from lwc_compiler.codegen.converters_tensor import pad, reshape
 
 # --- products of matrices --------------------------------------------------------------------------------------------
 
 
 @converter("MatMul")
 def _matmul(node: Node) -> Result:
-    return node.emit(relax.op.matmul(*node.exprs()))
+    return matmul(node, *node.exprs())
+
+
+def matmul(node: Node, a: relax.Expr, b: relax.Expr) -> relax.Expr:
+    """The matrix product; float16 is summed in float32."""
+    dtype = dtype_of(a)
+    wide = "float32" if dtype == "float16" else dtype
+    return cast(node, node.emit(relax.op.matmul(a, b, wide)), dtype)
 
 
 @converter("Gemm")
@@ -41,7 +49,7 @@ def _gemm(node: Node) -> Result:
         node.emit(relax.op.permute_dims(node.expr(i))) if node.attribute(name, 0) else node.expr(i)
         for i, name in enumerate(("transA", "transB"))
     )
-    product = _scaled(node, node.emit(relax.op.matmul(a, b)), node.attribute("alpha", 1.0), dtype)
+    product = _scaled(node, matmul(node, a, b), node.attribute("alpha", 1.0), dtype)
     if not node.has(2):
         return product
     return node.emit(relax.op.add(product, _scaled(node, node.expr(2), node.attribute("beta", 1.0), dtype)))
@@ -122,10 +130,12 @@ def _conv(node: Node) -> Result:
         raise node.refuse(f"it has {rank} spatial dimensions; 1, 2 and 3 are handled")
     strides, dilations = node.attribute("strides", [1] * rank), node.attribute("dilations", [1] * rank)
     before, after = window_pads(node, node.shape(1)[2:], strides, dilations)
+    dtype = node.dtype(0)
     x = function(
-        node.expr(0), node.expr(1), strides=strides, padding=before + after, dilation=dilations, groups=node.attribute("group", 1)
+        node.expr(0), node.expr(1), strides=strides, padding=before + after, dilation=dilations,
+        groups=node.attribute("group", 1), out_dtype="float32" if dtype == "float16" else dtype,
     )  # fmt: skip
-    return _biased(node, node.emit(x))
+    return _biased(node, cast(node, node.emit(x), dtype))
 
 
 def _biased(node: Node, x: relax.Expr) -> relax.Expr:
@@ -154,7 +164,7 @@ def _conv_transpose(node: Node) -> Result:
         wanted = [i * s for i, s in zip(sizes, strides, strict=True)] if wanted is None else wanted[-rank:]
         totals = [span - w for span, w in zip(spans, wanted, strict=True)]
         halves = [t // 2 for t in totals]
-        before = [t - h for t, h in zip(totals, halves, strict=True)] if mode == "SAME_LOWER" else halves
+        before = halves if mode == "SAME_UPPER" else [t - h for t, h in zip(totals, halves, strict=True)]
         after = [t - b for t, b in zip(totals, before, strict=True)]
     out = [span - b - a for span, b, a in zip(spans, before, after, strict=True)]
     inputs_per_group = channels // groups
@@ -227,7 +237,7 @@ def _pool(
 @converter("MaxPool")
 def _max_pool(node: Node) -> Result:
     window = _window(node)
-    pooled = _pool(node, "max_pool", node.expr(0), lowest(node.dtype(0)), te.max, window)
+    pooled = _pool(node, "max_pool", node.expr(0), lowest(node.dtype(0)), maximum_of, window)
     return [pooled, _max_pool_indices(node, pooled, window)] if len(node.proto.output) > 1 else pooled
 
 
@@ -305,7 +315,9 @@ def _global_lp_pool(node: Node) -> Result:
 @converter("Softmax", "LogSoftmax")
 def _softmax(node: Node) -> Result:
     function = relax.op.nn.softmax if node.proto.op_type == "Softmax" else relax.op.nn.log_softmax
-    return _along(node, lambda x, axis: node.emit(function(x, axis)))
+    dtype = node.dtype(0)
+    wide = "float32" if dtype == "float16" else dtype
+    return _along(node, lambda x, axis: cast(node, node.emit(function(cast(node, x, wide), axis)), dtype))
 
 
 def _along(node: Node, function: Any) -> relax.Expr:

@@ -16,17 +16,17 @@ from lwc_compiler.codegen.converters import (
     Result,
     cast,
     converter,
+    dtype_of,
     literal,
-    lowest,
-    highest,
     normalized,
     numpy_name,
-    scalar,
     shape_of,
 )
 
 
 def reshape(node: Node, x: relax.Expr, shape: Sequence[int]) -> relax.Expr:
+    if 0 in shape:
+        return relax.const(np.zeros(shape, dtype_of(x)))
     return x if shape_of(x) == tuple(shape) else node.emit(relax.op.reshape(x, tuple(shape)))
 
 
@@ -106,7 +106,8 @@ def _depth_to_space(node: Node) -> Result:
 def _space_to_depth(node: Node) -> Result:
     (n, c, h, w), b = node.shape(0), node.attribute("blocksize")
     x = reshape(node, node.expr(0), (n, c, h // b, b, w // b, b))
-    return reshape(node, node.emit(relax.op.permute_dims(x, (0, 3, 5, 1, 2, 4))), (n, c * b * b, h // b, w // b))
+    order = (0, 3, 5, 1, 2, 4) if node.attribute("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    return reshape(node, node.emit(relax.op.permute_dims(x, order)), (n, c * b * b, h // b, w // b))
 
 
 @converter("Expand", constant=(1,))
@@ -405,9 +406,9 @@ def _scatter(
                         out[position] = update(out[position], new[i])
                 return builder.get()
 
-        buffers = [tirx.decl_buffer((math.prod(int(d) for d in t.shape),), t.dtype) for t in (x, indices, updates)]
-        out = tirx.decl_buffer((size,), x.dtype)
-        return te.extern([(size,)], [x, indices, updates], emit, in_buffers=buffers, out_buffers=[out], name=name)
+        operands = [x, indices, updates]
+        buffers = [tirx.decl_buffer(t.shape, t.dtype) for t in (*operands, x)]
+        return te.extern([x.shape], operands, emit, in_buffers=buffers[:3], out_buffers=buffers[3:], name=name)
 
     flat = [reshape(node, e, (math.prod(shape_of(e)),)) for e in node.exprs()]
     return reshape(node, node.compute(name, body, *flat), node.shape(0))
@@ -511,9 +512,8 @@ def _cumulative(node: Node) -> Result:
                     out[here] = tirx.if_then_else(step == 0, first, joined)
                 return builder.get()
 
-        size = outer * length * inner
-        flat = [tirx.decl_buffer((size,), dtype), tirx.decl_buffer((size,), dtype)]
-        return te.extern([(size,)], [x], emit, in_buffers=flat[:1], out_buffers=flat[1:], name="cumulative")
+        buffers = [tirx.decl_buffer(x.shape, dtype) for _ in range(2)]
+        return te.extern([x.shape], [x], emit, in_buffers=buffers[:1], out_buffers=buffers[1:], name="cumulative")
 
     x = reshape(node, node.expr(0), (math.prod(shape),))
     return reshape(node, node.compute("cumulative", body, x), shape)

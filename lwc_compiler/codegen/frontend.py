@@ -154,6 +154,9 @@ class _Importer:
             with self.builder.dataflow():
                 self.run(graph.node, _versions(self.proto.opset_import), values)
                 outputs = [tensor(_given(values[o.name])) for o in graph.output]
+                for value, output in zip(graph.output, outputs, strict=True):
+                    if 0 in shape_of(output):
+                        raise UnsupportedError(f"output '{value.name}' has no elements: its shape is {shape_of(output)}")
                 result = self.builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
             self.builder.emit_func_output(result)
         return self.builder.get()
@@ -170,7 +173,7 @@ class _Importer:
     ) -> Sequence[Value | None]:
         """The outputs of one node."""
         if (function := self.functions.get((proto.domain, proto.op_type))) is not None:
-            return self.call(proto, function, inputs)
+            return self.call(proto, function, versions, inputs)
         constant = all(i is None or isinstance(i, np.ndarray) for i in inputs)
         if constant and proto.op_type not in _RANDOM | _CONTROL_FLOW:
             return _evaluate(proto, versions, inputs)
@@ -186,10 +189,14 @@ class _Importer:
         body = _body(proto, versions, inputs)
         if body is None:
             raise _unknown(proto)
-        return self.call(proto, body, inputs)
+        return self.call(proto, body, versions, inputs)
 
     def call(
-        self, proto: onnx.NodeProto, function: onnx.FunctionProto, inputs: tuple[Value | None, ...]
+        self,
+        proto: onnx.NodeProto,
+        function: onnx.FunctionProto,
+        versions: Mapping[str, int],
+        inputs: tuple[Value | None, ...],
     ) -> Sequence[Value | None]:
         """The outputs of a call of `function`, by its body."""
         given = {a.name: a for a in function.attribute_proto} | {a.name: a for a in proto.attribute}
@@ -197,7 +204,7 @@ class _Importer:
         values.update(zip(function.input, inputs, strict=False))
         nodes = [_bind_attributes(n, given) for n in function.node]
         try:
-            self.run(nodes, _versions(function.opset_import), values)
+            self.run(nodes, {**versions, **_versions(function.opset_import)}, values)
         except UnsupportedError as error:
             raise UnsupportedError(f"{describe(proto)} is defined by simpler operators, of which {error}") from None
         return [values.get(name) for name in function.output]

@@ -131,8 +131,11 @@ class _Extraction:
         return shape if dtype == TensorProto.FLOAT and all(d > 0 for d in shape) else None
 
     def reader(self, name: str) -> onnx.NodeProto | None:
-        """The only node that reads `name`, None when there are more, or it is a graph output."""
-        return self.readers[name][0] if self.uses[name] == 1 and self.readers[name] else None
+        """The only node that reads `name`; None when there are more, it is a graph output, or a layer has the node."""
+        if self.uses[name] != 1 or not self.readers[name]:
+            return None
+        node = self.readers[name][0]
+        return None if id(node) in self.dropped or id(node) in self.replaced else node
 
     # How a group grows
 

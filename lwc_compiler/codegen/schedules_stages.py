@@ -28,6 +28,7 @@ from lwc_compiler.codegen.schedules_expressions import (
     substitute,
     variables,
     visit,
+    with_children,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class UnknownStructureError(Exception):
     """The function is not made of plain loop nests around one block each; it keeps its default schedule."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
     """One value for every point of `spatial`, reduced over `reduce`.
 
@@ -176,6 +177,8 @@ def _read_nest(nest: Stmt, ranges: Ranges) -> Stage:
         if not isinstance(iter_var.dom.extent, IntImm) or int(iter_var.dom.min) != 0:
             raise UnknownStructureError("a dynamic loop")
         extent = int(iter_var.dom.extent)
+        if extent == 0:
+            raise UnknownStructureError("an empty tensor")
         if extent == 1:
             rename[iter_var.var] = index(0)
             continue
@@ -274,7 +277,6 @@ def simplify_stages(program: Program) -> None:
     """Fewer, independent stages: reshapes become views, cheap stages go into those that read them."""
     _views(program)
     _inline(program)
-    _views(program)
     program.stages = [new for stage in program.stages for new in _split_window(stage, program)]
 
 
@@ -283,7 +285,7 @@ def _readers(program: Program, buffer: Var) -> list[Stage]:
 
 
 def _views(program: Program) -> None:
-    """A stage that copies a buffer element by element in the order of memory is no stage: one is a view of the other."""
+    """A stage that copies a buffer to an output in the order of memory is no stage: the buffer is a view of the output."""
     params = set(program.params)
     for stage in list(program.stages):
         value = stage.values[0]
@@ -296,22 +298,21 @@ def _views(program: Program) -> None:
         difference = program.ranges.simplify(here - there)
         if not isinstance(difference, IntImm) or int(difference) != 0:
             continue
-        if target not in params:
-            program.views[target] = source
-        elif source not in params and program.memory(source) not in params:
-            program.views[program.memory(source)] = target
-        else:
-            continue
-        program.stages.remove(stage)
+        if target in params and source not in params and source not in program.views:
+            program.views[source] = target
+            program.stages.remove(stage)
 
 
 def _inline(program: Program) -> None:
     """Puts elementwise stages into their readers where that does not cost much."""
-    kept = set(program.params) | {program.memory(b) for b in program.views} | set(program.views)
-    for stage in list(program.stages):
+    kept = set(program.params) | set(program.views)
+    position = 0
+    while position < len(program.stages):
+        stage = program.stages[position]
         target = stage.targets[0]
         readers = _readers(program, target)
         if stage.init or target in kept or not readers or not _worth_inlining(stage, readers, program):
+            position += 1
             continue
         program.stages.remove(stage)
         for reader in readers:
@@ -369,8 +370,6 @@ def _split_window(stage: Stage, program: Program) -> list[Stage]:
         if dtype_of(e) in ("int32", "int64") and not isinstance(e, TensorLoad):
             return change(e)
         parts = children(e)
-        from lwc_compiler.codegen.schedules_expressions import with_children
-
         return with_children(e, [replace_in(p) for p in parts]) if parts else e
 
     rows = []

@@ -93,7 +93,7 @@ def normalize(
         before = now
         proto = infer_shapes(rewritten(proto, _fold, _remove_noops))
     if fold_batch_norm:
-        proto = infer_shapes(rewritten(proto, _fold_channel_affine))
+        proto = infer_shapes(rewritten(proto, _fold_affine))
     _name_nodes(proto.graph)
     weights = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     masks = {name: mask for name, mask in model.masks.items() if weights.get(name) == mask.shape}
@@ -331,7 +331,7 @@ def _name_nodes(graph: GraphProto) -> None:
         seen.add(node.name)
 
 
-def _fold_channel_affine(graph: Graph) -> None:
+def _fold_affine(graph: Graph) -> None:
     """Folds per-channel affine nodes into the weights and bias of the linear node before them.
 
     y = scale * x + shift over channels: BatchNormalization in inference mode, and Mul, Div, Add, Sub with a constant
@@ -349,7 +349,7 @@ def _fold_channel_affine(graph: Graph) -> None:
         weight, bias = linear.inputs[1], _optional(linear.inputs, 2)
         if not isinstance(weight, Constant) or len(weight.outputs) != 1 or not isinstance(bias, Constant | None):
             continue
-        scale_shift = _channel_affine(node, source, rank=len(weight.shape))
+        scale_shift = channel_affine(node, source, rank=len(weight.shape))
         if scale_shift is None:
             continue
         folded = _scaled(linear, weight.values, None if bias is None else bias.values, *scale_shift)
@@ -367,7 +367,7 @@ def _fold_channel_affine(graph: Graph) -> None:
         linear.outputs[0] = result
 
 
-def _channel_affine(node: Node, source: Tensor, rank: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def channel_affine(node: Node, source: Tensor, rank: int) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Scale and shift, each (channels,) or (1,), when the node is affine in `source` by channel (axis 1)."""
     others = [tensor for tensor in node.inputs if tensor is not source]
     if not others or not all(isinstance(tensor, Constant) for tensor in others):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from lwc_compiler.errors import OptionError
@@ -17,9 +20,13 @@ from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.sites import constant_tensors, find_sites
 from lwc_compiler.recipe import LowerOptions, Recipe, RetrainOptions
+from lwc_compiler.report.table import Report, layer_report, with_lowered
 from lwc_compiler.runtime.artifact import Artifact, check_destination, write_artifact
 from lwc_compiler.targets import find_target
 from lwc_compiler.training.progress import Progress
+
+# Samples that activation densities are measured on.
+_MEASURED_SAMPLES = 128
 
 logger = logging.getLogger(__name__)
 
@@ -59,16 +66,14 @@ def compile_model(
     from lwc_compiler.runtime.verify import verify
 
     lowered = lower(compact(_static(model, recipe.lower)), recipe.lower)
-    verification = verify(model, lowered)
     return write_artifact(
         directory,
         lowered,
         model,
         recipe=recipe,
         source_sha256=source_sha256,
-        report={},
-        report_markdown="",
-        verification=verification,
+        report=with_lowered(_report(model, recipe), lowered),
+        verification=verify(model, lowered),
         force=force,
     )
 
@@ -90,5 +95,25 @@ def mark_zeros(model: Model) -> Model:
     return replace(model, masks={name: mask for name, mask in masks.items() if not np.all(mask)} | model.masks)
 
 
-def _static(model: Model, options: LowerOptions) -> Model:
-    return normalize(model, shapes=dict(options.shapes), batch=options.batch, fold_batch_norm=True)
+def _static(model: Model, options: LowerOptions, *, fold_batch_norm: bool = True) -> Model:
+    return normalize(model, shapes=dict(options.shapes), batch=options.batch, fold_batch_norm=fold_batch_norm)
+
+
+def _report(model: Model, recipe: Recipe) -> Report:
+    """The table of the layers, with activations measured on some of the data, or on random inputs without data."""
+    from lwc_compiler.report.activations import measure_activations
+
+    feeds: list[Mapping[str, NDArray[Any]]] = []
+    data = recipe.val_data or recipe.train_data
+    if data:
+        from lwc_compiler.training.batching import fixed_batch, input_specs
+        from lwc_compiler.training.data import open_source
+
+        specs = input_specs(model.proto)
+        fixed = fixed_batch(specs)
+        size = fixed or _MEASURED_SAMPLES
+        batches = islice(open_source(data, specs).batches(size), max(1, _MEASURED_SAMPLES // size))
+        feeds = [batch.inputs for batch in batches if fixed in (None, batch.samples)]
+    static = _static(model, recipe.lower, fold_batch_norm=False)
+    measured = measure_activations(model if feeds else static, feeds, source=f"samples of {data}")
+    return layer_report(static, measured)

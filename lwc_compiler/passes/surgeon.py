@@ -1,7 +1,8 @@
 """The one door to onnx-graphsurgeon: open a graph for surgery, close it without losing what GraphSurgeon forgets.
 
 GraphSurgeon links nodes and tensors, which rewriting needs, but drops metadata, node documentation and some attribute
-types. `rewritten` puts them back, by node name or, where that is missing or not unique, by output name. GraphSurgeon objects compare by name and contents: test them with `is`.
+types. `rewritten` puts them back, by node name or, where that is missing or not unique, by output name. GraphSurgeon
+objects compare by name and contents: test them with `is`.
 """
 
 from __future__ import annotations

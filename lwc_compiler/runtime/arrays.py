@@ -27,14 +27,12 @@ def read_arrays(files: Iterable[tuple[str, Path]]) -> dict[str, NDArray[np.gener
         if name in arrays:
             raise DataError(f"input '{name}' is given twice")
         try:
-            array = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
         except OSError as error:
             raise DataError(f"input '{name}': cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, EOFError) as error:
+        except ValueError as error:
             raise DataError(f"input '{name}': {path} is not a .npy file of numbers: {error}") from error
-        if not isinstance(array, np.ndarray):
-            raise DataError(f"input '{name}': {path} holds several arrays; give a .npy file with one")
-        arrays[name] = array
     return arrays
 
 

@@ -30,6 +30,7 @@ from lwc_compiler.version import __version__
 if TYPE_CHECKING:
     from lwc_compiler.codegen.result import Lowered
     from lwc_compiler.model import Model
+    from lwc_compiler.report.table import Report
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -138,6 +139,12 @@ class Artifact:
         """The pruned and retrained ONNX model."""
         return self.directory / f"{self.manifest.name}.onnx"
 
+    @property
+    def report(self) -> dict[str, Any]:
+        """What `report.json` holds: the table of the layers, their total, sizes, and what each pass did."""
+        values: dict[str, Any] = json.loads((self.directory / "report.json").read_text(encoding="utf-8"))
+        return values
+
 
 def tool_versions() -> dict[str, str]:
     """Version of Python and of each installed package that lwc builds on, without importing any."""
@@ -164,21 +171,37 @@ def check_destination(directory: Path, *, force: bool) -> None:
         ArtifactError: the parent directory is missing or read-only; something is there and `force` is not given; what
             is there is not an artifact, which `force` never replaces.
     """
-    parent = directory.absolute().parent
-    if not parent.is_dir():
-        raise ArtifactError(f"cannot write {directory}: there is no directory {parent}; create it first")
-    if not os.access(parent, os.W_OK):
-        raise ArtifactError(f"cannot write {directory}: {parent} is read-only")
+    _check_place(directory, force=force)
     if not os.path.lexists(directory):
         return
-    if not force:
-        raise ArtifactError(f"{directory} exists: give another output directory, or --force to replace it")
     if (
         directory.is_symlink()
         or not directory.is_dir()
         or not (_is_empty(directory) or (directory / MANIFEST).is_file())
     ):
         raise ArtifactError(f"{directory} is not an lwc artifact: --force replaces only those; give another directory")
+
+
+def check_file(path: Path, *, force: bool) -> None:
+    """Refuses, before any work, a place that a file could not be written to.
+
+    Raises:
+        ArtifactError: the parent directory is missing or read-only; something is there and `force` is not given; what
+            is there is not a file.
+    """
+    _check_place(path, force=force)
+    if path.is_dir():
+        raise ArtifactError(f"{path} is a directory: give a file name")
+
+
+def _check_place(path: Path, *, force: bool) -> None:
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise ArtifactError(f"cannot write {path}: there is no directory {parent}; create it first")
+    if not os.access(parent, os.W_OK):
+        raise ArtifactError(f"cannot write {path}: {parent} is read-only")
+    if os.path.lexists(path) and not force:
+        raise ArtifactError(f"{path} exists: give another place, or --force to replace it")
 
 
 def write_artifact(
@@ -188,8 +211,7 @@ def write_artifact(
     *,
     recipe: Recipe,
     source_sha256: str,
-    report: dict[str, Any],
-    report_markdown: str,
+    report: Report,
     verification: Verification,
     force: bool = False,
 ) -> Artifact:
@@ -201,8 +223,7 @@ def write_artifact(
         model: the pruned and retrained model, as the user may go on with it.
         recipe: what was asked for.
         source_sha256: hash of the model file that was compiled; empty when there was none.
-        report: content of `report.json`.
-        report_markdown: content of `report.md`.
+        report: what becomes `report.json` and `report.md`.
         verification: outcome of the check against ONNX Runtime.
         force: replace the artifact that is there; it stays as it is when anything fails.
 
@@ -210,14 +231,15 @@ def write_artifact(
         ArtifactError: the directory cannot be written; nothing is left behind.
     """
     from lwc_compiler.model import save_model
+    from lwc_compiler.report.render import to_json, to_markdown
 
     check_destination(directory, force=force)
     with _written_whole(directory) as new:
         (new / f"lib{lowered.name}.so").write_bytes(lowered.library)
         (new / f"{lowered.name}.h").write_text(lowered.header, encoding="utf-8")
         save_model(model, new / f"{lowered.name}.onnx")
-        (new / "report.json").write_text(_json(report), encoding="utf-8")
-        (new / "report.md").write_text(report_markdown, encoding="utf-8")
+        (new / "report.json").write_text(_json(to_json(report)), encoding="utf-8")
+        (new / "report.md").write_text(to_markdown(report), encoding="utf-8")
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             lwc_version=__version__,
@@ -265,9 +287,9 @@ def read_artifact(directory: str | Path) -> Artifact:
         entry = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{directory / MANIFEST} is damaged: {entry or 'content'}: {first['msg']}") from None
     artifact = Artifact(directory, manifest)
-    for path in (artifact.library, artifact.header, artifact.model):
-        if path.name not in manifest.files:
-            raise ArtifactError(f"{directory / MANIFEST} is damaged: files does not list {path.name}")
+    for name in (artifact.library.name, artifact.header.name, artifact.model.name, "report.json", "report.md"):
+        if name not in manifest.files:
+            raise ArtifactError(f"{directory / MANIFEST} is damaged: files does not list {name}")
     for name, expected in manifest.files.items():
         _check_file(directory, name, expected)
     return artifact

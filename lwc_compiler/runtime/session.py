@@ -50,7 +50,6 @@ def open_session(artifact: Artifact, threads: int | None = None) -> Session:
         manifest.symbol,
         manifest.inputs,
         manifest.outputs,
-        manifest.workspace_bytes,
         manifest.threads if threads is None else threads,
         manifest.target,
     )
@@ -74,7 +73,6 @@ class Session:
         symbol: str,
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
-        workspace_bytes: int,
         threads: int,
         target: str,
     ) -> None:
@@ -95,7 +93,7 @@ class Session:
             raise TargetError(f"this machine could not start {threads} threads: ask for fewer")
         self._close = weakref.finalize(self, _free, library, self._pool)
         # One block of bytes that holds an aligned workspace; NumPy alone promises 16 bytes.
-        self._memory = np.empty(workspace_bytes + ALIGNMENT_BYTES, np.uint8)
+        self._memory = np.empty(library.workspace_bytes(threads) + ALIGNMENT_BYTES, np.uint8)
         self._workspace = ctypes.c_void_p(-(-self._memory.ctypes.data // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
         self._arguments = (ctypes.c_void_p * len(inputs))()
         self._results = (ctypes.c_void_p * len(outputs))()
@@ -184,6 +182,7 @@ class _Library:
         pointer = ctypes.c_void_p
         try:
             self.run = library[f"{symbol}_run"]
+            self.workspace_bytes = library[f"{symbol}_workspace_bytes"]
             self.error_string = library[f"{symbol}_error_string"]
             self.cpu_supported = library[f"{symbol}_cpu_supported"]
             self.pool_create = library[f"{symbol}_pool_create"]
@@ -192,6 +191,7 @@ class _Library:
             self.close()
             raise ArtifactError(f"{path} lacks a function of the model: {error}; compile the model again") from None
         self.run.argtypes = [pointer, pointer, pointer, pointer]
+        self.workspace_bytes.argtypes, self.workspace_bytes.restype = [ctypes.c_int], ctypes.c_size_t
         self.error_string.argtypes, self.error_string.restype = [ctypes.c_int], ctypes.c_char_p
         self.pool_create.argtypes, self.pool_create.restype = [ctypes.c_int], pointer
         self.pool_destroy.argtypes, self.pool_destroy.restype = [pointer], None

@@ -85,7 +85,6 @@ def _session(lowered: Lowered) -> Session:
             lowered.symbol,
             lowered.inputs,
             lowered.outputs,
-            lowered.workspace_bytes,
             lowered.threads,
             lowered.target,
         )

@@ -23,6 +23,9 @@ from lwc_compiler.errors import ArtifactError
 
 Matrix = NDArray[np.float32]
 
+# Numbers whose bits are spread out at a time: a multiple of 8, so that each part ends on a byte.
+_CHUNK = 1 << 18
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -310,10 +313,19 @@ def _require_shape(layout: Format, packed: Packed, name: str, shape: tuple[int, 
 
 def _pack_bits(numbers: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
     """The low `bits` of each number, least significant bit first, without gaps."""
-    return np.packbits((numbers.reshape(-1, 1) >> np.arange(bits)) & 1, bitorder="little")
+    flat = numbers.ravel()
+    parts = [
+        np.packbits((flat[start : start + _CHUNK, None] >> np.arange(bits)) & 1, bitorder="little")
+        for start in range(0, flat.size, _CHUNK)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
 
 def _unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
     """The inverse of `_pack_bits` for `count` numbers."""
-    digits = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    return digits @ (1 << np.arange(bits))
+    numbers = np.empty(count, np.int64)
+    for start in range(0, count, _CHUNK):
+        part = numbers[start : start + _CHUNK]
+        digits = np.unpackbits(packed[start * bits // 8 :], count=part.size * bits, bitorder="little")
+        part[:] = digits.reshape(-1, bits) @ (1 << np.arange(bits))
+    return numbers

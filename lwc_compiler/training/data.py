@@ -72,9 +72,17 @@ class LabelSpec:
 class Source(Protocol):
     """Data that was checked against the model's inputs."""
 
-    samples: int
-    shapes: dict[str, tuple[int, ...]]
-    labels: LabelSpec | None
+    @property
+    def samples(self) -> int:
+        """How many."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Input name -> shape of one sample."""
+
+    @property
+    def labels(self) -> LabelSpec | None:
+        """What the labels are; None: there are none."""
 
     def batches(self, size: int, order: NDArray[np.int64] | None = None) -> Iterator[Batch]:
         """Batches of `size` samples, the last one may be smaller; in `order` (sample indices) where a source can."""
@@ -112,7 +120,7 @@ def read_arrays(path: Path, inputs: list[InputSpec]) -> dict[str, NDArray[Any]]:
             return read_npz(path)
         if len(inputs) != 1:
             names = ", ".join(f"'{spec.name}'" for spec in inputs)
-            raise DataError(f"data {path}: the model has {len(inputs)} inputs ({names}); give an .npz with one array each")
+            raise DataError(f"data {path}: the model has inputs {names}; give an .npz with one array each")
         return {inputs[0].name: np.load(path, mmap_mode="r", allow_pickle=False)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"data {path} cannot be read: {error}") from None
@@ -132,7 +140,8 @@ def read_npz(path: Path) -> dict[str, NDArray[Any]]:
             header = raw.read(30)  # local file header: lengths of name and extra field are its last two numbers
             raw.seek(int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little"), 1)
             version = np.lib.format.read_magic(raw)
-            read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            formats = np.lib.format
+            read_header = formats.read_array_header_1_0 if version == (1, 0) else formats.read_array_header_2_0
             shape, fortran, dtype = read_header(raw)
             if dtype.hasobject:
                 raise DataError(f"data {path}: array '{name}' holds Python objects, not numbers")
@@ -234,11 +243,11 @@ class ImageSource:
         return ImageSource(tuple(shuffled), spec, LabelSpec("int", (), 0, len(classes) - 1))
 
     @property
-    def samples(self) -> int:  # type: ignore[override]
+    def samples(self) -> int:
         return len(self.files)
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:  # type: ignore[override]
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         return {self.spec.name: tuple(int(dim or 0) for dim in self.spec.shape[1:])}
 
     def batches(self, size: int, order: NDArray[np.int64] | None = None) -> Iterator[Batch]:
@@ -387,7 +396,8 @@ def check_batch(where: str, batch: Batch, inputs: list[InputSpec]) -> None:
         check_finite(where, spec.name, array)
     if batch.labels is not None:
         if batch.labels.dtype.kind not in "biuf" or batch.labels.ndim == 0:
-            raise DataError(f"data {where}: the labels are {batch.labels.dtype} of shape {batch.labels.shape}, not numbers")
+            found = f"{batch.labels.dtype} of shape {batch.labels.shape}"
+            raise DataError(f"data {where}: the labels are {found}; wanted are numbers, one entry a sample")
         counts["labels"] = len(batch.labels)
         check_finite(where, "labels", batch.labels)
     if len(set(counts.values())) != 1:

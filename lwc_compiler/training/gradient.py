@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from lwc_compiler.errors import TrainingError, UnsupportedError
-from lwc_compiler.training.graph import Node, TrainingGraph, read_node
+from lwc_compiler.training.graph import Node, TrainingGraph, needed, read_node, reads
 from lwc_compiler.training.losses import LOSS, PER_SAMPLE
 from lwc_compiler.training.rewrites import RULES
 from lwc_compiler.training.session import session_options
@@ -79,11 +79,8 @@ def gradient_name(weight: str) -> str:
 
 def weights_before(graph: TrainingGraph, value: str, weights: list[str]) -> list[str]:
     """Those of `weights` that `value` depends on."""
-    needed = {value}
-    for node in reversed(graph.nodes):
-        if needed & set(node.output):
-            needed |= set(node.input)
-    return [name for name in weights if name in needed]
+    read = {name for node in needed(graph.nodes, [value]) for name in reads(node)}
+    return [name for name in weights if name in read]
 
 
 def _explain(graph: TrainingGraph, message: str) -> str:
@@ -164,7 +161,9 @@ def check_gradient(
     )
 
 
-def _direction(weight: NDArray[np.float32], gradient: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+def _direction(
+    weight: NDArray[np.float32], gradient: NDArray[np.float32], rng: np.random.Generator
+) -> NDArray[np.float32]:
     noise = rng.standard_normal(weight.shape)
     noise /= np.linalg.norm(noise) or 1.0
     length = float(np.linalg.norm(weight)) or 1.0

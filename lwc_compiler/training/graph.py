@@ -82,6 +82,7 @@ class TrainingGraph:
         self._names = {name for node in graph.node for name in node.output} | set(self.constants) | set(self.inputs)
         self._prefix = "lwc"
         self._name_nodes()
+        self._expand_group_normalizations()
         self._simplify()
 
     def copy(self) -> TrainingGraph:
@@ -139,9 +140,10 @@ class TrainingGraph:
         self._simplify()
 
     def to_proto(self, outputs: Iterable[str]) -> onnx.ModelProto:
-        """A valid model that computes `outputs`; constants nobody uses are left out."""
+        """A valid model that computes `outputs`; inputs, constants and nodes they do not need are left out."""
         wanted = list(outputs)
-        used = set(wanted) | {name for node in self.nodes for name in reads(node)}
+        nodes = needed(self.nodes, wanted)
+        used = set(wanted) | {name for node in nodes for name in reads(node)}
 
         def declared(name: str) -> onnx.ValueInfoProto:
             if name not in self.types:
@@ -149,9 +151,9 @@ class TrainingGraph:
             return helper.make_tensor_value_info(name, self.types[name], self.shapes.get(name))
 
         graph = helper.make_graph(
-            self.nodes,
+            nodes,
             "training",
-            [helper.make_tensor_value_info(name, *kind) for name, kind in self.inputs.items()],
+            [helper.make_tensor_value_info(name, *kind) for name, kind in self.inputs.items() if name in used],
             [declared(name) for name in wanted],
             [numpy_helper.from_array(value, name) for name, value in self.constants.items() if name in used],
         )
@@ -189,12 +191,7 @@ class TrainingGraph:
     def keep(self, outputs: Iterable[str]) -> None:
         """Makes `outputs` the graph's outputs and drops what they do not need (inputs stay)."""
         self.outputs = list(outputs)
-        needed, kept = set(self.outputs), []
-        for node in reversed(self.nodes):
-            if needed & set(node.output):
-                kept.append(node)
-                needed |= set(reads(node))
-        self.nodes = kept[::-1]
+        self.nodes = needed(self.nodes, self.outputs)
 
     # -- simplifying --------------------------------------------------------------------------------------------------
 
@@ -218,6 +215,29 @@ class TrainingGraph:
             self._drop_identities()
             self._infer()
         self.keep(self.outputs)
+
+    def _expand_group_normalizations(self) -> None:
+        """ONNX infers no shape for GroupNormalization, so it becomes InstanceNormalization before shapes are inferred."""
+        old, self.nodes = self.nodes, []
+        for proto in old:
+            if proto.op_type != "GroupNormalization":
+                self.nodes.append(proto)
+                continue
+            node = read_node(proto)
+            self._prefix = node.name
+            x, scale, bias = node.inputs
+            groups = node.attributes["num_groups"]
+            channels = self.inputs[scale][1][0] if scale in self.inputs else self.constants[scale].size
+            unit, zero = self.constant(np.ones(groups)), self.constant(np.zeros(groups))
+            rows = self.add("Reshape", x, self.indices(0, groups, -1))
+            epsilon = node.attributes.get("epsilon", 1e-5)
+            normal = self.add("InstanceNormalization", rows, unit, zero, epsilon=epsilon)
+            planes = self.add("Reshape", normal, self.indices(0, channels, -1))
+            last = self.indices(1)
+            scaled = self.add("Mul", planes, self.add("Unsqueeze", scale, last))
+            shifted = self.add("Add", scaled, self.add("Unsqueeze", bias, last))
+            self.add("Reshape", shifted, self.add("Shape", x), output=node.outputs[0])
+        self._prefix = "lwc"
 
     def _lift_constants(self) -> None:
         for node in self.nodes:
@@ -321,6 +341,16 @@ def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         if attribute.type == onnx.AttributeProto.GRAPH:
             yield attribute.g
         yield from attribute.graphs
+
+
+def needed(nodes: list[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that `outputs` depend on."""
+    wanted, kept = set(outputs), []
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.output):
+            kept.append(node)
+            wanted.update(reads(node))
+    return kept[::-1]
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:

@@ -82,6 +82,8 @@ class Trainer:
         """
         self._specs = input_specs(proto)
         bare, self.weights = detach(proto, set(masks), options.batch_norm == "train")
+        for name, mask in masks.items():
+            np.copyto(self.weights.trained[name], 0, where=~mask)
         bare = convert_opset(bare, OPSET)
         first = next(data.batches(2 * max(options.batch_size, fixed_batch(self._specs) or 1)))
         bare, self.batch, self.group = self._choose_batch(bare, data, options, first)
@@ -216,7 +218,7 @@ class Trainer:
         values = self._backward.run(names, self._only(self._backward, feeds | point))
         gradients = dict(zip(self._gradients, values, strict=True))
         if not np.isfinite(losses(point)).all():
-            raise TrainingError("the loss is NaN or Inf before the first step: look for values far out of range in the data")
+            raise TrainingError("the loss is NaN or Inf before the first step: look for odd values in the data")
         mean = lambda weights: float(losses(weights).mean(dtype=np.float64))  # noqa: E731
         check_gradient(self._rewritten, mean, point, gradients, self._seed)
 

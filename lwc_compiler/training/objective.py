@@ -146,10 +146,13 @@ class Teacher:
             own = find_head(graph, head.output)
             self._values.append(own.value if logits else own.output)
         self._session = open_session(graph.to_proto(self._values), threads)
+        self._inputs = [value.name for value in self._session.get_inputs()]
 
     def outputs(self, inputs: dict[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         """One array a head."""
-        result: list[NDArray[np.float32]] = self._session.run(self._values, inputs)
+        result: list[NDArray[np.float32]] = self._session.run(
+            self._values, {name: inputs[name] for name in self._inputs}
+        )
         return result
 
 

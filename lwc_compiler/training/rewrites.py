@@ -1,4 +1,4 @@
-"""Operators that ONNX Runtime's gradient builder has no gradient for, or a wrong one, in terms of operators it is right for.
+"""Operators without a gradient in ONNX Runtime, or with a wrong one, in terms of operators with the right one.
 
 One small function an operator; `RULES` is the table. A rule appends nodes to the graph that compute the outputs of the
 node it gets and returns True, or returns False and leaves the node as it is. Definitions: the ONNX operator reference.
@@ -39,8 +39,8 @@ def elu(g: TrainingGraph, node: Node) -> bool:
 
 
 def selu(g: TrainingGraph, node: Node) -> bool:
-    alpha, gamma = node.attributes.get("alpha", 1.67326319217681884765625), node.attributes.get("gamma", 1.05070102214813)
-    return _exponential_unit(g, node, alpha, gamma, 1.0)
+    alpha = node.attributes.get("alpha", 1.67326319217681884765625)
+    return _exponential_unit(g, node, alpha, node.attributes.get("gamma", 1.05070102214813), 1.0)
 
 
 def celu(g: TrainingGraph, node: Node) -> bool:
@@ -49,7 +49,7 @@ def celu(g: TrainingGraph, node: Node) -> bool:
 
 
 def _exponential_unit(g: TrainingGraph, node: Node, alpha: float, gamma: float, inner: float) -> bool:
-    """Gamma x for x > 0, else gamma alpha (exp(inner x) - 1). The exponent is cut at 0: Where hides Inf, its gradient not."""
+    """Gamma x for x > 0, else gamma alpha (exp(inner x) - 1); the exponent is cut at 0, for 0 x Inf is NaN."""
     x = node.inputs[0]
     cut = g.add("Min", x, g.constant(0.0))
     low = g.add("Sub", g.add("Exp", g.add("Mul", cut, g.constant(inner))), g.constant(1.0))

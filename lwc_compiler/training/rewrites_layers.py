@@ -52,24 +52,14 @@ def batch_normalization(g: TrainingGraph, node: Node) -> bool:
 
 
 def instance_normalization(g: TrainingGraph, node: Node) -> bool:
-    return _normalize_groups(g, node, g.shape(node.inputs[0])[1])
-
-
-def group_normalization(g: TrainingGraph, node: Node) -> bool:
-    return _normalize_groups(g, node, node.attributes["num_groups"])
-
-
-def _normalize_groups(g: TrainingGraph, node: Node, groups: int) -> bool:
     x, scale, bias = node.inputs
-    shape = g.shape(x)
-    last = g.indices(2)
-    rows = g.add("Reshape", x, g.indices(shape[0], groups, -1))
-    centred = g.add("Sub", rows, g.add("ReduceMean", rows, last, keepdims=1))
-    variance = g.add("ReduceMean", g.add("Mul", centred, centred), last, keepdims=1)
+    rank = g.rank(x)
+    space = g.indices(*range(2, rank))
+    centred = g.add("Sub", x, g.add("ReduceMean", x, space, keepdims=1))
+    variance = g.add("ReduceMean", g.add("Mul", centred, centred), space, keepdims=1)
     deviation = g.add("Sqrt", g.add("Add", variance, g.constant(node.attributes.get("epsilon", 1e-5))))
-    normal = g.add("Reshape", g.add("Div", centred, deviation), g.indices(*shape))
-    column = g.indices(-1, *([1] * (len(shape) - 2)))
-    scaled = g.add("Mul", normal, g.add("Reshape", scale, column))
+    column = g.indices(-1, *([1] * (rank - 2)))
+    scaled = g.add("Mul", g.add("Div", centred, deviation), g.add("Reshape", scale, column))
     g.add("Add", scaled, g.add("Reshape", bias, column), output=node.outputs[0])
     return True
 
@@ -84,7 +74,7 @@ def layer_normalization(g: TrainingGraph, node: Node) -> bool:
 
 
 def local_response_normalization(g: TrainingGraph, node: Node) -> bool:
-    """X / (bias + alpha / size sum x^2)^beta; the sum over neighbouring channels is a 1x1 convolution with a band of ones."""
+    """X / (bias + alpha / size sum x^2)^beta; the sum over channels is a 1x1 convolution with a band of ones."""
     x, size = node.inputs[0], node.attributes["size"]
     channels, rank = g.shape(x)[1], g.rank(x)
     offset = np.arange(channels)[None] - np.arange(channels)[:, None]  # (output, input)
@@ -128,7 +118,7 @@ def recurrent(g: TrainingGraph, node: Node) -> bool:
     for index, name in enumerate(node.outputs):
         if name:
             parts = [outputs[index] for outputs in results]
-            axis = 1 if index == 0 else 0  # Y: (length, directions, batch, hidden); Y_h, Y_c: (directions, batch, hidden)
+            axis = 1 if index == 0 else 0  # Y is (length, directions, batch, hidden), Y_h and Y_c start with directions
             if len(parts) == 1:
                 g.add("Identity", parts[0], output=name)
             else:
@@ -142,7 +132,7 @@ def _check_recurrent(g: TrainingGraph, node: Node) -> None:
     names = [name.decode() if isinstance(name, bytes) else name for name in activations]
     if [name.lower() for name in names] != [name.lower() for name in default * (len(names) // len(default))]:
         raise UnsupportedError(f"{node}: activations {names} have no gradient; retraining takes {default}")
-    if node.attributes.get("layout", 0) or node.input(7) or node.attributes.get("clip") or node.attributes.get("input_forget"):
+    if node.input(7) or any(node.attributes.get(name) for name in ("layout", "clip", "input_forget")):
         raise UnsupportedError(f"{node}: layout 1, peepholes, clip and input_forget have no gradient")
     lengths = node.input(4)
     if lengths and not (lengths in g.constants and (g.constants[lengths] == g.shape(node.inputs[0])[0]).all()):
@@ -160,7 +150,6 @@ RULES: dict[str, Callable[[TrainingGraph, Node], bool]] = {
     "Conv": explicit_pads,
     "ConvTranspose": explicit_pads,
     "GRU": recurrent,
-    "GroupNormalization": group_normalization,
     "InstanceNormalization": instance_normalization,
     "LRN": local_response_normalization,
     "LSTM": recurrent,

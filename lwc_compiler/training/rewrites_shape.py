@@ -65,7 +65,7 @@ def space_to_depth(g: TrainingGraph, node: Node) -> bool:
 
 
 def pad(g: TrainingGraph, node: Node) -> bool:
-    """Other modes than constant repeat elements: a Gather an axis. Constant padding of some axes is spelled out for all."""
+    """Modes that repeat elements become a Gather an axis; constant padding of some axes is spelled out for all."""
     x, mode = node.inputs[0], node.attributes.get("mode", "constant")
     shape = g.shape(x)
     if node.inputs[1] not in g.constants:
@@ -80,18 +80,17 @@ def pad(g: TrainingGraph, node: Node) -> bool:
         full[0, axes], full[1, axes] = begin, end
         g.add("Pad", x, g.indices(*full.ravel().tolist()), node.input(2), output=node.outputs[0])
         return True
-    names = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
     value = x
     for axis, before, after in zip(axes, begin, end, strict=True):
         if before or after:
-            index: Any = np.pad(np.arange(shape[axis]), (before, after), mode=names[mode])  # type: ignore[call-overload]
+            index = np.pad(np.arange(shape[axis]), (before, after), mode=mode)  # the modes have the same names
             value = g.add("Gather", value, g.indices(*index.tolist()), axis=axis)
     g.add("Identity", value, output=node.outputs[0])
     return True
 
 
 def einsum(g: TrainingGraph, node: Node) -> bool:
-    """Two operands as one MatMul over (batch, rows, summed) x (batch, summed, columns); one operand as sum and transpose."""
+    """Two operands: one MatMul, (batch, rows, summed) x (batch, summed, columns); one operand: sum and transpose."""
     equation = node.attributes["equation"].replace(" ", "")
     left, _, result = equation.partition("->")
     terms = left.split(",")
@@ -160,7 +159,7 @@ def resize_matrix(node: Node, size: int, wanted: int, scale: float | None) -> ND
 
     kept = {k: v for k, v in node.attributes.items() if k not in ("axes", "keep_aspect_ratio_policy")}
     inputs = ["x", "", "scales"] if scale is not None else ["x", "", "", "sizes"]
-    values = {
+    values: dict[str, NDArray[Any]] = {
         "scales": np.array([1, 1, scale or 1, 1], np.float32),
         "sizes": np.array([size, 1, wanted, 1], np.int64),
         "x": np.eye(size, dtype=np.float32).reshape(size, 1, size, 1),
@@ -173,8 +172,8 @@ def resize_matrix(node: Node, size: int, wanted: int, scale: float | None) -> ND
         [numpy_helper.from_array(values[name], name) for name in inputs if name],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    result: NDArray[np.float32] = open_session(model, threads=1).run(None, {})[0]
-    return result[:, 0, :, 0].T
+    rows: NDArray[np.float32] = open_session(model, threads=1).run(None, {})[0][:, 0, :, 0]
+    return rows.T
 
 
 RULES: dict[str, Callable[[TrainingGraph, Node], bool]] = {

@@ -77,7 +77,7 @@ def detach(proto: onnx.ModelProto, masked: set[str], train_batch_norm: bool) -> 
         ModelError: a masked weight is not in the model, or the model has no weights.
         UnsupportedError: a weight is not float32.
     """
-    values = {name: tensor for name, tensor in _stored(proto)}
+    values = dict(_stored(proto))
     missing = sorted(masked - set(values))
     if missing:
         raise ModelError(f"the model has no weight named '{missing[0]}', but there is a mask for it")
@@ -170,7 +170,7 @@ def _is_vector(tensor: onnx.TensorProto) -> bool:
 def _float32(name: str, tensor: onnx.TensorProto) -> NDArray[np.float32]:
     if tensor.data_type != TensorProto.FLOAT:
         kind = TensorProto.DataType.Name(tensor.data_type).lower()
-        raise UnsupportedError(f"weight '{name}' is {kind}; retraining works on float32 weights: convert the model first")
+        raise UnsupportedError(f"weight '{name}' is {kind}; retraining works on float32 weights: convert them first")
     return np.array(numpy_helper.to_array(tensor), np.float32)
 
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from lwc_compiler.errors import ArtifactError
+from lwc_compiler.report.table import Report
 from lwc_compiler.runtime import artifact as module
 from lwc_compiler.runtime.artifact import MANIFEST, SCHEMA_VERSION, read_artifact, sha256_of, write_artifact
 
@@ -24,8 +25,7 @@ def write(twice, twice_model, artifact):
         arguments = {
             "recipe": manifest.options,
             "source_sha256": "",
-            "report": {"layers": []},
-            "report_markdown": "# twice\n",
+            "report": Report("twice", (), {}),
             "verification": manifest.verification,
         }
         return write_artifact(directory, twice, twice_model, **{**arguments, **changes})
@@ -54,9 +54,10 @@ def test_what_is_written_can_be_read(artifact, twice):
     assert [path.name for path in artifact.directory.parent.iterdir()] == ["twice.lwc"]
 
 
-def test_two_writes_give_the_same_bytes(artifact, write, tmp_path):
+def test_two_writes_give_the_same_bytes(write, tmp_path):
+    write(tmp_path / "first.lwc")
     write(tmp_path / "again.lwc")
-    assert contents(tmp_path / "again.lwc") == contents(artifact.directory)
+    assert contents(tmp_path / "again.lwc") == contents(tmp_path / "first.lwc")
 
 
 def test_permissions_are_those_of_any_new_directory(artifact, tmp_path):
@@ -66,11 +67,12 @@ def test_permissions_are_those_of_any_new_directory(artifact, tmp_path):
 
 def test_existing_output_needs_force(artifact, write):
     before = contents(artifact.directory)
-    with pytest.raises(ArtifactError, match=r"exists: give another output directory, or --force"):
+    with pytest.raises(ArtifactError, match=r"exists: give another place, or --force"):
         write(artifact.directory)
     assert contents(artifact.directory) == before
-    write(artifact.directory, report_markdown="# new\n", force=True)
-    assert (artifact.directory / "report.md").read_text() == "# new\n"
+    write(artifact.directory, report=Report("new", (), {}), force=True)
+    assert (artifact.directory / "report.md").read_text().startswith("# new\n")
+    assert read_artifact(artifact.directory).report["model"] == "new"
     assert [path.name for path in artifact.directory.parent.iterdir()] == ["twice.lwc"]
 
 
@@ -134,7 +136,7 @@ def test_a_stop_between_the_renames_restores_the_old_artifact(artifact, write, m
     before = contents(tmp_path)
     monkeypatch.setattr(module.Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write(artifact.directory, report_markdown="# new\n", force=True)
+        write(artifact.directory, report=Report("new", (), {}), force=True)
     assert contents(tmp_path) == before
 
 

@@ -28,7 +28,7 @@ def open_library(tmp_path):
         path = tmp_path / "libtwice.so"
         path.unlink(missing_ok=True)
         path.write_bytes(lowered.library)
-        return Session(path, symbol, lowered.inputs, lowered.outputs, lowered.workspace_bytes, threads, lowered.target)
+        return Session(path, symbol, lowered.inputs, lowered.outputs, threads, lowered.target)
 
     return make
 
@@ -151,7 +151,7 @@ def test_file_that_is_no_library_is_refused(twice, tmp_path):
     path = tmp_path / "libtwice.so"
     path.write_bytes(b"not ELF")
     with pytest.raises(ArtifactError, match="cannot be loaded on this machine"):
-        Session(path, "twice", twice.inputs, twice.outputs, 0, 1, "x86-64-v3")
+        Session(path, "twice", twice.inputs, twice.outputs, 1, "x86-64-v3")
 
 
 def test_artifact_can_be_moved_and_deleted_after_loading(artifact, tmp_path):

@@ -131,6 +131,12 @@ def test_columns_take_the_narrowest_type_that_holds_them(columns, dtype):
     assert np.array_equal(packed.unpack(), matrix)
 
 
+def test_bit_streams_longer_than_one_part():
+    matrix = random_matrix(700, 1000, 0.9)
+    for bits in (3, 5, 8):
+        np.testing.assert_array_equal(RelativeIndex(bits).pack(matrix).unpack(), matrix)
+
+
 def test_size_against_the_papers_overhead():
     # Five-bit gaps cost 5 / 32 of the values they index: the 15.6 % overhead that the paper states.
     matrix = random_matrix(300, 784, 0.09)

@@ -1,0 +1,53 @@
+# Everything runs in a virtual environment of the checkout; PYTHON chooses the interpreter it is made with.
+PYTHON ?= python3
+BIN := .venv/bin
+# pip says what went wrong; it need not say what went right.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+# Linking needs a C compiler: where the system has none, PyPI's is installed.
+ZIG := $(if $(shell command -v cc || command -v gcc || command -v clang),,zig)
+
+.PHONY: help demo test lint types unit clean
+
+help:
+	@echo "make demo    train, prune, retrain and compile a small network on bundled data (about a minute)"
+	@echo "make test    everything that has to pass: lint, types, tests"
+	@echo "make lint    ruff: rules and formatting"
+	@echo "make types   mypy"
+	@echo "make unit    pytest; ARGS='tests/passes -k prune' chooses tests"
+	@echo "make clean   remove the environment and everything that tools left behind"
+
+demo: .venv/demo.stamp
+	$(BIN)/lwc demo
+
+test: lint types unit
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: .venv/test.stamp
+	$(BIN)/mypy
+
+unit: .venv/test.stamp
+	$(BIN)/python tests/fetch_models.py
+	$(BIN)/pytest -n 2 $(ARGS)
+
+clean:
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "lwc is developed on Python 3.10 to 3.12, and this is %d.%d: make PYTHON=python3.12 ..." % v)'
+	@echo "making the environment .venv"
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "on Debian and Ubuntu, venv is in the package python3-venv" >&2; exit 1; }
+
+.venv/demo.stamp: pyproject.toml | .venv/bin/python
+	@echo "installing lwc and what it needs (a few minutes the first time)"
+	@$(PIP) -e '.[$(ZIG)]'
+	@touch $@
+
+.venv/test.stamp: pyproject.toml | .venv/bin/python
+	@echo "installing lwc and what its tests need (a few minutes the first time)"
+	@$(PIP) -e '.[dev,test]'
+	@$(BIN)/python -m pip check
+	@touch $@ .venv/demo.stamp

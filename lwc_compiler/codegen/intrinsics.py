@@ -1,0 +1,3 @@
+from tvm.ir import Expr
+def expand(e: Expr) -> Expr:
+    return e

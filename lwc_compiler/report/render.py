@@ -1,0 +1,119 @@
+"""A report as JSON, as Markdown and as a table for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lwc_compiler.report.table import LayerRow, Report, Total
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_NUMBERS = ("weights", "FLOP", "Act%", "Weights%", "FLOP%", "bytes")
+_OPEN = "-"
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The content of `report.json`. Densities are fractions; what was not measured is null."""
+    total = report.total
+    return {
+        "model": report.model,
+        "activations_measured_with": report.activation_source,
+        "layers": [_layer(row) for row in report.rows],
+        "total": {**asdict(total), "density": total.density},
+        "sizes": dict(report.sizes),
+        "passes": list(report.passes),
+    }
+
+
+def to_markdown(report: Report) -> str:
+    """The content of `report.md`."""
+    columns, rows = table_cells(report)
+    rules = ("---:" if column in _NUMBERS else "---" for column in columns)
+    lines = [f"# {report.model}", ""]
+    lines += [_markdown_row(cells) for cells in (columns, rules, *rows)]
+    legend = (
+        f"Act%: non-zero activations a layer hands on ({report.activation_source}). Weights%: weights kept. "
+        "FLOP%: multiply-adds left when zero weights and zero inputs are left out."
+    )
+    lines += ["", legend, "", "| size | bytes |", "| --- | ---: |"]
+    lines += [_markdown_row((what, f"{size:,}")) for what, size in report.sizes.items()]
+    return "\n".join(lines) + "\n"
+
+
+def to_rich(report: Report) -> Table:
+    """The table for the terminal."""
+    from rich.table import Table
+
+    columns, rows = table_cells(report)
+    table = Table(title=report.model, caption=f"activations: {report.activation_source}")
+    for column in columns:
+        table.add_column(column, justify="right" if column in _NUMBERS else "left")
+    for row in rows[:-1]:
+        table.add_row(*row)
+    table.add_section()
+    table.add_row(*rows[-1])
+    return table
+
+
+def table_cells(report: Report) -> tuple[list[str], list[list[str]]]:
+    """The columns of the table, and its rows with the total last, as text.
+
+    After the paper's columns comes why pruning left layers alone (where it did), then what lowering did (where it has).
+    """
+    columns = ["layer", "shape", "weights", "FLOP", "Act%", "Weights%", "FLOP%"]
+    rows = [[row.node, "x".join(map(str, row.shape)), *_numbers(row)] for row in report.rows]
+    rows.append(["total", "", *_numbers(report.total)])
+    if any(row.kept_because for row in report.rows):
+        columns.append("kept because")
+        for cells, note in zip(rows, [*(row.kept_because or "" for row in report.rows), ""], strict=True):
+            cells.append(note)
+    if any(row.decision for row in report.rows):
+        columns += ["format", "kernel", "bytes", "why"]
+        for cells, decision in zip(rows, [row.decision for row in report.rows], strict=False):
+            if decision:
+                cells += [decision.format, decision.kernel, f"{decision.bytes:,}", decision.why]
+            else:
+                cells += [_OPEN] * 4
+        rows[-1] += ["", "", f"{sum(row.decision.bytes for row in report.rows if row.decision):,}", ""]
+    return columns, rows
+
+
+def quantity(number: int | None) -> str:
+    """A count with three digits and K, M or B, as the paper prints them: 0.5K, 25K, 3.2M."""
+    if number is None:
+        return _OPEN
+    for unit, scale in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        # Half a thousand is "0.5K" in the paper.
+        if number >= scale / 2:
+            return f"{float(f'{number / scale:.3g}'):g}{unit}"
+    return str(number)
+
+
+def percent(fraction: float | None) -> str:
+    """A percentage: whole from 10 on, two digits below."""
+    if fraction is None:
+        return _OPEN
+    value = 100 * fraction
+    return f"{value:.0f}" if value >= 9.95 or value == 0 else f"{float(f'{value:.2g}'):g}"
+
+
+def _numbers(row: LayerRow | Total) -> list[str]:
+    """The paper's columns."""
+    counts = [quantity(row.weights), quantity(row.flops)]
+    return counts + [percent(share) for share in (row.activation_density, row.density, row.flops_kept)]
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _layer(row: LayerRow) -> dict[str, Any]:
+    return {
+        **asdict(row),
+        "density": row.density,
+        "activation_density": row.activation_density,
+        "flops_kept": row.flops_kept,
+    }
