@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
-BROKEN_PIPE = 128 + signal.SIGPIPE
 TERMINATED = 128 + signal.SIGTERM
 
 logger = logging.getLogger("lwc_compiler")
@@ -283,7 +282,7 @@ def run(
     if as_json:
         _print_json({name: str(file) for name, file in files.items()})
         return
-    rows = [(name, outputs[name].dtype, list(outputs[name].shape), file) for name, file in files.items()]
+    rows = [(name, outputs[name].dtype, _shape(outputs[name].shape), file) for name, file in files.items()]
     _print_table(("output", "dtype", "shape", "file"), rows)
 
 
@@ -395,9 +394,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo("interrupted: nothing was written", err=True)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone; what Python still holds for it must not fail once more at exit.
+        # The reader has gone; what Python still holds for it must not fail once more at exit. click and rich exit
+        # with 1 when it happens to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return 1
     except Exception as error:
         _print_error(error, state["debug"])
         click.echo(
@@ -410,14 +410,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _logs_to_stderr() -> Iterator[None]:
-    handler = _Handler()
+    handler, before = _Handler(), (logger.level, logger.propagate)
     logger.addHandler(handler)
-    level = logger.level
+    # Packages that lwc imports give the root logger handlers of their own.
+    logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        logger.level, logger.propagate = before
 
 
 class _Handler(logging.Handler):
@@ -533,8 +534,11 @@ def _show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
 def _accuracy(passes: Sequence[dict[str, Any]]) -> str:
     for entry in reversed(passes):
         if entry["pass"] == "retrain":
-            history, best = entry["history"], entry["best_epoch"]
-            return f"{entry['metric']} {history[best]['metric']:.4g} at epoch {best}"
+            before, after = (entry["history"][epoch]["metric"] for epoch in (0, entry["best_epoch"]))
+            return (
+                f"{entry['metric']} on validation data {before:.4g} after pruning, {after:.4g} after retraining "
+                f"(epoch {entry['best_epoch']})"
+            )
     return "not measured, since there is no training data"
 
 

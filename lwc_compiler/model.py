@@ -196,30 +196,28 @@ def working_copy(proto: ModelProto, *, opset: int = ORT_OPSET, ir_version: int =
 def convert_opset(proto: ModelProto, opset: int) -> ModelProto:
     """A copy of the graph in another opset; weights of any size.
 
+    Operators that the other opset lacks become what they are defined as, where ONNX defines them by simpler ones.
+
     Raises:
         UnsupportedError: no conversion exists; the message names the first operator that differs.
     """
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+    bare = _without_newer(_skeleton(proto), opset)
     try:
-        converted = onnx.version_converter.convert_version(_skeleton(proto), opset)
+        bare = onnx.version_converter.convert_version(bare, opset)
     except Exception as error:
-        changed = _first_changed(proto.graph, opset_of(proto), opset)
+        changed = _first_changed(bare.graph, opset_of(proto), opset)
         if changed is not None:
             raise UnsupportedError(
                 f"node '{changed.name or changed.output[0]}' ({changed.op_type}): this operator of opset "
-                f"{opset_of(proto)} has no equivalent in opset {opset}: {_first_line(error)}; export the model with "
-                f"opset {opset} or older"
+                f"{opset_of(proto)} has no equivalent in opset {opset}; export the model with opset {opset} or older "
+                f"({_first_line(error)})"
             ) from error
-        converted = ModelProto()
-        converted.CopyFrom(proto)
-        for entry in converted.opset_import:
+        for entry in bare.opset_import:
             if entry.domain == "":
                 entry.version = opset
-        return converted
-    _drop_named(converted.graph.input, weights)
-    _drop_named(converted.graph.initializer, weights)  # the small ones: the converter rewrites their encoding
-    converted.graph.initializer.extend(weights.values())
-    return converted
+    _restore_weights(bare.graph, weights)
+    return bare
 
 
 def infer_shapes(proto: ModelProto) -> ModelProto:
@@ -328,9 +326,7 @@ def _simplify(proto: ModelProto, path: Path) -> None:
     proto.ir_version = max(proto.ir_version, 4)
     if proto.functions:
         inlined = onnx.inliner.inline_local_functions(_skeleton(proto))
-        _drop_named(inlined.graph.input, weights)
-        _drop_named(inlined.graph.initializer, weights)
-        inlined.graph.initializer.extend(weights.values())
+        _restore_weights(inlined.graph, weights)
         proto.CopyFrom(inlined)
     graph.name = graph.name or path.stem
     for node in _all_nodes(graph):
@@ -392,15 +388,38 @@ def _used_names(node: NodeProto) -> Iterator[str]:
             yield from (output.name for output in attribute.g.output)
 
 
+def _without_newer(proto: ModelProto, opset: int) -> ModelProto:
+    """The model with every operator that `opset` lacks replaced by its definition in simpler ones, if it has one."""
+    newer = set()
+    for node in _all_nodes(proto.graph):
+        if node.domain == "" and _schema(node.op_type, opset) is None:
+            schema = _schema(node.op_type, opset_of(proto))
+            newer.add(("", node.op_type))
+            given = {attribute.name for attribute in node.attribute}
+            defaults = {} if schema is None else schema.attributes  # the inliner leaves missing ones out
+            node.attribute.extend(
+                attribute.default_value
+                for name, attribute in defaults.items()
+                if name not in given and attribute.default_value.name
+            )
+    if not newer:
+        return proto
+    return onnx.inliner.inline_selected_functions(proto, sorted(newer), inline_schema_functions=True)
+
+
+def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op_type, opset, "")
+    except onnx.defs.SchemaError:
+        return None
+
+
 def _first_changed(graph: GraphProto, old: int, new: int) -> NodeProto | None:
     """The first node whose operator is another one, or none, in opset `new`."""
     for node in _all_nodes(graph):
         if node.domain == "":
-            try:
-                versions = {onnx.defs.get_schema(node.op_type, v, "").since_version for v in (old, new)}
-            except onnx.defs.SchemaError:
-                return node
-            if len(versions) > 1:
+            schemas = [_schema(node.op_type, version) for version in (old, new)]
+            if None in schemas or len({schema.since_version for schema in schemas if schema}) > 1:
                 return node
     return None
 
@@ -420,6 +439,13 @@ def _skeleton(proto: ModelProto) -> ModelProto:
             info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
             bare.graph.input.append(info)
     return bare
+
+
+def _restore_weights(graph: GraphProto, weights: dict[str, TensorProto]) -> None:
+    """Undoes what `_skeleton` did, in place. Small tensors come back too: tools rewrite their encoding."""
+    _drop_named(graph.input, weights)
+    _drop_named(graph.initializer, weights)
+    graph.initializer.extend(weights.values())
 
 
 def _with_external_data(proto: ModelProto, location: str, file: Any) -> ModelProto:

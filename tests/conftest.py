@@ -1,8 +1,12 @@
 import subprocess
+from dataclasses import dataclass
 
+import numpy as np
+import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
+from lwc_compiler.cli import main
 from lwc_compiler.codegen.result import LayerDecision, Lowered, TensorSpec
 from lwc_compiler.model import Model
 from lwc_compiler.recipe import Recipe
@@ -122,3 +126,54 @@ def write_twice(directory, lowered, model, **changes):
         "verification": Verification({"doubled": 1e-7, "same": 0.0}, 1e-4, 2),
     }
     return write_artifact(directory, lowered, model, **{**arguments, **changes})
+
+
+@pytest.fixture
+def mlp(tmp_path):
+    """An ONNX file: x (n, 16) -> Gemm fc1 (w1) -> Relu -> Gemm fc2 (w2) -> y (n, 4)."""
+    generator = np.random.default_rng(0)
+    weights = {"w1": (16, 12), "b1": (12,), "w2": (12, 4), "b2": (4,)}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", ["x", "w1", "b1"], ["hidden"], name="fc1"),
+            helper.make_node("Relu", ["hidden"], ["active"], name="relu"),
+            helper.make_node("Gemm", ["active", "w2", "b2"], ["y"], name="fc2"),
+        ],
+        "mlp",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4])],
+        [numpy_helper.from_array(generator.standard_normal(s).astype(np.float32), n) for n, s in weights.items()],
+    )
+    path = tmp_path / "mlp.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.fixture
+def mlp_data(tmp_path):
+    """Training data for it."""
+    generator = np.random.default_rng(1)
+    path = tmp_path / "data.npz"
+    np.savez(path, x=generator.standard_normal((64, 16)).astype(np.float32), labels=generator.integers(0, 4, 64))
+    return path
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command line did."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def lwc(capsys):
+    """Runs a command line in this process: `lwc("prune", path, ...)`."""
+
+    def run(*arguments) -> Done:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        return Done(code, *capsys.readouterr())
+
+    return run

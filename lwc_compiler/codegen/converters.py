@@ -21,7 +21,20 @@ from lwc_compiler.errors import UnsupportedError
 Array = NDArray[Any]
 Value = Array | relax.Expr  # constants stay NumPy arrays until an operator reads them as a tensor
 Result = relax.Expr | Array | Sequence[relax.Expr | Array]
-DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+DTYPES = (
+    "bool",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "float16",
+    "float32",
+    "float64",
+)
 
 
 @dataclass(frozen=True)
@@ -226,9 +239,7 @@ def _elu(node: Node) -> Result:
     a, g, s = (literal(v, dtype) for v in (alpha, gamma, 1 / inner))
     zero, one = literal(0, dtype), literal(1, dtype)
     # The exponential sees min(x, 0): it must not overflow on the side that is not taken.
-    return elementwise(
-        node, "elu", lambda x: g * (tirx.max(x, zero) + a * (tirx.exp(tirx.min(x, zero) * s) - one))
-    )
+    return elementwise(node, "elu", lambda x: g * (tirx.max(x, zero) + a * (tirx.exp(tirx.min(x, zero) * s) - one)))
 
 
 @converter("LeakyRelu")
@@ -361,9 +372,7 @@ def _cast(node: Node) -> Result:
 def numpy_name(element_type: int, node: Node) -> str:
     """NumPy name of an ONNX element type."""
     name = (
-        str(onnx.helper.tensor_dtype_to_np_dtype(element_type))
-        if element_type != onnx.TensorProto.STRING
-        else "string"
+        str(onnx.helper.tensor_dtype_to_np_dtype(element_type)) if element_type != onnx.TensorProto.STRING else "string"
     )
     if name not in DTYPES:
         raise node.refuse(f"element type {onnx.TensorProto.DataType.Name(element_type)} is not handled")
@@ -548,8 +557,10 @@ def reduce(node: Node, kind: str, x: relax.Expr, axes: tuple[int, ...], keep: bo
             relax.op.multiply(x, scalar(1 / count, dtype)) if dtype.startswith("float") else relax.op.divide(x, divisor)
         )
     if kind == "ReduceL2":
-        x = node.emit(relax.op.sqrt(x)) if dtype.startswith("float") else cast(
-            node, node.emit(relax.op.sqrt(cast(node, x, "float64"))), dtype
+        x = (
+            node.emit(relax.op.sqrt(x))
+            if dtype.startswith("float")
+            else cast(node, node.emit(relax.op.sqrt(cast(node, x, "float64"))), dtype)
         )
     if kind in ("ReduceLogSum", "ReduceLogSumExp"):
         x = node.emit(relax.op.log(x))
@@ -561,13 +572,17 @@ def reduce(node: Node, kind: str, x: relax.Expr, axes: tuple[int, ...], keep: bo
 
 def maximum_of(x: Any, axis: Any) -> Any:
     """The reduction `max`; over nothing but -Inf it is -Inf, where TVM's own gives the lowest finite number."""
-    reducer = te.comm_reducer(lambda a, b: tirx.max(a, b), lambda dtype: literal(lowest(str(dtype)), str(dtype)), name="max")
+    reducer = te.comm_reducer(
+        lambda a, b: tirx.max(a, b), lambda dtype: literal(lowest(str(dtype)), str(dtype)), name="max"
+    )
     return reducer(x, axis=axis)
 
 
 def minimum_of(x: Any, axis: Any) -> Any:
     """The reduction `min`; over nothing but Inf it is Inf."""
-    reducer = te.comm_reducer(lambda a, b: tirx.min(a, b), lambda dtype: literal(highest(str(dtype)), str(dtype)), name="min")
+    reducer = te.comm_reducer(
+        lambda a, b: tirx.min(a, b), lambda dtype: literal(highest(str(dtype)), str(dtype)), name="min"
+    )
     return reducer(x, axis=axis)
 
 

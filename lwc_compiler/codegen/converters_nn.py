@@ -66,7 +66,8 @@ def _einsum(node: Node) -> Result:
     left, _, right = equation.partition("->")
     shapes = [node.shape(i) for i in range(len(node.inputs))]
     broadcast_rank = max(
-        (len(s) - len(t.replace("...", "")) for t, s in zip(left.split(","), shapes, strict=True) if "..." in t), default=0
+        (len(s) - len(t.replace("...", "")) for t, s in zip(left.split(","), shapes, strict=True) if "..." in t),
+        default=0,
     )
     dots = [f".{i}" for i in range(broadcast_rank)]  # labels of the dimensions an ellipsis stands for
 
@@ -77,7 +78,9 @@ def _einsum(node: Node) -> Result:
 
     terms = [labels(t, len(s)) for t, s in zip(left.split(","), shapes, strict=True)]
     sizes: dict[str, int] = {}
-    for label, size in itertools.chain.from_iterable(zip(t, s, strict=True) for t, s in zip(terms, shapes, strict=True)):
+    for label, size in itertools.chain.from_iterable(
+        zip(t, s, strict=True) for t, s in zip(terms, shapes, strict=True)
+    ):
         sizes[label] = max(size, sizes.get(label, 1))
     counted = [label for t in terms for label in t]
     if "->" in equation:
@@ -105,7 +108,9 @@ def _einsum(node: Node) -> Result:
 # --- convolution -----------------------------------------------------------------------------------------------------
 
 
-def window_pads(node: Node, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> tuple[list[int], list[int]]:
+def window_pads(
+    node: Node, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> tuple[list[int], list[int]]:
     """Padding before and after each spatial dimension of input 0, from `pads` or `auto_pad`."""
     rank, mode = len(kernel), node.attribute("auto_pad", "NOTSET")
     if mode == "VALID":
@@ -155,7 +160,10 @@ def _conv_transpose(node: Node) -> Result:
     rank, groups, dtype = len(sizes), node.attribute("group", 1), node.dtype(0)
     strides, dilations = node.attribute("strides", [1] * rank), node.attribute("dilations", [1] * rank)
     extra, wanted = node.attribute("output_padding", [0] * rank), node.attribute("output_shape")
-    spans = [s * (i - 1) + o + (k - 1) * d + 1 for s, i, o, k, d in zip(strides, sizes, extra, kernel, dilations, strict=True)]
+    spans = [
+        s * (i - 1) + o + (k - 1) * d + 1
+        for s, i, o, k, d in zip(strides, sizes, extra, kernel, dilations, strict=True)
+    ]
     mode = node.attribute("auto_pad", "NOTSET")
     if wanted is None and mode in ("NOTSET", "VALID"):
         pads = node.attribute("pads", [0] * (2 * rank)) if mode == "NOTSET" else [0] * (2 * rank)
@@ -178,7 +186,10 @@ def _conv_transpose(node: Node) -> Result:
             source = group * inputs_per_group + channel
             shifted = [o + b - k * d for o, b, k, d in zip(index[2:], before, taps, dilations, strict=True)]
             at = [tirx.floordiv(i, s) for i, s in zip(shifted, strides, strict=True)]
-            hit = [tirx.all(a >= 0, a < size, tirx.floormod(i, s) == 0) for a, i, s, size in zip(at, shifted, strides, sizes, strict=True)]
+            hit = [
+                tirx.all(a >= 0, a < size, tirx.floormod(i, s) == 0)
+                for a, i, s, size in zip(at, shifted, strides, sizes, strict=True)
+            ]
             value = tirx.if_then_else(tirx.all(*hit), x(index[0], source, *at), literal(0, dtype))
             return te.sum(value * w(source, within, *taps), axis=[channel, *taps])
 
@@ -217,7 +228,10 @@ def _pool(
 ) -> relax.Expr:
     """`function` over the elements of each window of `x`, which reads `fill` outside."""
     kernel, strides, dilations, before, _, sizes = window
-    reach = [(o - 1) * s + (k - 1) * d + 1 - b for o, s, k, d, b in zip(sizes, strides, kernel, dilations, before, strict=True)]
+    reach = [
+        (o - 1) * s + (k - 1) * d + 1 - b
+        for o, s, k, d, b in zip(sizes, strides, kernel, dilations, before, strict=True)
+    ]
     shape = shape_of(x)
     after = [r - size for r, size in zip(reach, shape[2:], strict=True)]
     x = pad(node, x, [0, 0, *before], [0, 0, *(max(a, 0) for a in after)], "constant", fill)
@@ -281,7 +295,11 @@ def _average_pool(node: Node) -> Result:
     for along in counts:
         count = np.multiply.outer(count, along)
     inverse: Array = (1 / count).astype(dtype)
-    factor = scalar(inverse.flat[0], dtype) if (inverse == inverse.flat[0]).all() else relax.const(inverse[None, None], dtype)
+    factor = (
+        scalar(inverse.flat[0], dtype)
+        if (inverse == inverse.flat[0]).all()
+        else relax.const(inverse[None, None], dtype)
+    )
     return node.emit(relax.op.multiply(total, factor))
 
 
@@ -397,7 +415,9 @@ def _standardize(node: Node, x: relax.Expr, inner: int, epsilon: float, dtype: s
 
         squares = te.compute(outer, square, name="squares")
         inverse = te.compute(
-            outer, lambda *i: literal(1, dtype) / tirx.sqrt(squares(*i) * share + literal(epsilon, dtype)), name="inverse"
+            outer,
+            lambda *i: literal(1, dtype) / tirx.sqrt(squares(*i) * share + literal(epsilon, dtype)),
+            name="inverse",
         )
         out = te.compute(
             shape, lambda *i: (x(*i).astype(dtype) - mean(*i[:rank])) * inverse(*i[:rank]), name="standardize"
@@ -438,9 +458,7 @@ def _group_norm(node: Node) -> Result:
     x = reshape(node, cast(node, x, dtype), shape)
     scale, bias = node.expr(1), node.expr(2)
     if shape_of(scale) == (groups,) and groups != c:  # before operator set 21: one number a group
-        scale, bias = (
-            reshape(node, node.emit(relax.op.repeat(v, c // groups, 0)), (c,)) for v in (scale, bias)
-        )
+        scale, bias = (reshape(node, node.emit(relax.op.repeat(v, c // groups, 0)), (c,)) for v in (scale, bias))
     x = node.emit(relax.op.multiply(x, _per_channel(node, scale, rank)))
     return node.emit(relax.op.add(x, _per_channel(node, bias, rank)))
 
@@ -454,14 +472,16 @@ def _lrn(node: Node) -> Result:
     before = (size - 1) // 2
     x = node.expr(0)
     squares = pad(
-        node, node.emit(relax.op.multiply(x, x)), [0, before] + [0] * (rank - 2), [0, size - 1 - before] + [0] * (rank - 2), "constant"
+        node,
+        node.emit(relax.op.multiply(x, x)),
+        [0, before] + [0] * (rank - 2),
+        [0, size - 1 - before] + [0] * (rank - 2),
+        "constant",
     )
 
     def body(x: Any, squares: Any) -> Any:
         near = te.reduce_axis((0, size), "near")
-        sums = te.compute(
-            x.shape, lambda n, c, *i: te.sum(squares(n, c + near, *i), axis=near), name="neighbours"
-        )
+        sums = te.compute(x.shape, lambda n, c, *i: te.sum(squares(n, c + near, *i), axis=near), name="neighbours")
 
         def element(*i: Any) -> Any:
             base = sums(*i) * literal(alpha / size, dtype) + literal(bias, dtype)
@@ -628,7 +648,9 @@ def _grid_sample(node: Node) -> Result:
     rank = len(node.shape(0)) - 2
     if rank not in (2, 3):
         raise node.refuse(f"it has {rank} spatial dimensions; 2 and 3 are handled")
-    method = {"linear": "bilinear", "cubic": "bicubic"}.get(node.attribute("mode", "linear"), node.attribute("mode", "linear"))
+    method = {"linear": "bilinear", "cubic": "bicubic"}.get(
+        node.attribute("mode", "linear"), node.attribute("mode", "linear")
+    )
     if rank == 3 and method == "bicubic":
         raise node.refuse("cubic interpolation is handled in two dimensions")
     grid = node.emit(relax.op.permute_dims(node.expr(1), (0, rank + 1, *range(1, rank + 1))))

@@ -153,9 +153,7 @@ def slice_axis(node: Node, x: relax.Expr, axis: int, start: int, size: int) -> r
     return strided(node, x, starts, [1] * len(shape), [size if i == axis else d for i, d in enumerate(shape)])
 
 
-def strided(
-    node: Node, x: relax.Expr, starts: Sequence[int], steps: Sequence[int], sizes: Sequence[int]
-) -> relax.Expr:
+def strided(node: Node, x: relax.Expr, starts: Sequence[int], steps: Sequence[int], sizes: Sequence[int]) -> relax.Expr:
     """out[i] = x[start + i * step], one start, step and size a dimension."""
     if tuple(sizes) == shape_of(x) and all(s == 1 for s in steps):
         return x
@@ -231,9 +229,7 @@ def pad(
         def element(*index: Any) -> Any:
             if mode != "constant":
                 return x(*(source(i, b, d) for i, b, d in zip(index, before, shape, strict=True)))
-            inside = tirx.all(
-                *(tirx.all(i >= b, i < b + d) for i, b, d in zip(index, before, shape, strict=True))
-            )
+            inside = tirx.all(*(tirx.all(i >= b, i < b + d) for i, b, d in zip(index, before, shape, strict=True)))
             return tirx.if_then_else(
                 inside, x(*(i - b for i, b in zip(index, before, strict=True))), literal(fill, dtype)
             )
@@ -380,9 +376,7 @@ _UPDATES = {
 }
 
 
-def _scatter(
-    node: Node, name: str, count: int, place: Any, reduction: str
-) -> relax.Expr:
+def _scatter(node: Node, name: str, count: int, place: Any, reduction: str) -> relax.Expr:
     """A copy of input 0 in which `count` elements of input 2, in order, update the elements where `place` says.
 
     Args:

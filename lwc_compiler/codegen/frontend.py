@@ -78,7 +78,9 @@ def _check_type(value: onnx.ValueInfoProto) -> None:
     kind = value.type.WhichOneof("value")
     element = value.type.tensor_type.elem_type
     if kind != "tensor_type":
-        raise UnsupportedError(f"'{value.name}' is a {(kind or 'value without type').removesuffix('_type')}; only tensors can be lowered")
+        raise UnsupportedError(
+            f"'{value.name}' is a {(kind or 'value without type').removesuffix('_type')}; only tensors can be lowered"
+        )
     if element == onnx.TensorProto.STRING or str(onnx.helper.tensor_dtype_to_np_dtype(element)) not in DTYPES:
         name = onnx.TensorProto.DataType.Name(element)
         raise UnsupportedError(f"'{value.name}' has element type {name}; lowered are {', '.join(DTYPES)}")
@@ -93,7 +95,9 @@ def _check_nodes(
     """Refuses unknown operators, and constant inputs that depend on more than `known` values and shapes."""
     for node in nodes:
         operator = node.op_type
-        if operator in _SHAPE_ONLY or (operator not in _RANDOM | _CONTROL_FLOW and all(i in known or not i for i in node.input)):
+        if operator in _SHAPE_ONLY or (
+            operator not in _RANDOM | _CONTROL_FLOW and all(i in known or not i for i in node.input)
+        ):
             known.update(node.output)
             continue
         if (function := functions.get((node.domain, operator))) is not None:
@@ -117,8 +121,12 @@ def _has_body(node: onnx.NodeProto, versions: Mapping[str, int]) -> bool:
 
 def _unknown(node: onnx.NodeProto) -> UnsupportedError:
     if node.op_type in _CONTROL_FLOW:
-        return UnsupportedError(f"{describe(node)} cannot be lowered: control flow that depends on the input is not handled")
-    return UnsupportedError(f"{describe(node)} cannot be lowered: the operator is not handled; docs/operators.md lists those that are")
+        return UnsupportedError(
+            f"{describe(node)} cannot be lowered: control flow that depends on the input is not handled"
+        )
+    return UnsupportedError(
+        f"{describe(node)} cannot be lowered: the operator is not handled; docs/operators.md lists those that are"
+    )
 
 
 def _schema(node: onnx.NodeProto, versions: Mapping[str, int]) -> Any:
@@ -156,12 +164,16 @@ class _Importer:
                 outputs = [tensor(_given(values[o.name])) for o in graph.output]
                 for value, output in zip(graph.output, outputs, strict=True):
                     if 0 in shape_of(output):
-                        raise UnsupportedError(f"output '{value.name}' has no elements: its shape is {shape_of(output)}")
+                        raise UnsupportedError(
+                            f"output '{value.name}' has no elements: its shape is {shape_of(output)}"
+                        )
                 result = self.builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
             self.builder.emit_func_output(result)
         return self.builder.get()
 
-    def run(self, nodes: Iterable[onnx.NodeProto], versions: Mapping[str, int], values: dict[str, Value | None]) -> None:
+    def run(
+        self, nodes: Iterable[onnx.NodeProto], versions: Mapping[str, int], values: dict[str, Value | None]
+    ) -> None:
         """Adds the outputs of `nodes` to `values`."""
         for proto in nodes:
             inputs = tuple(values[name] if name else None for name in proto.input)
@@ -254,14 +266,19 @@ def _evaluate(proto: onnx.NodeProto, versions: Mapping[str, int], inputs: Sequen
     node.CopyFrom(proto)
     node.input[:], node.output[:] = names, outputs
     graph = onnx.helper.make_graph(
-        [node], "constant", [onnx.ValueInfoProto(name=n) for n in names if n], [onnx.ValueInfoProto(name=n) for n in outputs]
+        [node],
+        "constant",
+        [onnx.ValueInfoProto(name=n) for n in names if n],
+        [onnx.ValueInfoProto(name=n) for n in outputs],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in versions.items()])
     feeds = {n: i for n, i in zip(names, inputs, strict=True) if n}
     return [np.asarray(v) for v in onnx.reference.ReferenceEvaluator(model).run(None, feeds)]
 
 
-def _body(proto: onnx.NodeProto, versions: Mapping[str, int], inputs: Sequence[Value | None]) -> onnx.FunctionProto | None:
+def _body(
+    proto: onnx.NodeProto, versions: Mapping[str, int], inputs: Sequence[Value | None]
+) -> onnx.FunctionProto | None:
     """The function that defines the node's operator by simpler ones."""
     schema = _schema(proto, versions)
     if schema is None:

@@ -1,3 +1,230 @@
-from tvm.ir import Expr
-def expand(e: Expr) -> Expr:
-    return e
+"""Elementary functions of float32 as arithmetic that vectorises.
+
+LLVM turns `exp` and its like into one library call an element. `expand` replaces them by polynomials that run on whole
+vectors, with errors of at most a few units in the last place, right for infinities, NaN and denormal numbers.
+
+The coefficients are minimax fits (Lawson's iteration) of the stated functions, weighted for the relative error of the
+result.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from tvm import tirx
+from tvm.tirx import Let, Select, Var
+
+from lwc_compiler.codegen.schedules_expressions import children, dtype_of, is_call, rewrite
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tvm.ir import Expr
+
+# (exp(r) - 1 - r) / r^2 on [-ln2 / 2, ln2 / 2]
+_EXP = (0.5, 0.1666666716337204, 0.04166635498404503, 0.00833327416330576, 0.0013941022334620357, 0.0001991357421502471)
+# (log(1 + f) - f + f^2 / 2) / f^3 on [sqrt(1/2) - 1, sqrt(2) - 1]
+_LOG = (0.3333331346511841, -0.25000008940696716, 0.2000211924314499, -0.1666799634695053, 0.14219550788402557,
+        -0.12405591458082199, 0.11888174712657928, -0.11675640940666199, 0.06746601313352585)  # fmt: skip
+# erf(x) / x - 1 in x^2, for |x| <= 0.93
+_ERF_SMALL = (0.12837916612625122, -0.37612634897232056, 0.11283694207668304, -0.02685927040874958,
+              0.005200634244829416, -0.0008137437398545444, 8.345225069206208e-05)  # fmt: skip
+# log(1 - erf(x)) / x + 1, for 0.9 <= x <= 4
+_ERF_LARGE = (-0.12854143977165222, -0.6356731653213501, -0.10516949743032455, 0.022575614973902702,
+              -0.0028691210318356752, 2.743513869063463e-05, 4.9940485041588545e-05, -5.297003099258291e-06)  # fmt: skip
+
+# Adding this rounds a small float to an integer, which then sits in the low bits.
+_ROUND = 12582912.0
+_ROUND_BITS = 0x4B400000
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
+_LOG2_E = 1.4426950408889634
+
+
+class _Bindings:
+    """Names for intermediate values, each computed once."""
+
+    def __init__(self) -> None:
+        self._items: list[tuple[Var, Expr]] = []
+
+    def __call__(self, value: Expr) -> Expr:
+        var = Var("f", value.ty)
+        self._items.append((var, value))
+        return var
+
+    def wrap(self, result: Expr) -> Expr:
+        for var, value in reversed(self._items):
+            result = Let(var, value, result)
+        return result
+
+
+def _f(value: float) -> Expr:
+    return tirx.const(value, "float32")
+
+
+def _i(value: int) -> Expr:
+    return tirx.const(value, "int32")
+
+
+def _polynomial(x: Expr, coefficients: Sequence[float]) -> Expr:
+    result = _f(coefficients[-1])
+    for c in reversed(coefficients[:-1]):
+        result = result * x + _f(c)
+    return result
+
+
+def _bits(x: Expr) -> Expr:
+    return tirx.reinterpret("int32", x)
+
+
+def _power_of_two(n: Expr) -> Expr:
+    """2^n for -126 <= n <= 127."""
+    return tirx.reinterpret("float32", (n + _i(127)) << _i(23))
+
+
+def _absolute(x: Expr) -> Expr:
+    return tirx.reinterpret("float32", tirx.bitwise_and(_bits(x), _i(0x7FFFFFFF)))
+
+
+def _is_nan(x: Expr) -> Expr:
+    """By its bits: TVM takes x != x for false."""
+    return tirx.bitwise_and(_bits(x), _i(0x7FFFFFFF)) > _i(0x7F800000)
+
+
+def _with_sign_of(magnitude: Expr, x: Expr) -> Expr:
+    sign = tirx.bitwise_and(_bits(x), _i(-0x80000000))
+    return tirx.reinterpret("float32", tirx.bitwise_or(_bits(magnitude), sign))
+
+
+def _reduced(x: Expr, let: _Bindings) -> tuple[Expr, Expr]:
+    """(n, exp(r) - 1) with x = n ln2 + r and n the nearest integer, for |x| below 1000."""
+    z = let(x * _f(_LOG2_E) + _f(_ROUND))
+    n = let(z - _f(_ROUND))
+    r = let((x - n * _f(_LN2_HIGH)) - n * _f(_LN2_LOW))
+    return let(_bits(z) - _i(_ROUND_BITS)), let((r * r) * _polynomial(r, _EXP) + r)
+
+
+def _exp(x: Expr, let: _Bindings) -> Expr:
+    clamped = let(tirx.max(tirx.min(x, _f(89.0)), _f(-104.0)))
+    n, e = _reduced(clamped, let)
+    # In two factors: results down to the smallest denormal, and up to the largest finite number.
+    half = let(n >> _i(1))
+    result = ((e + _f(1.0)) * _power_of_two(half)) * _power_of_two(n - half)
+    return Select(_is_nan(x), x, result)
+
+
+def _expm1(x: Expr, let: _Bindings) -> Expr:
+    """exp(x) - 1 for x <= 0."""
+    n, e = _reduced(let(tirx.max(x, _f(-87.0))), let)
+    scale = let(_power_of_two(n))
+    return let(e * scale + (scale - _f(1.0)))
+
+
+def _sigmoid(x: Expr, let: _Bindings) -> Expr:
+    e = let(_exp(_f(0.0) - _absolute(x), let))
+    return Select(x < _f(0.0), e, _f(1.0)) / (e + _f(1.0))
+
+
+def _tanh(x: Expr, let: _Bindings) -> Expr:
+    e = _expm1(_absolute(x) * _f(-2.0), let)
+    return Select(_is_nan(x), x, _with_sign_of((_f(0.0) - e) / (e + _f(2.0)), x))
+
+
+def _erf(x: Expr, let: _Bindings) -> Expr:
+    a = let(_absolute(x))
+    square = let(x * x)
+    small = _polynomial(square, _ERF_SMALL) * x + x
+    t = let(tirx.min(a, _f(4.0)))
+    exponent = let(_polynomial(t, _ERF_LARGE) * t - t)
+    large = _with_sign_of(_f(0.0) - _expm1(exponent, let), x)
+    return Select(_is_nan(x), x, Select(a < _f(0.9), small, large))
+
+
+def _log(x: Expr, let: _Bindings) -> Expr:
+    tiny = x < _f(1.1754943508222875e-38)
+    normal = let(Select(tiny, x * _f(8388608.0), x))
+    # The mantissa in [sqrt(1/2), sqrt(2)).
+    shifted = let(_bits(normal) - _i(0x3F3504F3))
+    exponent = tirx.Cast("float32", (shifted >> _i(23)) - Select(tiny, _i(23), _i(0)))
+    e = let(exponent)
+    mantissa = tirx.reinterpret("float32", tirx.bitwise_and(shifted, _i(0x007FFFFF)) + _i(0x3F3504F3))
+    f = let(mantissa - _f(1.0))
+    square = let(f * f)
+    tail = (f * square) * _polynomial(f, _LOG) + e * _f(_LN2_LOW) - _f(0.5) * square
+    result = let((tail + f) + e * _f(_LN2_HIGH))
+    infinity = _f(math.inf)
+    result = Select(x < infinity, result, x)  # +inf and NaN stay what they are
+    return Select(x > _f(0.0), result, Select(tirx.EQ(x, _f(0.0)), _f(-math.inf), Select(x < _f(0.0), _f(math.nan), x)))
+
+
+def _log1p(x: Expr, let: _Bindings) -> Expr:
+    """log(u) x / (u - 1) with u = 1 + x rounded: the rounding error of u cancels (W. Kahan)."""
+    u = let(x + _f(1.0))
+    lost = let(u - _f(1.0))
+    log = let(_log(u, let))
+    small = tirx.EQ(lost, _f(0.0))
+    scaled = log * (x / Select(small, _f(1.0), lost))
+    return Select(small, x, Select(tirx.all(u > _f(0.0), u < _f(math.inf)), scaled, log))
+
+
+def _sinh(x: Expr, let: _Bindings) -> Expr:
+    a = let(_absolute(x))
+    e = _expm1(_f(0.0) - tirx.min(a, _f(1.0)), let)
+    small = (_f(0.0) - e) * (e + _f(2.0)) / (_f(2.0) * e + _f(2.0))
+    root = let(_exp(a * _f(0.5), let))
+    large = root * (_f(0.5) * root) - _f(0.5) / (root * root)
+    return Select(_is_nan(x), x, _with_sign_of(Select(a < _f(1.0), small, large), x))
+
+
+def _cosh(x: Expr, let: _Bindings) -> Expr:
+    root = let(_exp(_absolute(x) * _f(0.5), let))
+    return root * (_f(0.5) * root) + _f(0.5) / (root * root)
+
+
+_FUNCTIONS: dict[str, Callable[[Expr, _Bindings], Expr]] = {
+    "exp": _exp,
+    "sigmoid": _sigmoid,
+    "tanh": _tanh,
+    "erf": _erf,
+    "log": _log,
+    "log1p": _log1p,
+    "sinh": _sinh,
+    "cosh": _cosh,
+}
+
+
+def _constant_power(x: Expr, exponent: float) -> Expr | None:
+    """x^exponent by multiplications and square roots, for the exponents that networks use."""
+    let = _Bindings()
+    x = let(x)
+    root = tirx.sqrt(x)
+    if exponent == 0.5:
+        return let.wrap(root)
+    if exponent == 0.75:  # local response normalization
+        root = let(root)
+        return let.wrap(root * tirx.sqrt(root))
+    if exponent in (1.0, 2.0, 3.0, 4.0):
+        square = let(x * x)
+        return let.wrap({1.0: x, 2.0: square, 3.0: square * x, 4.0: square * square}[exponent])
+    if exponent in (-1.0, -2.0):
+        return let.wrap(_f(1.0) / (x if exponent == -1.0 else x * x))
+    return None
+
+
+def expand(expr: Expr) -> Expr:
+    """`expr` with the elementary functions of float32 replaced by arithmetic."""
+
+    def change(e: Expr) -> Expr:
+        if dtype_of(e) != "float32":
+            return e
+        if is_call(e, *_FUNCTIONS):
+            let = _Bindings()
+            function = _FUNCTIONS[e.op.name.removeprefix("tirx.")]
+            return let.wrap(function(let(children(e)[0]), let))
+        if is_call(e, "pow", "power"):
+            base, exponent = children(e)
+            if isinstance(exponent, tirx.FloatImm):
+                return _constant_power(base, float(exponent.value)) or e
+        return e
+
+    return rewrite(expr, change)

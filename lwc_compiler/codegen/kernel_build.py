@@ -153,8 +153,9 @@ def split_function(name: str, func: PrimFunc, inputs: int) -> Plan:
         func: buffers as parameters (inputs, then outputs), every loop extent and shape constant.
         inputs: how many of the parameters are inputs.
     """
-    (lowered,) = _LOWER_BLOCKS(tvm.IRModule({"main": func})).functions_items()
-    func = lowered[1]
+    if isinstance(func.body, s_tir.stmt.SBlockRealize):
+        (lowered,) = _LOWER_BLOCKS(tvm.IRModule({"main": func})).functions_items()
+        func = lowered[1]
     statements = list(func.body.seq) if isinstance(func.body, SeqStmt) else [func.body]
     operands: dict[Var, Operand] = {
         b: Input(i) if i < inputs else Output(i - inputs) for i, b in enumerate(func.params)

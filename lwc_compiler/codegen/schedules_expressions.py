@@ -167,7 +167,11 @@ def linear(expr: Expr, over: set[Var]) -> Linear | None:
             if isinstance(y, IntImm):
                 inner = linear(x, over)
                 return None if inner is None else inner.scaled(int(y))
-    if isinstance(expr, tirx.Cast) and dtype_of(expr) in ("int32", "int64") and dtype_of(expr.value) in ("int32", "int64"):
+    if (
+        isinstance(expr, tirx.Cast)
+        and dtype_of(expr) in ("int32", "int64")
+        and dtype_of(expr.value) in ("int32", "int64")
+    ):
         return linear(expr.value, over)
     return None if variables(expr) & over else Linear({}, expr.astype(INDEX))
 

@@ -380,7 +380,9 @@ class Scheduler:
             for axis in outer[:prefix]:
                 rest //= extent[axis]
                 var = self.ranges.variable(axis.name, extent[axis])
-                decode.append(Bind(var, self.ranges.simplify(tirx.floormod(tirx.floordiv(p, index(rest)), index(extent[axis])))))
+                decode.append(
+                    Bind(var, self.ranges.simplify(tirx.floormod(tirx.floordiv(p, index(rest)), index(extent[axis]))))
+                )
                 at[axis] = var
             inner = self._loops(outer[prefix:], at, lambda inside: self._point_of_common(stages, strip, inside, piece))
             block = SeqStmt([*decode, inner]) if decode else inner
@@ -433,7 +435,9 @@ class Scheduler:
             q, size = piece
             whole = (high - low) // size
             i = self.ranges.variable("i", size // width)
-            main = For(i, index(0), index(size // width), ForKind.SERIAL, emit(q * index(size) + i * index(width), width))
+            main = For(
+                i, index(0), index(size // width), ForKind.SERIAL, emit(q * index(size) + i * index(width), width)
+            )
             rest = self._strips(low + whole * size, high, width, False, emit)
             if not rest:
                 return [main]
@@ -467,7 +471,9 @@ class Scheduler:
                     self._loops(
                         list(stage.own),
                         at,
-                        lambda inside, stage=stage: self._vector(stage, strip, base, lanes, inside, local, lanes, len(stages) > 1),  # type: ignore[misc]
+                        lambda inside, stage=stage: self._vector(
+                            stage, strip, base, lanes, inside, local, lanes, len(stages) > 1
+                        ),  # type: ignore[misc]
                     )
                 )
             return _sequence(statements)
@@ -485,7 +491,11 @@ class Scheduler:
 
     def _allocate(self, stages: list[Flat], lanes: int) -> dict[Var, Var]:
         return {
-            t: tirx.decl_buffer((index(self.local_size[t] * lanes + (_LOCAL_SLACK if self.local_size[t] > 1 else 0)),), dtype_of(t), t.name)
+            t: tirx.decl_buffer(
+                (index(self.local_size[t] * lanes + (_LOCAL_SLACK if self.local_size[t] > 1 else 0)),),
+                dtype_of(t),
+                t.name,
+            )
             for s in stages
             for t in s.targets
             if t in self.local_size
@@ -494,12 +504,22 @@ class Scheduler:
     def _row_stage(self, stage: Flat, at: dict[Var, Expr], local: dict[Var, Var], grouped: bool) -> list[Stmt]:
         """One stage of a row nest, vectorised along an axis of its own."""
         candidates = [*stage.own, *stage.reduce] if stage.ops or not stage.init else list(stage.own)
-        only = replace(stage, own=tuple(a for a in candidates if a in stage.own), reduce=tuple(a for a in candidates if a in stage.reduce))
+        only = replace(
+            stage,
+            own=tuple(a for a in candidates if a in stage.own),
+            reduce=tuple(a for a in candidates if a in stage.reduce),
+        )
         lane = self._lane([only], []) if candidates else None
         if lane is not None and not any(lane.same_as(c) for c in candidates):
             lane = None
         if lane is None:
-            return [self._loops(list(stage.own), at, lambda inside: self._vector(stage, None, index(0), 1, inside, local, 1, grouped))]
+            return [
+                self._loops(
+                    list(stage.own),
+                    at,
+                    lambda inside: self._vector(stage, None, index(0), 1, inside, local, 1, grouped),
+                )
+            ]
         others = [a for a in stage.own if not a.same_as(lane)]
         if any(lane.same_as(r) for r in stage.reduce):
             return [self._loops(others, at, lambda inside: self._horizontal(stage, lane, inside, local, grouped))]

@@ -241,7 +241,9 @@ def _reduction(
                     values.append(b)
     # All targets of one reduction are indexed alike, which the check of the indices makes sure of.
     indices = stores[0][1]
-    if any(len(i) != len(indices) or not all(a.same_as(b) for a, b in zip(i, indices, strict=True)) for _, i, _ in stores):
+    if any(
+        len(i) != len(indices) or not all(a.same_as(b) for a, b in zip(i, indices, strict=True)) for _, i, _ in stores
+    ):
         indices = tuple(index(0) if isinstance(i, IntImm) else i for i in indices)
     start = tuple(_neutral(op, value) for op, value in zip(ops, init, strict=True)) if len(ops) == len(init) else init
     if len(ops) == len(stores) and all(s is not None for s in start):
@@ -418,8 +420,10 @@ def _window(stage: Stage, program: Program) -> tuple[Var, Var, int, int] | None:
     if found is None or program.ranges.extent[found[1]] > 64:
         return None
     # Without padding, stride or other axes in the window, shifted loads do as well.
-    plain = found[2] == 1 and stage.reduce == (found[1],) and not any(
-        is_call(e, "if_then_else") for v in stage.values for e in visit(v)
+    plain = (
+        found[2] == 1
+        and stage.reduce == (found[1],)
+        and not any(is_call(e, "if_then_else") for v in stage.values for e in visit(v))
     )
     return None if plain else found
 

@@ -76,17 +76,28 @@ class KernelBuilder:
         self.emit(Bind(var, value))
         return var
 
+    def address(self, value: Expr) -> Expr:
+        """Computes an index once, in 64 bits, so that constants added to it become part of the instruction.
+
+        It is kept in memory as far as TVM sees, which would otherwise put the whole expression in every use, and then
+        share sums with constants between uses that have registers of their own.
+        """
+        cell = tirx.decl_buffer((1,), "int64", name="address")
+        self.emit(AllocBuffer(cell))
+        self.emit(BufferStore(cell, _int(value).astype("int64"), [tirx.const(0, "int32")]))
+        return cell.vload([tirx.const(0, "int32")])
+
     def register(self, lanes: int) -> Register:
         """A new register; its value is undefined until it is set."""
         return Register(self, lanes)
 
     def load(self, buffer: Expr, index: Expr, lanes: int = 1, stride: int = 1) -> Expr:
         """`lanes` elements of a buffer from `index` on, `stride` elements apart."""
-        return buffer.vload([tirx.Ramp(_int(index), stride, lanes) if lanes > 1 else index])
+        return buffer.vload([_ramp(index, lanes, stride)])
 
     def store(self, buffer: Expr, index: Expr, value: Expr, lanes: int = 1) -> None:
         """Stores consecutive elements."""
-        self.emit(BufferStore(buffer, value, [tirx.Ramp(_int(index), 1, lanes) if lanes > 1 else _int(index)]))
+        self.emit(BufferStore(buffer, value, [_ramp(index, lanes)]))
 
     @contextmanager
     def _block(self) -> Iterator[list[Stmt]]:
@@ -140,6 +151,11 @@ def _sequence(block: list[Stmt]) -> Stmt:
 
 def _int(value: Expr) -> Expr:
     return tirx.const(value, "int32") if isinstance(value, int) else value
+
+
+def _ramp(index: Expr, lanes: int, stride: int = 1) -> Expr:
+    index = _int(index)
+    return tirx.Ramp(index, tirx.const(stride, str(index.ty.dtype)), lanes) if lanes > 1 else index
 
 
 def splat(value: Expr, lanes: int) -> Expr:

@@ -38,9 +38,7 @@ def plan_conv(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epi
     return _plan(weight, geometry, epilogue, target, Output(0))
 
 
-def _plan(
-    weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target, y: Operand
-) -> Plan:
+def _plan(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target, y: Operand) -> Plan:
     problem = canonical(geometry)
     weight = np.ascontiguousarray(weight, np.float32).reshape(problem.groups, problem.out_channels, -1)
     choice = choose(problem, weight, target)
@@ -121,8 +119,10 @@ def plan_conv_transpose(
         geometry.out_channels * split,
         kernel,
         (1,) * n,
-        (*(r - b for r, b in zip(reach, begin, strict=True)),
-         *(c + b - size for c, b, size in zip(count, begin, geometry.in_size, strict=True))),
+        (
+            *(r - b for r, b in zip(reach, begin, strict=True)),
+            *(c + b - size for c, b, size in zip(count, begin, geometry.in_size, strict=True)),
+        ),
         (1,) * n,
         groups,
     )

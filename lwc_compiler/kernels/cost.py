@@ -33,7 +33,8 @@ def choose(problem: Problem, weight: NDArray[np.float32], target: Target) -> Cho
     fmt = "dense" if density > 0.6 else "csr"
     rows = min(4, problem.out_channels) if fmt == "dense" else 1
     lanes = 16 if target.vector_bits == 512 else 8
-    if problem.width.out < 16: lanes = 8
+    if problem.width.out < 16:
+        lanes = 8
     tv = min(-(-problem.width.out // lanes), 6)
     tr = max(1, min(problem.height.out, (24 if target.vector_registers == 32 else 12) // rows // tv))
     ch = 1

@@ -123,7 +123,7 @@ def gemm_kernel(name: str, layout: GemmLayout, epilogue: Epilogue, *, constant: 
                 a_start = b.let("a_start", batch * (lay.m * lay.k) + row * a_row + inner * a_inner)
                 sums = [[b.register(lay.lanes) for _ in range(lay.vectors)] for _ in range(lay.rows)]
                 each = [(r, v, sums[r][v]) for r in range(lay.rows) for v in range(lay.vectors)]
-                held = b.let("held", panel_size + group * (lay.rows * lay.vectors * lay.lanes))
+                held = b.address(panel_size + group * (lay.rows * lay.vectors * lay.lanes))
 
                 def clear(each: Any = each) -> None:
                     for _, _, register in each:

@@ -141,9 +141,7 @@ class TapLayout:
         self.packed = t.channels * self.plane
         sums = t.chunk * t.rows * t.tile_rows * t.tile_vectors * t.lanes if self.blocks > 1 else 0
         self.scratch_bytes = 4 * (self.packed + sums)
-        self.tiles = (
-            p.batch * p.groups * p.depth.out * self.row_tiles * self.column_tiles * self.chunks
-        )
+        self.tiles = p.batch * p.groups * p.depth.out * self.row_tiles * self.column_tiles * self.chunks
 
     def first_row(self, group: int) -> int:
         """First output channel of a group of rows; the last group overlaps the one before it."""
@@ -258,11 +256,15 @@ class _Writer:
             with b.loop("block", 0, lay.blocks) as block:
                 self._copy_input(batch, group, depth, row, column, block)
                 with b.loop("rows", first, last) as rows:
-                    at = b.let("at", rows * t.rows if p.out_channels % t.rows == 0 else
-                               smaller(rows * t.rows, p.out_channels - t.rows))
+                    at = b.let(
+                        "at",
+                        rows * t.rows
+                        if p.out_channels % t.rows == 0
+                        else smaller(rows * t.rows, p.out_channels - t.rows),
+                    )
                     channel = b.let("channel", batch * (p.groups * p.out_channels) + group * p.out_channels + at)
                     plane = p.height.out * p.width.out
-                    out = b.let("out", (channel * p.depth.out + depth) * plane + row * p.width.out + column)
+                    out = b.address((channel * p.depth.out + depth) * plane + row * p.width.out + column)
                     sums = self._sum(group, rows, rows - first, block, group * p.out_channels + at)
                     with b.when(block == lay.blocks - 1):
                         self._store(sums, out)
@@ -281,7 +283,7 @@ class _Writer:
             for phase, reach in p.height.reach.items():
                 with b.loop("q", 0, t.tile_rows + reach) as q:
                     line = b.let("line", (row + q) * p.height.stride + (phase - p.height.pad))
-                    target = b.let("target", c * lay.plane + (lay.row_base[phase] + q) * lay.pitch)
+                    target = b.address(c * lay.plane + (lay.row_base[phase] + q) * lay.pitch)
                     limits = [*_limits(line, p.height), *_limits(d, p.depth)]
                     if not limits:
                         self._copy_row(source + line * p.width.size, target, column, zero=False)
@@ -310,7 +312,7 @@ class _Writer:
                 end = clamp(_floor_divide(high - moved, p.stride), 0, length)
                 begin, end = self.b.let("begin", begin), self.b.let("end", end)
             self._fill(at, 0, begin)
-            self._copy(source + (column * p.stride - shift), p.stride, at, begin, end)
+            self._copy(self.b.address(source + (column * p.stride - shift)), p.stride, at, begin, end)
             self._fill(at, end, length)
 
     def _fill(self, at: Any, begin: Any, end: Any) -> None:
@@ -336,7 +338,7 @@ class _Writer:
         b, t, lay = self.b, self.t, self.layout
         vectors = t.tile_rows * t.tile_vectors
         sums = [[b.register(t.lanes) for _ in range(vectors)] for _ in range(t.rows)]
-        held = b.let("held", lay.packed + slot * (t.rows * vectors * t.lanes))
+        held = b.address(lay.packed + slot * (t.rows * vectors * t.lanes)) if lay.blocks > 1 else 0
         each = [(r, v, sums[r][v]) for r in range(t.rows) for v in range(vectors)]
 
         def start() -> None:

@@ -94,10 +94,18 @@ def normalize(
         proto = infer_shapes(rewritten(proto, _fold, _remove_noops))
     if fold_batch_norm:
         proto = infer_shapes(rewritten(proto, _fold_affine))
+    for inferred, declared in zip(proto.graph.output, model.proto.graph.output, strict=True):
+        if not inferred.type.tensor_type.HasField("shape"):
+            inferred.type.CopyFrom(declared.type)  # behind an operator that inference does not know
     _name_nodes(proto.graph)
     weights = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     masks = {name: mask for name, mask in model.masks.items() if weights.get(name) == mask.shape}
-    return replace(model, masks=masks).after("normalize", proto, options={"fold_batch_norm": fold_batch_norm})
+    options = {
+        "fold_batch_norm": fold_batch_norm,
+        "batch": batch,
+        "shapes": None if shapes is None else {name: list(shape) for name, shape in shapes.items()},
+    }
+    return replace(model, masks=masks).after("normalize", proto, options=options)
 
 
 def _to_float32(graph: GraphProto) -> None:
@@ -137,14 +145,12 @@ def _fix_shapes(graph: GraphProto, shapes: Mapping[str, Sequence[int]], batch: i
                 f"input '{name}' has {len(dims)} dimensions ({_described(dims)}); the shape given has {len(shape)}"
             )
         for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
-            known = sizes.get(dim.dim_param, size) if dim.dim_param else size
+            known = sizes.setdefault(dim.dim_param, size) if _is_named(dim) else size
             if (not _is_open(dim) and dim.dim_value != size) or known != size:
                 raise OptionError(
                     f"input '{name}', dimension {axis}: the shape given says {size}, "
                     f"the model {known if _is_open(dim) else dim.dim_value}"
                 )
-            if dim.dim_param:
-                sizes[dim.dim_param] = size
             dim.dim_value = size
     for name, value in inputs.items():
         if not value.type.HasField("tensor_type"):
@@ -155,7 +161,7 @@ def _fix_shapes(graph: GraphProto, shapes: Mapping[str, Sequence[int]], batch: i
         for axis, dim in enumerate(dims):
             if not _is_open(dim):
                 continue
-            size_or_none = sizes.get(dim.dim_param) if dim.dim_param else None
+            size_or_none = sizes.get(dim.dim_param) if _is_named(dim) else None
             if size_or_none is None and axis == 0:
                 size_or_none = batch
             if size_or_none is None:
@@ -181,6 +187,11 @@ def _forget_shapes(graph: GraphProto) -> None:
 
 def _is_open(dim: TensorShapeProto.Dimension) -> bool:
     return not dim.HasField("dim_value") or dim.dim_value < 1
+
+
+def _is_named(dim: TensorShapeProto.Dimension) -> bool:
+    """Whether the dimension has a name that ties it to others: exporters also write '?' for any dimension."""
+    return any(letter.isalpha() for letter in dim.dim_param)
 
 
 def _described(dims: Iterable[TensorShapeProto.Dimension]) -> str:

@@ -55,7 +55,7 @@ def rewritten(proto: ModelProto, *rewrites: Callable[[Graph], object]) -> ModelP
         graph = import_onnx(proto)
         for rewrite in rewrites:
             rewrite(graph)
-        graph.cleanup()
+            graph.cleanup()
         exported = export_onnx(graph, do_type_check=False)
     except OnnxGraphSurgeonException as error:
         raise UnsupportedError(f"the graph holds a tensor type that lwc does not handle: {error}") from error

@@ -85,9 +85,8 @@ def quantity(number: int | None) -> str:
     """A count with three digits and K, M or B, as the paper prints them: 0.5K, 25K, 3.2M."""
     if number is None:
         return _OPEN
-    for unit, scale in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        # Half a thousand is "0.5K" in the paper.
-        if number >= scale / 2:
+    for unit, scale, least in (("B", 10**9, 10**9), ("M", 10**6, 10**6), ("K", 10**3, 500)):
+        if number >= least:
             return f"{float(f'{number / scale:.3g}'):g}{unit}"
     return str(number)
 

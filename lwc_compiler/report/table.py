@@ -63,7 +63,8 @@ class LayerRow:
         weights: number of weights.
         kept: weights that are not zero.
         flops: FLOPs of the dense layer, one run of the model; None where its shapes are not known.
-        inputs: (entries that are not zero, all entries) of the layer's input; None when not measured.
+        inputs: (entries that are not zero, all entries) of the layer's input, which for a first layer are all; None
+            when not measured.
         activations: the same of what the layer hands on, after its activation function and pooling.
         kept_because: why pruning left the layer alone; None when it did not, or the model was not pruned.
         decision: how the layer was lowered; None before lowering.
@@ -170,7 +171,7 @@ def layer_report(model: Model, activations: Activations | None = None) -> Report
     shapes = static_shapes(model.proto)
     handed_on = handed_on_tensors(model.proto, sites)
     pruned: Mapping[str, Mapping[str, str]] = next(
-        (entry["sites"] for entry in reversed(model.provenance) if entry["pass"] == "prune"), {}
+        (entry["sites"] for entry in reversed(model.provenance) if entry.get("pass") == "prune"), {}
     )
     counts = activations.counts if activations else {}
     rows: dict[str, LayerRow] = {}

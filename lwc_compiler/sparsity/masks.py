@@ -249,7 +249,7 @@ def _std_threshold(layer: Layer, options: PruneOptions) -> float:
 
 
 def _density(options: PruneOptions) -> float:
-    return 1.0 - (options.sparsity or 0.0)
+    return round(1.0 - (options.sparsity or 0.0), 12)  # 1 - 0.9 is 0.1 for the reader of a report
 
 
 def _densities(layers: Mapping[str, Layer], units: dict[str, _Units], options: PruneOptions) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Checkpoints: one file with all of a run's state, replaced in one move, so that a kill at any moment leaves a whole one."""
+"""Checkpoints: one file with all of a run's state, replaced in one move, so that a kill always leaves a whole one."""
 
 from __future__ import annotations
 

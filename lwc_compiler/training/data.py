@@ -2,9 +2,9 @@
 
 `open_source(text, inputs)` takes one of
 
-- `FILE.npz`: one array an input, named as the model's input (a model with one input also takes `x`), and, where the loss
-  needs them, `labels`, `y` or `targets`. Dimension 0 counts the samples. Members stored uncompressed (`numpy.savez`)
-  are memory-mapped.
+- `FILE.npz`: one array an input, named as the model's input (a model with one input also takes `x`), and, where the
+  loss needs them, `labels`, `y` or `targets`. Dimension 0 counts the samples. Members stored uncompressed
+  (`numpy.savez`) are memory-mapped.
 - `FILE.npy`: the samples of a model with one input, without labels; memory-mapped.
 - a folder with one folder of images a class (needs Pillow, extra `images`). Classes are numbered in the order of their
   sorted names. Images are resized to the model's input (bilinear), turned into its 1 or 3 channels, and scaled to 0..1;

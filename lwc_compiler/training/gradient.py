@@ -1,4 +1,4 @@
-"""The gradient graph: built by ONNX Runtime Training from the rewritten forward graph, and checked before it is used."""
+"""The gradient graph: built by ONNX Runtime Training from the rewritten forward graph, and checked before use."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ class TrainingGraph:
             seen.add(node.name)
 
     def _simplify(self) -> None:
-        """Constant nodes, identities and dropout go, constants are folded, shapes are inferred; until nothing changes."""
+        """Constant nodes, identities and dropout go, constants are folded, shapes inferred; until nothing changes."""
         self._lift_constants()
         self._drop_identities()
         self._infer()
@@ -217,7 +217,7 @@ class TrainingGraph:
         self.keep(self.outputs)
 
     def _expand_group_normalizations(self) -> None:
-        """ONNX infers no shape for GroupNormalization, so it becomes InstanceNormalization before shapes are inferred."""
+        """ONNX infers no shape for GroupNormalization, so it becomes InstanceNormalization before that."""
         old, self.nodes = self.nodes, []
         for proto in old:
             if proto.op_type != "GroupNormalization":

@@ -1,4 +1,4 @@
-"""The training itself: everything is checked and built first, then epochs of masked steps with a checkpoint after each."""
+"""The training itself: first everything is checked and built, then come masked steps, and a checkpoint every epoch."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Trainer:
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def step(self, batches: list[Batch], rate: float) -> float:
-        """One optimizer step on the mean gradient of `batches` (each of `self.batch` samples); returns the mean loss."""
+        """One optimizer step on the mean gradient of `batches` (`self.batch` samples each); returns the mean loss."""
         loss = self._run_backward(batches[0], len(batches))
         if len(batches) > 1:
             total = {name: array.copy() for name, array in self._gradients.items()}

@@ -152,5 +152,5 @@ def check_heads(graph: TrainingGraph, heads: list[Head], batch: int) -> None:
         shape = graph.shape(head.value)
         if not shape or shape[0] != batch:
             raise UnsupportedError(
-                f"output '{head.output}' has shape {shape} for a batch of {batch}: its first dimension has to be the batch"
+                f"output '{head.output}' has shape {shape} for a batch of {batch}: its first dimension has to be it"
             )

@@ -93,9 +93,8 @@ class Objective:
         if self.kind in ("mse", "bce"):
             assert labels is not None
             if squeezed(labels.shape) != squeezed(shape[1:]):
-                raise DataError(
-                    f"labels of shape {('N', *labels.shape)} do not fit output '{head.output}' of shape {('N', *shape[1:])}"
-                )
+                wanted = ("N", *shape[1:])
+                raise DataError(f"labels of shape {('N', *labels.shape)} do not fit output '{head.output}' {wanted}")
             if self.kind == "bce" and (labels.low < 0 or labels.high > 1):
                 raise DataError(f"loss 'bce' wants labels from 0 to 1, found {labels.low:g} to {labels.high:g}")
             return None, shape[1:]
@@ -105,7 +104,7 @@ class Objective:
         axis = class_axis(head, shape, (shape[0], *plain))
         if labels.low < 0 or labels.high >= shape[axis]:
             raise DataError(
-                f"the labels are {labels.low:g} to {labels.high:g}, but output '{head.output}' has {shape[axis]} classes: "
+                f"the labels are {labels.low:g} to {labels.high:g}, but '{head.output}' has {shape[axis]} classes: "
                 f"they have to be 0 to {shape[axis] - 1}" + (" (or use loss 'bce')" if shape[axis] == 1 else "")
             )
         return axis, plain

@@ -1,4 +1,4 @@
-"""AdamW and SGD with momentum on numpy arrays, under masks: what is pruned is exactly 0 after every step, state included."""
+"""AdamW and SGD with momentum on numpy arrays: what a mask prunes is exactly 0 after every step, state included."""
 
 from __future__ import annotations
 

@@ -172,8 +172,8 @@ def resize_matrix(node: Node, size: int, wanted: int, scale: float | None) -> ND
         [numpy_helper.from_array(values[name], name) for name in inputs if name],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    rows: NDArray[np.float32] = open_session(model, threads=1).run(None, {})[0][:, 0, :, 0]
-    return rows.T
+    result: NDArray[np.float32] = open_session(model, threads=1).run(None, {})[0]
+    return np.ascontiguousarray(result[:, 0, :, 0].T)
 
 
 RULES: dict[str, Callable[[TrainingGraph, Node], bool]] = {

@@ -129,6 +129,8 @@ def _find_weights(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto], b
         return name
 
     def made_by(name: str) -> str:
+        while name in producers and producers[name].op_type == "Reshape":
+            name = producers[name].input[0]
         return producers[name].op_type if name in producers else ""
 
     scaled: set[str] = set()
@@ -140,7 +142,7 @@ def _find_weights(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto], b
             continue
         for index, decays in SLOTS.get(node.op_type, {}).items():
             name = origin(node.input[index]) if index < len(node.input) else ""
-            if name in values and _is_learned(node, index, values[name]):
+            if name in values and _is_learned(node, values[name]):
                 found[name] = found.get(name, False) or decays
         if node.op_type in ("Add", "Mul") and len(node.input) == 2:
             for name, other in (node.input, reversed(node.input)):
@@ -156,11 +158,16 @@ def _find_weights(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto], b
     return found
 
 
-def _is_learned(node: onnx.NodeProto, index: int, tensor: onnx.TensorProto) -> bool:
-    """False for integer tables and for what is no embedding though it is gathered from."""
+def _is_learned(node: onnx.NodeProto, tensor: onnx.TensorProto) -> bool:
+    """False for integer tables, tables of another rank than an embedding's, and the ones and zeros of a plain layer."""
     if tensor.data_type not in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE):
         return False
-    return node.op_type != "Gather" or len(tensor.dims) == 2
+    if node.op_type == "Gather":
+        return len(tensor.dims) == 2
+    if node.op_type == "InstanceNormalization":  # exporters write those without parameters, and group norms, so
+        array = numpy_helper.to_array(tensor)
+        return not ((array == 1).all() or (array == 0).all())
+    return True
 
 
 def _is_vector(tensor: onnx.TensorProto) -> bool:

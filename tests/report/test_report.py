@@ -1,6 +1,7 @@
 import io
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -127,22 +128,27 @@ PAPER = {
 }
 
 
+@cache
+def paper_model(network):
+    text, shapes = PAPER[network][0]
+    return model_of(text, **{name: zeros(*shape) for name, shape in shapes.items()})
+
+
 @pytest.mark.parametrize("network", PAPER)
 def test_weights_and_flops_are_the_papers(network):
-    (text, shapes), printed = PAPER[network]
-    report = layer_report(model_of(text, **{name: zeros(*shape) for name, shape in shapes.items()}))
+    printed = PAPER[network][1]
+    report = layer_report(paper_model(network))
     # The paper rounds, and in places truncates, to two or three digits.
     for row, (weights, flops, *_) in zip(report.rows, printed, strict=False):
         assert row.weights == pytest.approx(weights, rel=0.025)
-        assert row.flops == pytest.approx(flops, rel=0.015)
+        assert row.flops == pytest.approx(flops, rel=0.025)
     assert report.total.weights == pytest.approx(printed[-1][0], rel=0.002)
     assert report.total.flops == pytest.approx(printed[-1][1], rel=0.04)
 
 
 @pytest.mark.parametrize("network", PAPER)
 def test_shares_follow_from_densities_as_in_the_paper(network):
-    (text, shapes), printed = PAPER[network]
-    model = model_of(text, **{name: zeros(*shape) for name, shape in shapes.items()})
+    model, printed = paper_model(network), PAPER[network][1]
     sites = find_sites(model.proto)
     sizes = {"LeNet-300-100": [300, 100, 10], "LeNet-5": [2880, 800, 500, 10]}.get(
         network, [69984, 43264, 64896, 64896, 9216, 4096, 4096, 1000]
@@ -228,6 +234,13 @@ def test_measured_densities_are_those_of_what_is_fed():
     assert report.activation_source == "three rows"
 
 
+def test_shares_are_open_without_measurement():
+    report = layer_report(model_of(SHARED, w=random(4, 4), v=random(4, 3)))
+    assert report.total.activation_density is None
+    assert report.total.flops_kept is None
+    assert report.activation_source == "not measured"
+
+
 def test_random_inputs_are_said_to_be_random():
     model = model_of(SHARED, w=random(4, 4), v=random(4, 3))
     measured = measure_activations(model)
@@ -291,7 +304,11 @@ def decision(site, node, why):
 
 
 def test_markdown(pruned):
-    report = layer_report(pruned, Activations("two images", {"r": (72, 144), "s": (32, 128), "out": (10, 10)}))
+    report = layer_report(pruned, Activations("two images", {"r": (72, 144), "f": (32, 128), "out": (10, 10)}))
+    legend = (
+        "Act%: non-zero activations a layer hands on (two images). Weights%: weights kept. "
+        "FLOP%: multiply-adds left when zero weights and zero inputs are left out."
+    )
     assert to_markdown(report).splitlines() == [
         "# net",
         "",
@@ -302,8 +319,7 @@ def test_markdown(pruned):
         "| fc | 128x10 | 1.28K | 2.56K | 100 | 10 | 2.5 |  |",
         "| total |  | 1.6K | 14.4K | 40 | 12 | - |  |",
         "",
-        "Act%: non-zero activations a layer hands on (two images). Weights%: weights kept. "
-        "FLOP%: multiply-adds left when zero weights and zero inputs are left out.",
+        legend,
         "",
         "| size | bytes |",
         "| --- | ---: |",
@@ -367,7 +383,16 @@ def test_model_without_sites_has_an_empty_table():
 
 @pytest.mark.parametrize(
     ("number", "text"),
-    [(0, "0"), (36, "36"), (500, "0.5K"), (25_000, "25K"), (235_200, "235K"), (3_200_000, "3.2M"), (15.47e9, "15.5B")],
+    [
+        (0, "0"),
+        (36, "36"),
+        (500, "0.5K"),
+        (25_000, "25K"),
+        (235_200, "235K"),
+        (884_736, "885K"),
+        (3_200_000, "3.2M"),
+        (15.47e9, "15.5B"),
+    ],
 )
 def test_quantities(number, text):
     assert quantity(number) == text

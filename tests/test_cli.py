@@ -1,0 +1,291 @@
+"""The command line: what each command prints and writes. What it refuses is in test_bad_input.py."""
+
+import json
+import os
+import subprocess
+import sys
+import typing
+
+import click
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from lwc_compiler import cli as module
+from lwc_compiler import cli_options
+from lwc_compiler.cli import cli
+from lwc_compiler.cli_options import HELP, recipe_options
+from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe, RetrainOptions
+from lwc_compiler.runtime.artifact import read_artifact
+
+CLASSES = {"prune": PruneOptions, "retrain": RetrainOptions, "lower": LowerOptions}
+
+
+def weight(path, name):
+    (tensor,) = [tensor for tensor in onnx.load(path).graph.initializer if tensor.name == name]
+    return numpy_helper.to_array(tensor)
+
+
+# Options
+
+
+@pytest.mark.parametrize("part", CLASSES)
+def test_every_field_of_the_recipe_is_an_option_with_help(part):
+    assert set(HELP[part]) == set(CLASSES[part].model_fields)
+    assert {option.name for option in recipe_options([part])} == {f"{part}_{field}" for field in HELP[part]}
+
+
+def test_choices_are_those_of_the_recipe():
+    options = {option.name: option for option in recipe_options(list(CLASSES))}
+    loss = RetrainOptions.model_fields["loss"].annotation
+    assert tuple(options["retrain_loss"].type.choices) == typing.get_args(loss)
+    assert isinstance(options["lower_batch"].type, click.types.IntParamType)
+
+
+@pytest.mark.parametrize("name", list(cli.commands))
+def test_help_explains_every_option(name, lwc):
+    done = lwc(name, "--help")
+    assert done.code == 0
+    command = cli.commands[name]
+    assert command.help
+    for option in command.get_params(click.Context(command)):
+        if isinstance(option, click.Option):
+            assert option.help, f"{name} {option.opts}"
+            assert option.opts[0] in done.out
+
+
+def parsed(*arguments):
+    """The recipe that these options of `lwc compile` make."""
+    seen = []
+    command = cli.commands["compile"]
+    context = command.make_context("compile", ["m.onnx", *arguments])
+    options = {name: value for name, value in context.params.items() if name.partition("_")[0] in CLASSES}
+    seen = cli_options.whole_recipe(
+        context.params["recipe"], context.params["train_data"], context.params["val_data"], options
+    )
+    return seen
+
+
+def test_no_options_keep_the_zeros():
+    assert parsed() == parsed("--sparsity", "keep") == Recipe()
+
+
+def test_options_make_the_recipe():
+    recipe = parsed(
+        *("--criterion", "per-layer", "--density", "a=b=0.5", "--density", "c=1", "--keep", "d*", "--keep", "e"),
+        *("--prune-first", "--structure", "4x1", "--train-data", "t.npz", "--epochs", "3", "--clip-norm", "1"),
+        *("--train-threads", "2", "--threads", "3", "--batch", "4", "--shape", "x=1,3", "--shape", "y=7"),
+    )
+    assert recipe == Recipe(
+        prune=PruneOptions(
+            criterion="per-layer", densities={"a=b": 0.5, "c": 1.0}, keep=("d*", "e"), keep_first=False, structure="4x1"
+        ),
+        retrain=RetrainOptions(epochs=3, clip_norm=1.0, threads=2),
+        lower=LowerOptions(threads=3, batch=4, shapes={"x": (1, 3), "y": (7,)}),
+        train_data="t.npz",
+    )
+
+
+def test_command_line_wins_over_the_recipe_file(tmp_path):
+    file = tmp_path / "r.toml"
+    file.write_text(
+        'train_data = "a.npz"\n[prune]\nsparsity = 0.5\nkeep = ["x"]\n[retrain]\nepochs = 7\n[lower]\nthreads = 2\n'
+    )
+    recipe = parsed("--recipe", str(file))
+    assert recipe == Recipe(
+        prune=PruneOptions(sparsity=0.5, keep=("x",)),
+        retrain=RetrainOptions(epochs=7),
+        lower=LowerOptions(threads=2),
+        train_data="a.npz",
+    )
+    recipe = parsed("--recipe", str(file), "--sparsity", "0.75", "--seed", "1", "--train-data", "b.npz")
+    assert recipe.prune == PruneOptions(sparsity=0.75, keep=("x",))
+    assert recipe.retrain == RetrainOptions(epochs=7, seed=1)
+    assert recipe.train_data == "b.npz"
+    assert parsed("--recipe", str(file), "--sparsity", "keep").prune is None
+
+
+# Commands
+
+
+def test_help_is_quick_and_light():
+    script = (
+        "import sys\n"
+        "from lwc_compiler.cli import main\n"
+        "main(['--help'])\n"
+        "print(*(name for name in sys.modules if '.' not in name), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "click" in loaded
+    assert not loaded & {"tvm", "onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "pydantic", "rich", "torch"}
+    assert all(name in done.stdout for name in cli.commands)
+
+
+def test_version_names_the_tools(lwc):
+    done = lwc("--version")
+    assert done.code == 0
+    assert done.out.startswith("lwc 0.")
+    assert f"onnx {onnx.__version__}" in done.out
+
+
+def test_targets(lwc):
+    done = lwc("targets", "--json")
+    assert [target["name"] for target in json.loads(done.out)] == ["x86-64-v3", "x86-64-v4"]
+    assert "x86-64-v4" in lwc("targets").out
+
+
+def test_prune_writes_zeros_and_leaves_the_input(lwc, mlp, tmp_path):
+    before = mlp.read_bytes()
+    done = lwc("prune", mlp, "-o", tmp_path / "pruned.onnx", "--sparsity", "0.75", "--prune-first")
+    assert (done.code, done.out) == (0, f"wrote {tmp_path}/pruned.onnx\n")
+    assert np.count_nonzero(weight(tmp_path / "pruned.onnx", "w1")) == 48
+    assert np.count_nonzero(weight(tmp_path / "pruned.onnx", "w2")) == 12
+    assert mlp.read_bytes() == before
+
+
+def test_passes_alone_in_a_row(lwc, mlp, mlp_data, tmp_path):
+    pruned, trained, small = (tmp_path / f"{name}.onnx" for name in ("pruned", "trained", "small"))
+    assert lwc("prune", mlp, "-o", pruned, "--sparsity", "0.9", "--prune-first").code == 0
+    done = lwc("retrain", pruned, "-o", trained, "--train-data", mlp_data, "--epochs", "2", "--json")
+    assert done.code == 0
+    assert [entry["pass"] for entry in json.loads(done.out)["passes"]][-1] == "retrain"
+    assert "retrain: epoch 2/2" in done.err
+    np.testing.assert_array_equal(weight(trained, "w1") != 0, weight(pruned, "w1") != 0)
+    assert np.abs(weight(trained, "w1") - weight(pruned, "w1")).max() > 0
+    assert lwc("compact", trained, "-o", small).code == 0
+    assert weight(small, "w2").shape[0] < 12
+    x = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
+    outputs = [onnxruntime.InferenceSession(path).run(None, {"x": x})[0] for path in (trained, small)]
+    np.testing.assert_allclose(*outputs, rtol=1e-5, atol=1e-5)
+    assert lwc("lower", small, "-o", tmp_path / "small.lwc").code == 0
+    assert read_artifact(tmp_path / "small.lwc").manifest.layers
+
+
+def test_compile_run_bench_inspect(lwc, mlp, tmp_path, monkeypatch):
+    directory = tmp_path / "mlp.lwc"
+    done = lwc("compile", mlp, "-o", directory, "--sparsity", "0.5", "--batch", "3")
+    assert done.code == 0
+    assert "warning: there is no training data: the model was pruned without retraining" in done.err
+    for text in ("216 of 240 kept", "x float32 3x16", "not measured", "from ONNX Runtime", f"lwc bench {directory}"):
+        assert text in done.out
+
+    x = np.random.default_rng(0).standard_normal((3, 16)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    done = lwc("run", directory, "--input", f"x={tmp_path}/x.npy", "--output-dir", tmp_path / "out", "--json")
+    assert json.loads(done.out) == {"y": f"{tmp_path}/out/y.npy"}
+    expected = onnxruntime.InferenceSession(directory / "mlp.onnx").run(None, {"x": x})[0]
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "y.npy"), expected, rtol=1e-5, atol=1e-5)
+    assert lwc("run", directory, "--input", f"x={tmp_path}/x.npy", "--output-dir", tmp_path / "out").code == 9
+    done = lwc("run", directory, "--input", f"x={tmp_path}/x.npy", "--output-dir", tmp_path / "out", "--force")
+    assert (done.code, "3x4" in done.out) == (0, True)
+
+    monkeypatch.setattr("lwc_compiler.runtime.bench._BLOCK_SECONDS", 0.001)
+    monkeypatch.setattr("lwc_compiler.runtime.bench._PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr("lwc_compiler.runtime.bench._WARM_UP_SECONDS", 0.0)
+    result = json.loads(lwc("bench", directory, "--against", mlp, "--json").out)
+    assert [timing["engine"].split()[0] for timing in result["timings"]] == ["lwc", "ONNX"]
+    assert result["speedup"] > 0
+    assert "1 thread\n" in lwc("bench", directory).out
+
+    layers = json.loads(lwc("inspect", directory, "--json").out)["layers"]
+    assert [(layer["node"], layer["density"]) for layer in layers] == [("fc1", 1.0), ("fc2", 0.5)]
+    text = lwc("inspect", directory).out
+    assert all(word in text for word in ("fc1", "fc2", "16x12", "FLOPs", "why"))
+
+
+def test_compile_twice_gives_the_same_library(lwc, mlp, tmp_path):
+    for name in ("a", "b"):
+        assert lwc("compile", mlp, "-o", tmp_path / name, "--sparsity", "0.5").code == 0
+    files = {path.name for path in (tmp_path / "a").iterdir()}
+    assert len(files) == 6
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
+
+
+def test_compile_with_data_retrains(lwc, mlp, mlp_data, tmp_path):
+    options = ("--sparsity", "0.5", "--train-data", mlp_data, "--val-data", mlp_data, "--epochs", "1", "--json")
+    done = lwc("compile", mlp, "-o", tmp_path / "out", *options)
+    assert done.code == 0
+    result = json.loads(done.out)
+    assert result["directory"] == str(tmp_path / "out")
+    assert result["options"]["retrain"]["epochs"] == 1
+    assert str(mlp_data) in result["report"]["activations_measured_with"]
+    assert [entry["pass"] for entry in result["report"]["passes"]].count("retrain") == 1
+
+
+def test_default_output_is_named_after_the_model(lwc, mlp, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert lwc("lower", mlp).code == 0
+    assert read_artifact(tmp_path / "mlp.lwc").manifest.name == "mlp"
+
+
+def test_inspect_model(lwc, mlp):
+    report = json.loads(lwc("inspect", mlp, "--json").out)
+    assert [(layer["node"], layer["flops"]) for layer in report["layers"]] == [("fc1", 384), ("fc2", 96)]
+    assert report["total"]["weights"] == 240
+    text = lwc("inspect", mlp).out
+    assert all(word in text for word in ("fc1", "Gemm", "16x12", "192", "total", "240"))
+
+
+def test_force_replaces_an_output_file(lwc, mlp, tmp_path):
+    output = tmp_path / "pruned.onnx"
+    assert lwc("prune", mlp, "-o", output, "--sparsity", "0.5").code == 0
+    assert lwc("prune", mlp, "-o", output, "--sparsity", "0.25").code == 9
+    assert np.count_nonzero(weight(output, "w2")) == 24
+    assert lwc("prune", mlp, "-o", output, "--sparsity", "0.25", "--force").code == 0
+    assert np.count_nonzero(weight(output, "w2")) == 36
+
+
+# Errors and signals
+
+
+def test_errors_are_one_line_and_debug_shows_where(lwc, tmp_path):
+    done = lwc("inspect", tmp_path / "none.onnx")
+    assert done.code == 3
+    assert done.out == ""
+    assert done.err.startswith("error: ")
+    assert "Traceback" not in done.err
+    done = lwc("inspect", tmp_path / "none.onnx", "--debug")
+    assert done.code == 3
+    assert "Traceback" in done.err
+
+
+def test_defects_ask_for_a_report(lwc, mlp, monkeypatch):
+    monkeypatch.setattr("lwc_compiler.report.table.layer_report", lambda model: 1 // 0)
+    done = lwc("inspect", mlp)
+    assert done.code == 70
+    assert done.err.startswith("error: ZeroDivisionError: ")
+    assert "please report it" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("arguments", [("squeeze",), ("prune",), ("inspect", "a", "b"), ("bench", "d", "--nope")])
+def test_wrong_usage_is_2(lwc, arguments):
+    done = lwc(*arguments)
+    assert done.code == 2
+    assert "Error: " in done.err
+
+
+def test_verbose_logs_more(lwc, mlp, tmp_path, monkeypatch):
+    def talk(model, options):
+        module.logger.debug("a detail")
+        module.logger.info("a step")
+        return model
+
+    monkeypatch.setattr("lwc_compiler.passes.prune.prune", talk)
+    arguments = ("prune", mlp, "--sparsity", "0.5", "--force", "-o", tmp_path / "out.onnx")
+    assert lwc(*arguments).err == "a step\n"
+    assert lwc(*arguments, "-v").err == "a detail\na step\n"
+
+
+@pytest.mark.parametrize("arguments", [("targets",), ("targets", "--json"), ("--help",)])
+def test_reader_that_goes_away_is_no_error(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "lwc_compiler", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
