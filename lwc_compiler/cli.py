@@ -91,7 +91,7 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
         ctx.exit()
 
 
-_PATH = click.Path(path_type=Path)
+_PATH = click.Path(path_type=Path, readable=False)  # what opens the file says what is wrong with it
 _model = click.argument("model", type=_PATH)
 _directory = click.argument("directory", type=_PATH)
 _output_file = click.option(
@@ -379,9 +379,9 @@ def targets(as_json: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code; `argv` is what follows `lwc`."""
-    state = {"debug": False}
+    state: dict[str, Any] = {"debug": False, "interrupted": INTERRUPTED}
     try:
-        with _logs_to_stderr(), _termination_unwinds():
+        with _logs_to_stderr(), _termination_unwinds(state):
             code = cli.main(args=argv, prog_name="lwc", standalone_mode=False, obj=state)
             sys.stdout.flush()
     except lwc.LwcError as error:
@@ -392,12 +392,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted: nothing was written", err=True)
-        return INTERRUPTED
+        return int(state["interrupted"])
     except BrokenPipeError:
         # The reader has gone; what Python still holds for it must not fail once more at exit. click and rich exit
         # with 1 when it happens to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # the machine's fault, not lwc's: a full disk, no permission
+        _print_error(error, state["debug"])
+        return lwc.ArtifactError.exit_code
     except Exception as error:
         _print_error(error, state["debug"])
         click.echo(
@@ -430,11 +433,12 @@ class _Handler(logging.Handler):
 
 
 @contextmanager
-def _termination_unwinds() -> Iterator[None]:
+def _termination_unwinds(state: dict[str, Any]) -> Iterator[None]:
     """SIGTERM ends the process the way Ctrl-C does, so that temporary files go."""
 
     def stop(*_: object) -> None:
-        sys.exit(TERMINATED)
+        state["interrupted"] = TERMINATED
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

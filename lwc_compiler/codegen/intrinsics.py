@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tvm.ir import Expr
 
 # (exp(r) - 1 - r) / r^2 on [-ln2 / 2, ln2 / 2]
-_EXP = (0.5, 0.1666666716337204, 0.04166635498404503, 0.00833327416330576, 0.0013941022334620357, 0.0001991357421502471)
+_EXP = (0.5, 0.166665181517601, 0.04166620597243309, 0.008368889801204205, 0.0013950489228591323)
 # (log(1 + f) - f + f^2 / 2) / f^3 on [sqrt(1/2) - 1, sqrt(2) - 1]
 _LOG = (0.3333331346511841, -0.25000008940696716, 0.2000211924314499, -0.1666799634695053, 0.14219550788402557,
         -0.12405591458082199, 0.11888174712657928, -0.11675640940666199, 0.06746601313352585)  # fmt: skip
@@ -86,11 +86,6 @@ def _absolute(x: Expr) -> Expr:
     return tirx.reinterpret("float32", tirx.bitwise_and(_bits(x), _i(0x7FFFFFFF)))
 
 
-def _is_nan(x: Expr) -> Expr:
-    """By its bits: TVM takes x != x for false."""
-    return tirx.bitwise_and(_bits(x), _i(0x7FFFFFFF)) > _i(0x7F800000)
-
-
 def _with_sign_of(magnitude: Expr, x: Expr) -> Expr:
     sign = tirx.bitwise_and(_bits(x), _i(-0x80000000))
     return tirx.reinterpret("float32", tirx.bitwise_or(_bits(magnitude), sign))
@@ -104,40 +99,49 @@ def _reduced(x: Expr, let: _Bindings) -> tuple[Expr, Expr]:
     return let(_bits(z) - _i(_ROUND_BITS)), let((r * r) * _polynomial(r, _EXP) + r)
 
 
+def _clamp(x: Expr, low: float | None, high: float | None) -> Expr:
+    """`x` in [low, high]; NaN stays NaN, as the comparisons are false."""
+    if high is not None:
+        x = Select(x > _f(high), _f(high), x)
+    return x if low is None else Select(x < _f(low), _f(low), x)
+
+
 def _exp(x: Expr, let: _Bindings) -> Expr:
-    clamped = let(tirx.max(tirx.min(x, _f(89.0)), _f(-104.0)))
-    n, e = _reduced(clamped, let)
+    n, e = _reduced(let(_clamp(x, -104.0, 89.0)), let)
     # In two factors: results down to the smallest denormal, and up to the largest finite number.
     half = let(n >> _i(1))
-    result = ((e + _f(1.0)) * _power_of_two(half)) * _power_of_two(n - half)
-    return Select(_is_nan(x), x, result)
+    first = let(_power_of_two(half))
+    return (e * first + first) * _power_of_two(n - half)
 
 
 def _expm1(x: Expr, let: _Bindings) -> Expr:
     """exp(x) - 1 for x <= 0."""
-    n, e = _reduced(let(tirx.max(x, _f(-87.0))), let)
+    n, e = _reduced(let(_clamp(x, -87.0, None)), let)
     scale = let(_power_of_two(n))
     return let(e * scale + (scale - _f(1.0)))
 
 
 def _sigmoid(x: Expr, let: _Bindings) -> Expr:
-    e = let(_exp(_f(0.0) - _absolute(x), let))
+    # exp(-|x|), and 0 where it would be denormal: there 2^-127 is the bit pattern of 0.
+    n, e = _reduced(let(_clamp(_f(0.0) - _absolute(x), -88.0, None)), let)
+    scale = let(_power_of_two(n))
+    e = let(e * scale + scale)
     return Select(x < _f(0.0), e, _f(1.0)) / (e + _f(1.0))
 
 
 def _tanh(x: Expr, let: _Bindings) -> Expr:
     e = _expm1(_absolute(x) * _f(-2.0), let)
-    return Select(_is_nan(x), x, _with_sign_of((_f(0.0) - e) / (e + _f(2.0)), x))
+    return _with_sign_of((_f(0.0) - e) / (e + _f(2.0)), x)
 
 
 def _erf(x: Expr, let: _Bindings) -> Expr:
     a = let(_absolute(x))
     square = let(x * x)
     small = _polynomial(square, _ERF_SMALL) * x + x
-    t = let(tirx.min(a, _f(4.0)))
+    t = let(_clamp(a, None, 4.0))
     exponent = let(_polynomial(t, _ERF_LARGE) * t - t)
     large = _with_sign_of(_f(0.0) - _expm1(exponent, let), x)
-    return Select(_is_nan(x), x, Select(a < _f(0.9), small, large))
+    return Select(a < _f(0.9), small, large)
 
 
 def _log(x: Expr, let: _Bindings) -> Expr:
@@ -169,11 +173,11 @@ def _log1p(x: Expr, let: _Bindings) -> Expr:
 
 def _sinh(x: Expr, let: _Bindings) -> Expr:
     a = let(_absolute(x))
-    e = _expm1(_f(0.0) - tirx.min(a, _f(1.0)), let)
+    e = _expm1(_f(0.0) - _clamp(a, None, 1.0), let)
     small = (_f(0.0) - e) * (e + _f(2.0)) / (_f(2.0) * e + _f(2.0))
     root = let(_exp(a * _f(0.5), let))
     large = root * (_f(0.5) * root) - _f(0.5) / (root * root)
-    return Select(_is_nan(x), x, _with_sign_of(Select(a < _f(1.0), small, large), x))
+    return _with_sign_of(Select(a < _f(1.0), small, large), x)
 
 
 def _cosh(x: Expr, let: _Bindings) -> Expr:

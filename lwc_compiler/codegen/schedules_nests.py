@@ -317,16 +317,14 @@ class Scheduler:
         weights: dict[Var, float] = {}
         for stage in stages:
             every = [*axes, *stage.own, *stage.reduce]
-            over = set(every)
-            volume = self.program.volume(tuple(every))
             for e, factor in [(o, 1.5) for o in stage.offsets] + [
                 (load.indices[0], 1.0) for v in stage.values for load in loads(v)
             ]:
-                form = linear(e, over)
-                if form is None:
-                    continue
+                used = variables(e)
+                volume = self.program.volume(tuple(a for a in every if a in used))
                 for axis in every:
-                    if abs(form.coefficient(axis)) == 1:
+                    form = linear(e, {axis})
+                    if form is not None and abs(form.coefficient(axis)) == 1:
                         full = min(1.0, self.ranges.extent[axis] / self.lanes)
                         weights[axis] = weights.get(axis, 0.0) + factor * volume * full
         if not weights:
@@ -678,36 +676,56 @@ class Scheduler:
         return tirx.Select(condition, yes, no)
 
     def _without_strides(self, value: Expr, v: Var, lanes: int, before: list[Stmt]) -> Expr:
-        """Loads with a small stride become whole vector loads and a shuffle, kept in a temporary."""
+        """Loads that pick from a short run of memory in a fixed pattern (strided, reversed, repeated) become whole
+        vector loads and a shuffle, kept in a temporary."""
 
         def change(e: Expr) -> Expr:
-            if not isinstance(e, TensorLoad) or lanes < 4:
+            if not isinstance(e, TensorLoad):
                 return e
-            form = linear(e.indices[0], {v})
-            if form is None or form.coefficient(v) not in (-1, 2, 3, 4):
+            split = self._pattern(e.indices[0], v, lanes)
+            if split is None:
                 return e
-            if v in {x for inner in loads(form.rest) for x in variables(inner)}:
-                return e
-            stride = form.coefficient(v)
-            temporary = tirx.decl_buffer((index(lanes),), dtype_of(e), "strided")
-            if stride == -1:
-                start = self.ranges.simplify(form.rest - index(lanes - 1))
-                vectors = [BufferLoad(e.source, [Ramp(start, index(1), lanes)])]
-                order = list(range(lanes - 1, -1, -1))
-            else:
-                vectors = [
-                    BufferLoad(e.source, [Ramp(self.ranges.simplify(form.rest + index(k * lanes)), index(1), lanes)])
-                    for k in range(stride)
-                ]
-                order = list(range(0, stride * lanes, stride))
-            shuffled = Shuffle(vectors, [tirx.const(o, "int32") for o in order])
+            start, pattern = split
+            temporary = tirx.decl_buffer((index(lanes),), dtype_of(e), "picked")
+            vectors = [
+                BufferLoad(e.source, [Ramp(self.ranges.simplify(start + index(k)), index(1), lanes)])
+                for k in range(0, max(pattern) + 1, lanes)
+            ]
             before.append(AllocBuffer(temporary))
-            before.append(BufferStore(temporary, shuffled, [Ramp(index(0), index(1), lanes)]))
+            picked = Shuffle(vectors, [tirx.const(p, "int32") for p in pattern])
+            before.append(BufferStore(temporary, picked, [Ramp(index(0), index(1), lanes)]))
             return BufferLoad(temporary, [v])
 
-        if any(is_call(e, "if_then_else") for e in visit(value)):
+        if lanes < 4 or any(is_call(e, "if_then_else") for e in visit(value)):
             return value
         return rewrite(value, change)
+
+    def _pattern(self, offset: Expr, v: Var, lanes: int) -> tuple[Expr, list[int]] | None:
+        """(start, pattern) with offset == start + pattern[v], for short patterns that are not contiguous or constant."""
+        if v not in variables(offset):
+            return None
+        fixed: Expr = index(0)
+        moving: Expr = index(0)
+        for term, sign in _terms(offset):
+            inside = variables(term)
+            signed = term if sign > 0 else term * index(-1)
+            if v not in inside:
+                fixed = fixed + signed
+            elif len(inside) > 1 or loads(term):
+                return None
+            else:
+                moving = moving + signed
+        form = linear(moving, {v})
+        if form is not None:
+            steps = [form.coefficient(v) * k for k in range(lanes)]
+        else:
+            steps = [int(self.ranges.simplify(substitute(moving, {v: index(k)}))) for k in range(lanes)]
+        low = min(steps)
+        pattern = [step - low for step in steps]
+        if max(pattern) >= 4 * lanes or pattern == list(range(lanes)):
+            return None
+        base = index(low) if form is None else form.rest + index(low)
+        return fixed + base, pattern
 
 
 def _combine(op: str, a: Expr, b: Expr) -> Expr:
@@ -751,6 +769,15 @@ def _cuts(test: Expr, axis: Var) -> list[int]:
     if isinstance(test, (tirx.LT, tirx.GT)):
         return [root_ceil] if c > 0 else [root_floor + 1]
     return [root_floor + 1] if c > 0 else [root_ceil]
+
+
+def _terms(e: Expr, sign: int = 1) -> list[tuple[Expr, int]]:
+    """The terms of a sum."""
+    if isinstance(e, tirx.Add):
+        return _terms(e.a, sign) + _terms(e.b, sign)
+    if isinstance(e, tirx.Sub):
+        return _terms(e.a, sign) + _terms(e.b, -sign)
+    return [(e, sign)]
 
 
 def _flat_parts(stage: Flat) -> list[tuple[str, Expr]]:

@@ -259,9 +259,10 @@ def _neutral(op: str, init: Expr) -> Expr | None:
     if op == "product":
         return init if float(init.value) == 1 else None
     bound = tirx.min_value(dtype) if op == "max" else tirx.max_value(dtype)
-    if init.value != bound.value:
+    infinity = -math.inf if op == "max" else math.inf
+    if init.value not in (bound.value, infinity):
         return None
-    return tirx.const(-math.inf if op == "max" else math.inf, dtype) if "float" in dtype else init
+    return tirx.const(infinity, dtype) if "float" in dtype else init
 
 
 def _check_indices(stage: Stage) -> None:

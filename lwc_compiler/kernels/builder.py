@@ -92,8 +92,11 @@ class KernelBuilder:
         return Register(self, lanes)
 
     def load(self, buffer: Expr, index: Expr, lanes: int = 1, stride: int = 1) -> Expr:
-        """`lanes` elements of a buffer from `index` on, `stride` elements apart."""
-        return buffer.vload([_ramp(index, lanes, stride)])
+        """`lanes` elements of a buffer from `index` on, `stride` elements apart; reads the elements between them too."""
+        if stride == 1 or lanes == 1:
+            return buffer.vload([_ramp(index, lanes)])
+        parts = [buffer.vload([_ramp(index + i * lanes, lanes)]) for i in range(stride)]
+        return tirx.Shuffle(parts, [tirx.const(i * stride, "int32") for i in range(lanes)])
 
     def store(self, buffer: Expr, index: Expr, value: Expr, lanes: int = 1) -> None:
         """Stores consecutive elements."""
@@ -153,9 +156,9 @@ def _int(value: Expr) -> Expr:
     return tirx.const(value, "int32") if isinstance(value, int) else value
 
 
-def _ramp(index: Expr, lanes: int, stride: int = 1) -> Expr:
+def _ramp(index: Expr, lanes: int) -> Expr:
     index = _int(index)
-    return tirx.Ramp(index, tirx.const(stride, str(index.ty.dtype)), lanes) if lanes > 1 else index
+    return tirx.Ramp(index, tirx.const(1, str(index.ty.dtype)), lanes) if lanes > 1 else index
 
 
 def splat(value: Expr, lanes: int) -> Expr:

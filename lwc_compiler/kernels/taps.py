@@ -303,35 +303,45 @@ class _Writer:
                 self._fill(at, 0, length)
                 continue
             shift = p.pad - phase  # the phase's element i is input column (column + i) * stride - shift
-            low, high = shift + p.stride - 1, p.size + shift + p.stride - 1
-            if shift <= 0 and (p.out - lay.tile_width + length - 1) * p.stride - shift < p.size:
-                begin, end = 0, length  # no tile touches the padding
-            else:
-                moved = column * p.stride
-                begin = clamp(_floor_divide(low - moved, p.stride), 0, length)
-                end = clamp(_floor_divide(high - moved, p.stride), 0, length)
-                begin, end = self.b.let("begin", begin), self.b.let("end", end)
-            self._fill(at, 0, begin)
-            self._copy(self.b.address(source + (column * p.stride - shift)), p.stride, at, begin, end)
-            self._fill(at, end, length)
+            begin, end = 0, length
+            if shift > 0 or (p.out - lay.tile_width + length - 1) * p.stride - shift >= p.size:
+                low, high = shift + p.stride - 1, p.size + shift + p.stride - 1
+                begin = clamp(_floor_divide(low - column * p.stride, p.stride), 0, length)
+                end = clamp(_floor_divide(high - column * p.stride, p.stride), 0, length)
+            start = self.b.address(source + (column * p.stride - shift))
+            if isinstance(begin, int) and isinstance(end, int):
+                self._fill(at, 0, begin)
+                self._copy(start, p.stride, at, begin, end)
+                self._fill(at, end, length)
+                continue
+            begin, end = self.b.let("begin", begin), self.b.let("end", end)
+            with self.b.when(end - begin == length):
+                self._copy(start, p.stride, at, 0, length)
+            with self.b.otherwise():
+                self._copy_edge(start, p.stride, at, begin, end, length)
 
-    def _fill(self, at: Any, begin: Any, end: Any) -> None:
-        b = self.b
-        if isinstance(begin, int) and isinstance(end, int):
-            for start, lanes in pieces(end - begin, self.t.lanes):
-                b.store(self.scratch, at + (begin + start), splat(0.0, lanes), lanes)
-            return
-        with b.loop("i", begin, end) as i:
-            b.store(self.scratch, at + i, splat(0.0, 1))
-
-    def _copy(self, source: Any, stride: int, at: Any, begin: Any, end: Any) -> None:
-        b = self.b
-        if isinstance(begin, int) and isinstance(end, int) and stride == 1:
-            for start, lanes in pieces(end - begin, self.t.lanes):
-                b.store(self.scratch, at + (begin + start), b.load(self.x, source + (begin + start), lanes), lanes)
-            return
-        with b.loop("i", begin, end) as i:
+    def _copy_edge(self, source: Any, stride: int, at: Any, begin: Any, end: Any, length: int) -> None:
+        """Copies the positions from `begin` to `end`; zeros before and after them."""
+        b, lanes = self.b, self.t.lanes
+        with b.loop("i", 0, begin) as i:
+            b.store(self.scratch, at + i, 0.0)
+        whole = b.let("whole", tirx.truncdiv(end - begin, lanes))
+        with b.loop("v", 0, whole) as v:
+            i = b.let("i", begin + v * lanes)
+            b.store(self.scratch, at + i, b.load(self.x, source + i * stride, lanes, stride), lanes)
+        with b.loop("i", begin + whole * lanes, end) as i:
             b.store(self.scratch, at + i, b.load(self.x, source + i * stride))
+        with b.loop("i", end, length) as i:
+            b.store(self.scratch, at + i, 0.0)
+
+    def _fill(self, at: Any, begin: int, end: int) -> None:
+        for start, lanes in pieces(end - begin, self.t.lanes):
+            self.b.store(self.scratch, at + (begin + start), splat(0.0, lanes), lanes)
+
+    def _copy(self, source: Any, stride: int, at: Any, begin: int, end: int) -> None:
+        for start, lanes in pieces(end - begin, self.t.lanes):
+            value = self.b.load(self.x, source + (begin + start) * stride, lanes, stride)
+            self.b.store(self.scratch, at + (begin + start), value, lanes)
 
     def _sum(self, group: Any, rows: Any, slot: Any, block: Any, channel: Any) -> list[list[Register]]:
         """The sums of one group of rows over one block of channels; registers [row][vector of the tile]."""

@@ -91,12 +91,13 @@ def normalize(
     before: list[tuple[str, ...]] = []
     while before != (now := [(node.op_type, *node.output) for node in proto.graph.node]):
         before = now
-        proto = infer_shapes(rewritten(proto, _fold, _remove_noops))
+        proto = infer_shapes(rewritten(proto, _remove_noops, _fold))
     if fold_batch_norm:
         proto = infer_shapes(rewritten(proto, _fold_affine))
     for inferred, declared in zip(proto.graph.output, model.proto.graph.output, strict=True):
-        if not inferred.type.tensor_type.HasField("shape"):
-            inferred.type.CopyFrom(declared.type)  # behind an operator that inference does not know
+        if declared.type.tensor_type.HasField("shape") and not inferred.type.tensor_type.HasField("shape"):
+            # Behind an operator that inference does not know.
+            inferred.type.tensor_type.shape.CopyFrom(declared.type.tensor_type.shape)
     _name_nodes(proto.graph)
     weights = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     masks = {name: mask for name, mask in model.masks.items() if weights.get(name) == mask.shape}

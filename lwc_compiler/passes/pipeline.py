@@ -48,7 +48,7 @@ def compile_model(
     check_destination(directory, force=force)
     find_target(recipe.lower.target)
     original = normalize(source, fold_batch_norm=False)
-    check_lowerable(original, recipe.lower)
+    _check_lowerable(original, recipe.lower, thorough=recipe.train_data is not None)
 
     model = prune(original, recipe.prune) if recipe.prune else mark_zeros(original)
     if recipe.train_data:
@@ -78,14 +78,16 @@ def compile_model(
     )
 
 
-def check_lowerable(model: Model, options: LowerOptions) -> None:
-    """Raises what `lower` would raise for the model, its shapes, or the missing C compiler, without lowering."""
+def _check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> None:
+    """Raises what `lower` would raise, without lowering; `thorough` imports the graph, which can take some seconds."""
     static = _static(model, options)
-    from lwc_compiler.codegen.frontend import check_supported
+    from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.link import find_compiler
 
     find_compiler()
     check_supported(static.proto)
+    if thorough:
+        import_onnx(static.proto)
 
 
 def mark_zeros(model: Model) -> Model:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
-from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.errors import ModelError, UnsupportedError
 from lwc_compiler.model import copy_fields, sort_nodes
 
 __all__ = ["Constant", "Graph", "Node", "Tensor", "evaluate", "onnx_type", "replace_uses", "rewritten", "unique_name"]
@@ -50,21 +51,32 @@ def rewritten(proto: ModelProto, *rewrites: Callable[[Graph], object]) -> ModelP
 
     Raises:
         UnsupportedError: a tensor has an element type that GraphSurgeon cannot hold.
+        ModelError: names, shapes or types of the graph are no such things.
     """
-    try:
+    with _refusing_damage():
         graph = import_onnx(proto)
-        for rewrite in rewrites:
-            rewrite(graph)
-            graph.cleanup()
+    for rewrite in rewrites:
+        rewrite(graph)
+        graph.cleanup()
+    with _refusing_damage():
         exported = export_onnx(graph, do_type_check=False)
-    except OnnxGraphSurgeonException as error:
-        raise UnsupportedError(f"the graph holds a tensor type that lwc does not handle: {error}") from error
     result = ModelProto()
     copy_fields(proto, result, without={"graph"})
     result.graph.CopyFrom(exported.graph)
     _restore(proto.graph, result.graph)
     sort_nodes(result.graph)
     return result
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
+    """What GraphSurgeon stumbles over is in the file: the ONNX checker lets names that are not text and the like pass."""
+    try:
+        yield
+    except OnnxGraphSurgeonException as error:
+        raise UnsupportedError(f"the graph holds a tensor type that lwc does not handle: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"the model is damaged: its graph cannot be read: {error}") from error
 
 
 def replace_uses(old: Tensor, new: Tensor) -> None:

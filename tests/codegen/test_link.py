@@ -7,7 +7,7 @@ import pytest
 from lwc_compiler.codegen import link
 from lwc_compiler.errors import ToolchainError
 
-SOURCE = b"int answer(void);\nint hidden_part(void) { return 41; }\n" b"int answer(void) { return hidden_part() + 1; }\n"
+SOURCE = b"int answer(void);\nint hidden_part(void) { return 41; }\nint answer(void) { return hidden_part() + 1; }\n"
 EXPORT = b'__attribute__((visibility("default"))) '
 
 

@@ -35,7 +35,9 @@ def test_living_buffers_never_overlap(data: st.DataObject) -> None:
         assert offsets[i] + sizes[i] + SLACK_BYTES <= total
         for j in range(i):
             together = lives[i][0] <= lives[j][1] and lives[j][0] <= lives[i][1]
-            apart = offsets[i] >= offsets[j] + sizes[j] + SLACK_BYTES or offsets[j] >= offsets[i] + sizes[i] + SLACK_BYTES
+            apart = (
+                offsets[i] >= offsets[j] + sizes[j] + SLACK_BYTES or offsets[j] >= offsets[i] + sizes[i] + SLACK_BYTES
+            )
             assert apart or not together
 
 

@@ -1,0 +1,222 @@
+"""Lowering whole small networks: numbers against ONNX Runtime, layers fused, libraries reproducible and self-contained."""
+
+import subprocess
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from lwc_compiler.codegen.layers import extract_layers
+from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.model import Model, working_copy
+from lwc_compiler.passes.lower import lower
+from lwc_compiler.passes.normalize import normalize
+from lwc_compiler.recipe import LowerOptions
+from lwc_compiler.runtime.session import Session
+from lwc_compiler.targets import find_target
+
+
+def make(nodes, weights, inputs, outputs, opset=18) -> Model:
+    values = [
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in group.items()]
+        for group in (inputs, outputs)
+    ]
+    constants = [numpy_helper.from_array(np.asarray(array, np.float32), name) for name, array in weights.items()]
+    graph = helper.make_graph([helper.make_node(*n[:3], **n[3]) for n in nodes], "net", *values, constants)
+    return Model(helper.make_model(graph, ir_version=9, opset_imports=[helper.make_opsetid("", opset)]), "net")
+
+
+def normal(*shape: int, density: float = 1.0) -> np.ndarray:
+    """The same values every time for the same shape."""
+    rng = np.random.default_rng(shape)
+    return rng.standard_normal(shape) * (rng.random(shape) < density)
+
+
+def sparse(*shape: int) -> np.ndarray:
+    return normal(*shape, density=0.2)
+
+
+def residual_block(batch: int | str = 1) -> Model:
+    """Two convolutions joined by a residual Add, as in ResNet, then a pooled classifier."""
+    return make(
+        [
+            ("Conv", ["x", "w1", "b1"], ["c1"], {"pads": [1, 1, 1, 1], "name": "conv1"}),
+            ("Relu", ["c1"], ["r1"], {}),
+            ("Conv", ["r1", "w2"], ["c2"], {"pads": [1, 1, 1, 1], "name": "conv2"}),
+            ("Conv", ["x", "w3", "b3"], ["c3"], {"name": "shortcut"}),
+            ("Add", ["c2", "c3"], ["a"], {}),
+            ("Clip", ["a", "zero", "six"], ["r2"], {}),
+            ("GlobalAveragePool", ["r2"], ["p"], {}),
+            ("Flatten", ["p"], ["f"], {}),
+            ("Gemm", ["f", "w4", "b4"], ["g"], {"transB": 1, "alpha": 0.5, "beta": 2.0, "name": "fc"}),
+            ("Softmax", ["g"], ["y"], {}),
+        ],
+        {
+            "w1": sparse(16, 4, 3, 3), "b1": normal(16), "w2": sparse(8, 16, 3, 3),
+            "w3": sparse(8, 4, 1, 1), "b3": normal(8), "zero": 0.0, "six": 6.0,
+            "w4": sparse(5, 8), "b4": normal(1, 5),
+        },
+        {"x": [batch, 4, 13, 11]},
+        {"y": [batch, 5]},
+    )  # fmt: skip
+
+
+def attention(tokens: int = 9) -> Model:
+    """One head of self-attention with constant projections, one of them from the left."""
+    return make(
+        [
+            ("MatMul", ["x", "wq"], ["q"], {"name": "q"}),
+            ("Add", ["q", "bq"], ["qb"], {}),
+            ("MatMul", ["x", "wk"], ["k"], {"name": "k"}),
+            ("Transpose", ["k"], ["kt"], {"perm": [0, 2, 1]}),
+            ("MatMul", ["qb", "kt"], ["s"], {"name": "scores"}),
+            ("Softmax", ["s"], ["p"], {}),
+            ("MatMul", ["p", "x"], ["o"], {"name": "mix"}),
+            ("MatMul", ["wl", "o"], ["l"], {"name": "left"}),
+            ("Add", ["l", "x"], ["y"], {}),
+        ],
+        {"wq": sparse(24, 16), "bq": normal(16), "wk": sparse(24, 16), "wl": sparse(tokens, tokens)},
+        {"x": [2, tokens, 24]},
+        {"y": [2, tokens, 24]},
+    )
+
+
+def transposed() -> Model:
+    return make(
+        [
+            ("ConvTranspose", ["x", "w", "b"], ["u"], {"strides": [2, 2], "pads": [1, 0, 0, 1], "name": "up"}),
+            ("LeakyRelu", ["u"], ["v"], {"alpha": 0.1}),
+            ("Conv", ["v", "w2"], ["y"], {"auto_pad": "SAME_LOWER", "strides": [2, 2], "group": 2, "name": "down"}),
+        ],
+        {"w": sparse(6, 8, 3, 3), "b": normal(8), "w2": sparse(4, 4, 4, 4)},
+        {"x": [1, 6, 7, 5]},
+        {"y": [1, 4, 7, 5]},
+    )
+
+
+def reference(model: Model, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(
+        working_copy(model.proto).SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    return session.run(None, feeds)
+
+
+def compare(model: Model, tmp_path, options: LowerOptions, shape: list[int], threads: int = 1) -> None:
+    lowered = lower(model, options)
+    path = tmp_path / "libnet.so"
+    path.write_bytes(lowered.library)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    expected = reference(model, {"x": x})
+    with Session(path, lowered.symbol, lowered.inputs, lowered.outputs, threads, lowered.target) as session:
+        got = session.run({"x": x})
+    for spec, wanted in zip(lowered.outputs, expected, strict=True):
+        assert np.abs(got[spec.name] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "host"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_residual_block(tmp_path, target: str, threads: int) -> None:
+    compare(residual_block(), tmp_path, LowerOptions(target=target), [1, 4, 13, 11], threads)
+
+
+def test_open_batch_is_set_by_the_option(tmp_path) -> None:
+    compare(residual_block("n"), tmp_path, LowerOptions(batch=3), [3, 4, 13, 11])
+
+
+def test_attention(tmp_path) -> None:
+    compare(attention(), tmp_path, LowerOptions(), [2, 9, 24])
+
+
+def test_transposed_and_auto_padded(tmp_path) -> None:
+    compare(transposed(), tmp_path, LowerOptions(), [1, 6, 7, 5])
+
+
+def test_what_follows_a_layer_is_fused_into_it() -> None:
+    model = normalize(residual_block(), batch=1, shapes={}, fold_batch_norm=True)
+    rest, layers = extract_layers(model.proto, find_target("x86-64-v3"))
+    assert [n.op_type for n in rest.graph.node if n.op_type != "LwcLayer"] == [
+        "GlobalAveragePool",
+        "Flatten",
+        "Softmax",
+    ]
+    assert [layer.decision.site for layer in layers] == ["w1", "w2", "w3", "w4"]
+    fused = next(n for n in rest.graph.node if n.output[0] == "r2")
+    assert list(fused.input) == ["r1", "c3"]  # conv2 with the shortcut as residual and the Clip
+
+
+def test_layers_say_what_was_decided() -> None:
+    model = residual_block()
+    decisions = {d.site: d for d in lower(model, LowerOptions(target="x86-64-v3")).layers}
+    weights = {t.name: numpy_helper.to_array(t) for t in model.proto.graph.initializer}
+    first = decisions["w1"]
+    assert (first.node, first.op, first.shape) == ("conv1", "Conv", (16, 4, 3, 3))
+    assert first.density == np.count_nonzero(weights["w1"]) / weights["w1"].size
+    assert first.dense_flops == 2 * 16 * 4 * 9 * 13 * 11
+    assert first.dense_bytes == 4 * (16 * 4 * 9 + 16)
+    assert all(d.format and d.kernel and d.why and d.bytes > 0 for d in decisions.values())
+
+
+def test_a_value_used_twice_is_not_fused_away(tmp_path) -> None:
+    model = make(
+        [("Conv", ["x", "w"], ["c"], {}), ("Relu", ["c"], ["r"], {}), ("Add", ["c", "r"], ["y"], {})],
+        {"w": sparse(4, 3, 1, 1)},
+        {"x": [1, 3, 5, 5]},
+        {"y": [1, 4, 5, 5], "c": [1, 4, 5, 5]},
+    )
+    compare(model, tmp_path, LowerOptions(), [1, 3, 5, 5])
+
+
+def test_input_and_constant_as_outputs(tmp_path) -> None:
+    model = make(
+        [("Identity", ["x"], ["y"], {}), ("Identity", ["k"], ["z"], {}), ("Relu", ["x"], ["r"], {})],
+        {"k": [1.0, 2.0]},
+        {"x": [2, 3]},
+        {"y": [2, 3], "z": [2], "r": [2, 3]},
+    )
+    compare(model, tmp_path, LowerOptions(), [2, 3])
+
+
+def test_two_compilations_are_byte_identical() -> None:
+    first, second = (lower(residual_block(), LowerOptions(target="x86-64-v3")) for _ in range(2))
+    assert first == second
+
+
+def test_the_library_needs_only_the_c_library_and_exports_only_its_interface(tmp_path) -> None:
+    path = tmp_path / "libnet.so"
+    path.write_bytes(lower(residual_block(), LowerOptions(target="x86-64-v3")).library)
+    dynamic = subprocess.run(["readelf", "-d", path], capture_output=True, text=True, check=True).stdout
+    needed = {line.split("[")[1].rstrip("]") for line in dynamic.splitlines() if "NEEDED" in line}
+    assert needed <= {"libc.so.6", "libm.so.6"}
+    symbols = subprocess.run(["nm", "-D", "--defined-only", path], capture_output=True, text=True, check=True).stdout
+    assert {line.split()[-1] for line in symbols.splitlines()} == {
+        f"net_{name}"
+        for name in (
+            "run", "workspace_bytes", "pool_create", "pool_destroy", "error_string", "version", "cpu_supported",
+            "input_count", "output_count", "inputs", "outputs",
+        )
+    }  # fmt: skip
+
+
+def test_unknown_operator_is_refused_by_node_and_name() -> None:
+    model = make(
+        [("NonZero", ["x"], ["i"], {"name": "find"}), ("Cast", ["i"], ["y"], {"to": 1})],
+        {},
+        {"x": [4]},
+        {"y": [1, None]},
+    )
+    with pytest.raises(UnsupportedError, match=r"'find' \(NonZero\)"):
+        lower(model, LowerOptions())
+
+
+def test_header_compiles_as_c_and_cpp(tmp_path) -> None:
+    (tmp_path / "net.h").write_text(lower(attention(), LowerOptions()).header)
+    for language, standard in (("c", "c99"), ("c++", "c++11")):
+        command = ["cc", "-x", language, f"-std={standard}", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
+        subprocess.run([*command, "-fsyntax-only", tmp_path / "net.h"], check=True)
+
+
+def test_models_are_valid_where_onnx_can_tell() -> None:
+    for model in (residual_block(), attention(), transposed()):
+        onnx.checker.check_model(model.proto, full_check=True)
