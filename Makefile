@@ -4,7 +4,7 @@ BIN := .venv/bin
 # pip says what went wrong; it need not say what went right.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # Linking needs a C compiler: where the system has none, PyPI's is installed.
-ZIG := $(if $(shell command -v cc || command -v gcc || command -v clang),,zig)
+ZIG := $(if $(shell command -v cc || command -v gcc || command -v clang),,[zig])
 
 .PHONY: help demo test lint types unit clean
 
@@ -17,7 +17,8 @@ help:
 	@echo "make clean   remove the environment and everything that tools left behind"
 
 demo: .venv/demo.stamp
-	$(BIN)/lwc demo
+	@rm -rf demo-output
+	$(BIN)/lwc demo -o demo-output
 
 test: lint types unit
 
@@ -29,8 +30,8 @@ types: .venv/test.stamp
 	$(BIN)/mypy
 
 unit: .venv/test.stamp
-	$(BIN)/python tests/fetch_models.py
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/python -m tests.fetch_models
+	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-output
@@ -43,7 +44,7 @@ clean:
 
 .venv/demo.stamp: pyproject.toml | .venv/bin/python
 	@echo "installing lwc and what it needs (a few minutes the first time)"
-	@$(PIP) -e '.[$(ZIG)]'
+	@$(PIP) -e '.$(ZIG)'
 	@touch $@
 
 .venv/test.stamp: pyproject.toml | .venv/bin/python

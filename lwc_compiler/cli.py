@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,11 +20,15 @@ import click
 import lwc_compiler as lwc
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from lwc_compiler.training.progress import Progress
 
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+
+_SECONDS_A_LINE = 2.0
 
 logger = logging.getLogger("lwc_compiler")
 
@@ -279,26 +284,35 @@ def run(
     with lwc.load(directory, threads) as session:
         outputs = session.run(read_arrays(inputs))
     files = write_arrays(output_dir, outputs, force=force)
+    rows = [(name, outputs[name].dtype.name, outputs[name].shape, str(file)) for name, file in files.items()]
     if as_json:
-        _print_json({name: str(file) for name, file in files.items()})
+        _print_json({name: {"dtype": dtype, "shape": shape, "file": file} for name, dtype, shape, file in rows})
         return
-    rows = [(name, outputs[name].dtype, _shape(outputs[name].shape), file) for name, file in files.items()]
-    _print_table(("output", "dtype", "shape", "file"), rows)
+    _print_table(
+        ("output", "dtype", "shape", "file"), [(name, dtype, _shape(shape), file) for name, dtype, shape, file in rows]
+    )
 
 
 @cli.command()
 @_directory
 @click.option("--against", type=_PATH, metavar="MODEL.onnx", help="Time ONNX Runtime on this model too.")
 @click.option("--threads", type=int, help="Threads of both, at least 1.  [default: what the artifact was compiled for]")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=3.0,
+    show_default=True,
+    help="Time to measure each of the two for, at least 0.",
+)
 @_json
-def bench(directory: Path, against: Path | None, threads: int | None, as_json: bool) -> None:
+def bench(directory: Path, against: Path | None, threads: int | None, seconds: float, as_json: bool) -> None:
     """Times an artifact and ONNX Runtime.
 
     Both get the same random inputs and run in turns; a figure is the median of many runs.
     """
     from lwc_compiler.runtime import bench as module
 
-    result = module.bench(directory, against=against, threads=threads)
+    result = module.bench(directory, against=against, threads=threads, seconds=seconds)
     if as_json:
         _print_json(asdict(result))
         return
@@ -375,6 +389,31 @@ def targets(as_json: bool) -> None:
         ("target", "vector bits", "runs here", "description"),
         [(t.name, t.vector_bits, f"no: {', '.join(m)}" if m else "yes", t.description) for t, m in listed],
     )
+
+
+@cli.command()
+@click.option(
+    "-o",
+    "--output",
+    type=_PATH,
+    metavar="DIR",
+    help="Keep data, dense model and artifact here.  [default: keep nothing]",
+)
+@_json
+def demo(output: Path | None, as_json: bool) -> None:
+    """Shows the whole path on handwritten digits.
+
+    Trains LeNet-300-100 on bundled images, prunes and retrains it to 12 times fewer weights, compiles it for this
+    machine, and compares accuracy, size and speed with the dense network in ONNX Runtime.
+    """
+    from lwc_compiler.demo import run_demo, to_rich
+
+    with _training_progress() as progress:
+        result = run_demo(output, progress=progress)
+    if as_json:
+        _print_json(asdict(result))
+    else:
+        _print_rich(to_rich(result))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -479,13 +518,16 @@ def _progress_bar(stack: ExitStack) -> Callable[[Progress], None]:
 
 
 def _progress_lines() -> Callable[[Progress], None]:
-    last: Progress | None = None
+    """A line for the first and the last epoch of a training, and between them one every few seconds."""
+    epoch, spoken = -1, 0.0
 
     def show(now: Progress) -> None:
-        nonlocal last
-        if last is None or now.epoch != last.epoch:
-            logger.info("retrain: %s", _training_line(now))
-        last = now
+        nonlocal epoch, spoken
+        if now.epoch != epoch:
+            epoch = now.epoch
+            if epoch in (0, now.epochs) or time.monotonic() - spoken > _SECONDS_A_LINE:
+                spoken = time.monotonic()
+                logger.info("retrain: %s", _training_line(now))
 
     return show
 
@@ -556,12 +598,19 @@ def _print_json(values: Any) -> None:
 
 def _print_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns, box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
+    for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
+        table.add_column(column, justify="right" if all(isinstance(cell, int | float) for cell in cells) else "left")
     for row in rows:
         table.add_row(*("" if cell is None else str(cell) for cell in row))
+    _print_rich(table)
+
+
+def _print_rich(table: Table) -> None:
+    from rich.console import Console
+
     # A pipe has no width: nothing is folded there.
     Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(table)
 

@@ -1,6 +1,7 @@
 """What lwc refuses: each with one sentence and its exit code, and nothing lost or half-written."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -418,7 +419,7 @@ class Training:
         command += ["--train-data", str(data), "--epochs", "1000000"]
         environment = {**os.environ, "TMPDIR": str(self.temporary)}
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        while "epoch 1/" not in (line := self.process.stderr.readline()):
+        while not re.search(r"epoch [1-9]", line := self.process.stderr.readline()):
             assert line, "the training ended"
         (self.child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
 

@@ -17,8 +17,11 @@ from lwc_compiler import cli as module
 from lwc_compiler import cli_options
 from lwc_compiler.cli import cli
 from lwc_compiler.cli_options import HELP, recipe_options
+from lwc_compiler.demo import DemoResult
 from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe, RetrainOptions
 from lwc_compiler.runtime.artifact import read_artifact
+from lwc_compiler.runtime.bench import Bench, Timing
+from lwc_compiler.training.progress import Progress
 
 CLASSES = {"prune": PruneOptions, "retrain": RetrainOptions, "lower": LowerOptions}
 
@@ -175,7 +178,7 @@ def test_compile_run_bench_inspect(lwc, mlp, tmp_path, monkeypatch):
     x = np.random.default_rng(0).standard_normal((3, 16)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     done = lwc("run", directory, "--input", f"x={tmp_path}/x.npy", "--output-dir", tmp_path / "out", "--json")
-    assert json.loads(done.out) == {"y": f"{tmp_path}/out/y.npy"}
+    assert json.loads(done.out) == {"y": {"dtype": "float32", "shape": [3, 4], "file": f"{tmp_path}/out/y.npy"}}
     expected = onnxruntime.InferenceSession(directory / "mlp.onnx").run(None, {"x": x})[0]
     np.testing.assert_allclose(np.load(tmp_path / "out" / "y.npy"), expected, rtol=1e-5, atol=1e-5)
     assert lwc("run", directory, "--input", f"x={tmp_path}/x.npy", "--output-dir", tmp_path / "out").code == 9
@@ -183,12 +186,11 @@ def test_compile_run_bench_inspect(lwc, mlp, tmp_path, monkeypatch):
     assert (done.code, "3x4" in done.out) == (0, True)
 
     monkeypatch.setattr("lwc_compiler.runtime.bench._BLOCK_SECONDS", 0.001)
-    monkeypatch.setattr("lwc_compiler.runtime.bench._PAUSE_SECONDS", 0.0)
-    monkeypatch.setattr("lwc_compiler.runtime.bench._WARM_UP_SECONDS", 0.0)
-    result = json.loads(lwc("bench", directory, "--against", mlp, "--json").out)
+    monkeypatch.setattr("lwc_compiler.runtime.bench._WARM_UP_SECONDS", 0.001)
+    result = json.loads(lwc("bench", directory, "--against", mlp, "--seconds", "0", "--json").out)
     assert [timing["engine"].split()[0] for timing in result["timings"]] == ["lwc", "ONNX"]
     assert result["speedup"] > 0
-    assert "1 thread\n" in lwc("bench", directory).out
+    assert "1 thread\n" in lwc("bench", directory, "--seconds", "0").out
 
     layers = json.loads(lwc("inspect", directory, "--json").out)["layers"]
     assert [layer["node"] for layer in layers] == ["fc1", "fc2"]
@@ -229,6 +231,34 @@ def test_inspect_model(lwc, mlp):
     assert report["total"]["weights"] == 240
     text = lwc("inspect", mlp).out
     assert all(word in text for word in ("fc1", "Gemm", "16x12", "192", "total", "240"))
+
+
+def test_demo_prints_what_it_measured(lwc, monkeypatch, tmp_path):
+    def run_demo(output, progress):
+        progress(Progress(0, 2, 0, 5, None, 0.25, None))
+        progress(Progress(1, 2, 3, 5, 0.5, 0.25, 8.0))
+        progress(Progress(2, 2, 3, 5, 0.4, 0.5, 4.0))
+        bench = Bench(1, (Timing("lwc", 9, 0.001, 0.001, 0.002), Timing("ONNX Runtime", 9, 0.004, 0.003, 0.005)), 4.0)
+        return DemoResult(1200, 100, 0.95, 0.96, 300, 4800, 900, 9000, 1e-7, bench, 12.0)
+
+    monkeypatch.setattr("lwc_compiler.demo.run_demo", run_demo)
+    done = lwc("demo", "-o", tmp_path / "out")
+    assert done.code == 0
+    assert all(text in done.out for text in ("95.00%", "96.00%", "12.0x fewer", "4.0x faster"))
+    assert done.err == ("retrain: epoch 0/2, validation 0.25\nretrain: epoch 2/2, loss 0.4, validation 0.5, 4 s left\n")
+    assert json.loads(lwc("demo", "--json").out)["kept"] == 100
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with module._training_progress() as progress:
+        progress(Progress(1, 2, 3, 5, 0.5, 0.25, 8.0))
+        module.click.echo("a log line", err=True)
+    err = capsys.readouterr().err
+    assert "epoch 1/2, loss 0.5, validation 0.25, 8 s left" in err
+    assert "a log line" in err
 
 
 def test_force_replaces_an_output_file(lwc, mlp, tmp_path):

@@ -223,7 +223,7 @@ def expand(expr: Expr) -> Expr:
             return e
         if is_call(e, *_FUNCTIONS):
             let = _Bindings()
-            function = _FUNCTIONS[e.op.name.removeprefix("tirx.")]
+            function = _FUNCTIONS[e.op.name.rpartition(".")[2]]
             return let.wrap(function(let(children(e)[0]), let))
         if is_call(e, "pow", "power"):
             base, exponent = children(e)

@@ -110,7 +110,7 @@ def variables(expr: Expr) -> set[Var]:
 
 def is_call(expr: Expr, *names: str) -> bool:
     """Whether `expr` calls one of the TIR operators `names`."""
-    return isinstance(expr, Call) and getattr(expr.op, "name", "").removeprefix("tirx.") in names
+    return isinstance(expr, Call) and getattr(expr.op, "name", "").rpartition(".")[2] in names
 
 
 @dataclass

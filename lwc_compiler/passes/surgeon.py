@@ -70,7 +70,7 @@ def rewritten(proto: ModelProto, *rewrites: Callable[[Graph], object]) -> ModelP
 
 @contextmanager
 def _refusing_damage() -> Iterator[None]:
-    """What GraphSurgeon stumbles over is in the file: the ONNX checker lets names that are not text and the like pass."""
+    """What GraphSurgeon stumbles over is in the file: ONNX's checker lets names that are not text and the like pass."""
     try:
         yield
     except OnnxGraphSurgeonException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
+import math
 import os
 import tempfile
 import threading
@@ -98,7 +99,7 @@ class Session:
         self._arguments = (ctypes.c_void_p * len(inputs))()
         self._results = (ctypes.c_void_p * len(outputs))()
         self._takes = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs)
-        self._gives = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in outputs)
+        self._gives = tuple((spec.name, np.dtype(spec.dtype), spec.shape, _memory_of(spec)) for spec in outputs)
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         """Computes the outputs.
@@ -122,14 +123,20 @@ class Session:
         if len(inputs) != len(self._takes):
             unknown = ", ".join(f"'{name}'" for name in inputs if name not in {spec.name for spec in self.inputs})
             raise DataError(f"the model has no input {unknown}; its inputs are {self._signature()}")
-        outputs = {name: np.empty(shape, dtype) for name, dtype, shape in self._gives}
+        outputs: dict[str, NDArray[np.generic]] = {}
+        addresses = []
+        for name, dtype, shape, make in self._gives:
+            # Memory of ctypes gives away its address much faster than an array does.
+            memory = make()
+            outputs[name] = np.ndarray(shape, dtype, memory)  # type: ignore[arg-type]  # any buffer will do
+            addresses.append(ctypes.addressof(memory))
         with self._lock:
             if not self._close.alive:
                 raise ArtifactError("the session is closed: load the artifact again")
             for index, array in enumerate(arrays):
-                self._arguments[index] = array.ctypes.data
-            for index, array in enumerate(outputs.values()):
-                self._results[index] = array.ctypes.data
+                self._arguments[index] = _address(array)
+            for index, address in enumerate(addresses):
+                self._results[index] = address
             code = self._library.run(self._arguments, self._results, self._workspace, self._pool)
         if code:
             raise ArtifactError(f"the library failed: {self._library.error_string(code).decode()} (code {code})")
@@ -163,6 +170,17 @@ class Session:
 
     def _signature(self) -> str:
         return ", ".join(f"'{spec.name}' ({spec.dtype} {list(spec.shape)})" for spec in self.inputs)
+
+
+def _memory_of(spec: TensorSpec) -> type[ctypes.Array[ctypes.c_char]]:
+    return ctypes.c_char * max(1, math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)
+
+
+def _address(array: NDArray[np.generic]) -> int:
+    # Several times as quick as `array.ctypes`; needs a buffer that can be written and has a first byte.
+    if array.flags.writeable and array.size:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+    return array.ctypes.data
 
 
 class _Library:

@@ -65,6 +65,7 @@ def open_batch(
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
+    del result.graph.value_info[:]  # shapes with the old batch, which Shape nodes would be folded to
     targets = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     targets |= {node.output[0]: constant_value(node) for node in proto.graph.node if node.op_type == "Constant"}
     for number, node in enumerate(result.graph.node):

@@ -48,7 +48,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], Groups] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             content = json.loads(file["json"].tobytes())
             groups = {
                 group: {name: file[f"{group}_{index}"] for index, name in enumerate(names)}

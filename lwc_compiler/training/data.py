@@ -121,7 +121,7 @@ def read_arrays(path: Path, inputs: list[InputSpec]) -> dict[str, NDArray[Any]]:
         if len(inputs) != 1:
             names = ", ".join(f"'{spec.name}'" for spec in inputs)
             raise DataError(f"data {path}: the model has inputs {names}; give an .npz with one array each")
-        return {inputs[0].name: np.load(path, mmap_mode="r", allow_pickle=False)}
+        return {inputs[0].name: np.lib.format.open_memmap(path, mode="r")}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"data {path} cannot be read: {error}") from None
 

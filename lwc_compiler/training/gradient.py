@@ -19,7 +19,9 @@ from lwc_compiler.training.session import session_options
 
 Arrays = dict[str, NDArray[np.float32]]
 CHECK_TOLERANCE = 1e-2  # of the derivative; float32 forward passes give 1e-4 to 4e-3 on real models
-CHECK_STEPS = (1e-2, 3e-3, 1e-3, 3e-4)  # relative to the weights: the large ones meet kinks, the small ones rounding
+CHECK_CHANGES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)  # of the loss: large ones meet kinks and curvature, small ones rounding
+ROUNDINGS = 16  # in a loss, in units of its last place; a derivative that drowns in them cannot be checked
+CHECK_LONGEST = 1e-2  # steps relative to the weights
 
 
 def rewrite_for_gradients(graph: TrainingGraph, statistics: set[str]) -> dict[str, str]:
@@ -130,14 +132,27 @@ def _replace_transposed_convolution_gradients(proto: onnx.ModelProto, graph: Tra
 # -- check ------------------------------------------------------------------------------------------------------------
 
 
+def nearby(weights: Arrays, seed: int) -> Arrays:
+    """A point in general position: every weight is moved by noise of a twentieth of its tensor's root mean square.
+
+    A pruned neuron with a bias of 0 sits exactly on the kink of its Relu, where no difference quotient is the gradient.
+    """
+    rng = np.random.default_rng(seed)
+    moved = {}
+    for name, array in weights.items():
+        size = float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) or 1.0
+        moved[name] = array + np.float32(0.05 * size) * rng.standard_normal(array.shape, np.float32)
+    return moved
+
+
 def check_gradient(
     graph: TrainingGraph, loss: Callable[[Arrays], float], weights: Arrays, gradients: Arrays, seed: int
 ) -> None:
     """Compares the gradient with the loss itself along one random direction through all weights.
 
-    The direction d has, for every weight w, the length of w and half of it along w's gradient, so that every weight
-    counts and rounding does not drown the derivative. d . gradient is compared with (L(w + h d) - L(w - h d)) / 2 h for
-    several h (losses and products summed in float64); one of them has to agree.
+    The direction d has, for every weight w, about the length of w and half of it along w's gradient, so that every
+    weight counts and rounding does not drown the derivative. d . gradient is compared with
+    (L(w + h d) - L(w - h d)) / 2 h for several h (losses and products summed in float64); one of them has to agree.
 
     Args:
         graph: the forward graph, to name the operators at fault.
@@ -164,24 +179,26 @@ def check_gradient(
 def _direction(
     weight: NDArray[np.float32], gradient: NDArray[np.float32], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    noise = rng.standard_normal(weight.shape)
-    noise /= np.linalg.norm(noise) or 1.0
-    length = float(np.linalg.norm(weight)) or 1.0
-    steepness = float(np.linalg.norm(gradient.astype(np.float64)))
-    along = gradient / steepness if steepness else 0.0
-    result: NDArray[np.float32] = ((noise + along) * (0.5 * length)).astype(np.float32)
-    return result
+    direction = rng.standard_normal(weight.shape, np.float32)
+    direction /= np.linalg.norm(direction)
+    steepness = np.linalg.norm(gradient)
+    if steepness:
+        direction += gradient / steepness
+    direction *= np.float32(0.5) * np.linalg.norm(weight)
+    return direction
 
 
 def _mismatch(loss: Callable[[Arrays], float], weights: Arrays, gradients: Arrays, direction: Arrays) -> float:
-    """Smallest relative difference over the steps; products and losses in float64."""
+    """Smallest relative difference over several h, beyond what rounding of the losses explains."""
     expected = sum(float(np.vdot(gradients[n].astype(np.float64), d.astype(np.float64))) for n, d in direction.items())
+    here = abs(loss(weights))
     best = math.inf
-    for step in CHECK_STEPS:
+    for change in CHECK_CHANGES:
+        step = min(change * max(here, 1e-30) / max(abs(expected), 1e-30), CHECK_LONGEST)
         high = loss(weights | {name: weights[name] + np.float32(step) * d for name, d in direction.items()})
         low = loss(weights | {name: weights[name] - np.float32(step) * d for name, d in direction.items()})
         measured = (high - low) / (2 * step)
-        rounding = 4 * np.finfo(np.float32).eps * max(abs(high), abs(low), 1e-30) / (2 * step)
+        rounding = ROUNDINGS * float(np.finfo(np.float32).eps) * max(abs(high), abs(low)) / (2 * step)
         difference = max(abs(measured - expected) - rounding, 0.0)
         best = min(best, difference / max(abs(measured), abs(expected), 1e-30))
         if best <= CHECK_TOLERANCE:

@@ -24,6 +24,7 @@ from lwc_compiler.training.gradient import (
     build_gradient,
     check_gradient,
     gradient_name,
+    nearby,
     rewrite_for_gradients,
 )
 from lwc_compiler.training.graph import OPSET, TrainingGraph
@@ -214,13 +215,13 @@ class Trainer:
             gap = float(np.abs(losses(point) - plain).max())
             if gap > 1e-3 * max(1.0, float(np.abs(plain).max())):
                 raise TrainingError(f"the graph that was rewritten for training is off: its loss differs by {gap:.2g}")
-        names = [gradient_name(name) for name in self._gradients]
-        values = self._backward.run(names, self._only(self._backward, feeds | point))
-        gradients = dict(zip(self._gradients, values, strict=True))
         if not np.isfinite(losses(point)).all():
             raise TrainingError("the loss is NaN or Inf before the first step: look for odd values in the data")
         mean = lambda weights: float(losses(weights).mean(dtype=np.float64))  # noqa: E731
-        check_gradient(self._rewritten, mean, point, gradients, self._seed)
+        moved = point | nearby({name: point[name] for name in self._gradients}, self._seed)
+        names = [gradient_name(name) for name in self._gradients]
+        values = self._backward.run(names, self._only(self._backward, feeds | moved))
+        check_gradient(self._rewritten, mean, moved, dict(zip(self._gradients, values, strict=True)), self._seed)
 
     # -- state --------------------------------------------------------------------------------------------------------
 

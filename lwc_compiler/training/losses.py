@@ -14,6 +14,7 @@ from lwc_compiler.errors import DataError, UnsupportedError
 from lwc_compiler.training.graph import TrainingGraph
 
 Kind = Literal["cross-entropy", "mse", "bce", "distillation"]
+RESHAPING = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 PER_SAMPLE = "lwc/loss_per_sample"
 LOSS = "lwc/loss"
 SAMPLE_WEIGHTS = "lwc/sample_weights"
@@ -37,32 +38,37 @@ class Head:
 
 
 def find_head(graph: TrainingGraph, output: str) -> Head:
-    """The head that computes `output`."""
+    """The head that computes `output`; a last reshaping is looked through where it leaves the batch alone."""
     node = graph.producer(output)
-    while node is not None and node.op == "Identity":
+    while node is not None and node.op in RESHAPING:
         node = graph.producer(node.inputs[0])
-    if node is not None and node.op in ("Softmax", "LogSoftmax"):
-        axis = node.attributes.get("axis", -1) % graph.rank(node.inputs[0])
-        return Head(output, node.inputs[0], node.op, axis)
-    if node is not None and node.op == "Sigmoid":
-        return Head(output, node.inputs[0], node.op, None)
+    if node is not None and node.op in ("Softmax", "LogSoftmax", "Sigmoid"):
+        shape = graph.shape(node.inputs[0])
+        if shape[:1] == graph.shape(output)[:1]:
+            axis = None if node.op == "Sigmoid" else node.attributes.get("axis", -1) % len(shape)
+            return Head(output, node.inputs[0], node.op, axis)
     return Head(output, output, "", None)
 
 
 def class_axis(head: Head, shape: tuple[int, ...], labels: tuple[int, ...]) -> int:
-    """The axis of `shape` that `labels` (both with the batch) index into.
+    """The axis of `shape` that `labels` index into; the shapes are those of one sample, dimensions of 1 do not count.
 
     Raises:
         DataError: the labels fit no axis.
     """
-    axes = [head.axis] if head.axis is not None else [1, len(shape) - 1]
+    axes = [0, len(shape) - 1] if head.axis is None else [head.axis - 1]
     for axis in axes:
-        if 0 < axis < len(shape) and shape[:axis] + shape[axis + 1 :] == labels:
-            return axis
+        if 0 <= axis < len(shape) and squeezed(shape[:axis] + shape[axis + 1 :]) == squeezed(labels):
+            return axis + 1
     raise DataError(
-        f"integer labels of shape {('N', *labels[1:])} do not fit output '{head.output}' of shape {('N', *shape[1:])}: "
+        f"integer labels of shape {('N', *labels)} do not fit output '{head.output}' of shape {('N', *shape)}: "
         "cross entropy wants the output's shape without the class axis"
     )
+
+
+def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without dimensions of 1."""
+    return tuple(dim for dim in shape if dim != 1)
 
 
 class LossBuilder:

@@ -12,7 +12,7 @@ from lwc_compiler.errors import DataError, OptionError
 from lwc_compiler.recipe import RetrainOptions
 from lwc_compiler.training.data import Batch, LabelSpec
 from lwc_compiler.training.graph import TrainingGraph
-from lwc_compiler.training.losses import Head, Kind, LossBuilder, check_heads, class_axis, find_head
+from lwc_compiler.training.losses import Head, Kind, LossBuilder, check_heads, class_axis, find_head, squeezed
 from lwc_compiler.training.session import open_session
 
 Targets = dict[str, NDArray[Any]]
@@ -100,14 +100,13 @@ class Objective:
             return None, shape[1:]
         if labels is None or labels.kind != "int":
             return None, ()
-        plain = labels.shape[:-1] if labels.shape[-1:] == (1,) and len(labels.shape) + 1 == len(shape) else labels.shape
-        axis = class_axis(head, shape, (shape[0], *plain))
+        axis = class_axis(head, shape[1:], labels.shape)
         if labels.low < 0 or labels.high >= shape[axis]:
             raise DataError(
                 f"the labels are {labels.low:g} to {labels.high:g}, but '{head.output}' has {shape[axis]} classes: "
                 f"they have to be 0 to {shape[axis] - 1}" + (" (or use loss 'bce')" if shape[axis] == 1 else "")
             )
-        return axis, plain
+        return axis, shape[1:axis] + shape[axis + 1 :]
 
     def _divergence_axis(self, head: Head) -> int | None:
         if head.activation in CLASS_ACTIVATIONS:
@@ -158,11 +157,6 @@ class Teacher:
 def target_name(head: int) -> str:
     """Name of the graph input that takes the targets of a head."""
     return f"lwc/target_{head}"
-
-
-def squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without a last dimension of 1: one value a sample is written as (N,) and as (N, 1)."""
-    return shape[:-1] if shape[-1:] == (1,) else shape
 
 
 def choose_loss(asked: str, labels: LabelSpec | None) -> Kind:

@@ -46,9 +46,10 @@ class Optimizer:
                 for gradient in gradients.values():
                     gradient *= self.clip_norm / norm
         self.steps += 1
-        for name, weight in self.weights.items():
-            scratch = self._scratch[: weight.size].reshape(weight.shape)
-            self.update(name, weight, gradients[name], learning_rate, scratch)
+        with np.errstate(over="ignore", invalid="ignore"):  # a run that diverges is told from its loss
+            for name, weight in self.weights.items():
+                scratch = self._scratch[: weight.size].reshape(weight.shape)
+                self.update(name, weight, gradients[name], learning_rate, scratch)
 
     def update(
         self,

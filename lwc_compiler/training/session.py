@@ -8,11 +8,11 @@ import onnx
 
 
 def session_options(threads: int) -> Any:
-    """Options that print errors only; 0 threads leaves the number to ONNX Runtime."""
+    """Options that print nothing (errors are raised); 0 threads leaves the number to ONNX Runtime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     return options

@@ -13,7 +13,7 @@ from lwc_compiler.targets import find_target
 
 
 def two_stages(rows: int, columns: int) -> tirx.PrimFunc:
-    """y = exp(x) - sum over a row of exp(x), rows in parallel in the second stage."""
+    """The function y = exp(x) - sum over a row of exp(x), rows in parallel in the second stage."""
     x = te.placeholder((rows, columns), "float32", "x")
     e = te.compute(x.shape, lambda i, j: te.exp(x[i, j]), "e")
     k = te.reduce_axis((0, columns), "k")

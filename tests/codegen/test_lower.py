@@ -1,4 +1,4 @@
-"""Lowering whole small networks: numbers against ONNX Runtime, layers fused, libraries reproducible and self-contained."""
+"""Lowering whole small networks: numbers against ONNX Runtime, fused layers, reproducible self-contained libraries."""
 
 import subprocess
 

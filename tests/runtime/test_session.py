@@ -53,6 +53,12 @@ def test_any_strides_are_taken(session):
         np.testing.assert_array_equal(session.run({"ids": IDS, "values": values})["doubled"], 2 * VALUES)
 
 
+def test_read_only_arrays_are_taken(session):
+    values = VALUES.copy()
+    values.flags.writeable = False
+    np.testing.assert_array_equal(session.run({"ids": IDS, "values": values})["doubled"], 2 * VALUES)
+
+
 def test_lists_are_taken_when_their_dtype_fits(session):
     np.testing.assert_array_equal(session.run({"values": VALUES, "ids": [3, 4]})["same"], IDS)
 

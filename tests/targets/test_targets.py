@@ -4,6 +4,7 @@ import subprocess
 import pytest
 
 from lwc_compiler import targets
+from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.errors import TargetError
 from lwc_compiler.targets import all_targets, find_target, missing_features, x86
 
@@ -79,4 +80,4 @@ def test_features_are_what_the_c_compiler_can_ask_for(tmp_path):
     features = sorted(set().union(*(target.features for target in all_targets() if target.family == "x86")))
     checks = " && ".join(f'__builtin_cpu_supports("{feature}")' for feature in features)
     (tmp_path / "check.c").write_text(f"int f(void) {{ return {checks}; }}\n", encoding="utf-8")
-    subprocess.run(["cc", "-c", "check.c", "-o", "check.o"], cwd=tmp_path, check=True)
+    subprocess.run([*find_compiler().command, "-c", "check.c", "-o", "check.o"], cwd=tmp_path, check=True)

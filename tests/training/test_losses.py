@@ -1,0 +1,158 @@
+"""Losses of every kind against float64 formulas."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto
+
+from lwc_compiler.errors import DataError, OptionError, UnsupportedError
+from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.training.data import Batch, describe_labels
+from lwc_compiler.training.graph import TrainingGraph
+from lwc_compiler.training.losses import PER_SAMPLE
+from lwc_compiler.training.objective import Objective, choose_loss
+from lwc_compiler.training.session import open_session
+
+BATCH = 5
+
+
+def log_softmax(z, axis):
+    z = z - z.max(axis=axis, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=axis, keepdims=True))
+
+
+def losses(build, body, x, labels=None, teacher=None, outputs="y", **options):
+    """The loss of every sample of a model without weights, y = body(x)."""
+    dims = ",".join(map(str, x.shape))
+    text = "(float[{}] x) => ({}) {{ {} }}"
+    declared = ", ".join(f"float {name}" for name in outputs.split())
+    graph = TrainingGraph(build(text.format(dims, declared, body), {}, opset=21), {})
+    original = None if teacher is None else build(text.format(dims, declared, teacher), {}, opset=21)
+    spec = None if labels is None else describe_labels(labels)
+    objective = Objective(graph, BATCH, spec, RetrainOptions(threads=1, **options), original)
+    batch = Batch({"x": x}, labels)
+    session = open_session(graph.to_proto([PER_SAMPLE]), threads=1)
+    feeds = {"x": x} | objective.targets(batch)
+    return session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})[0], objective
+
+
+@pytest.fixture
+def z(rng):
+    return (rng.normal(size=(BATCH, 4)) * 3).astype(np.float32)
+
+
+@pytest.mark.parametrize("body", ["y = Neg(x)", "n = Neg(x) y = Softmax(n)", "n = Neg(x) y = LogSoftmax<axis=1>(n)"])
+def test_cross_entropy_is_taken_before_a_last_softmax(build, rng, z, body):
+    labels = rng.integers(0, 4, BATCH)
+    found, objective = losses(build, body, z, labels)
+    assert objective.kind == "cross-entropy"
+    expected = -log_softmax(-z.astype(np.float64), 1)[np.arange(BATCH), labels]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((BATCH, 3, 2, 6), 1), ((BATCH, 7, 3), 2)])
+def test_cross_entropy_of_many_positions_is_their_mean(build, rng, shape, axis):
+    x = rng.normal(size=shape).astype(np.float32)
+    labels = rng.integers(0, 3, shape[:axis] + shape[axis + 1 :])
+    found, objective = losses(build, "y = Neg(x)", x, labels)
+    picked = np.take_along_axis(-log_softmax(-x.astype(np.float64), axis), np.expand_dims(labels, axis), axis)
+    np.testing.assert_allclose(found, picked.reshape(BATCH, -1).mean(axis=1), rtol=1e-5)
+    right, count = objective.correct(-x, labels)
+    assert (right, count) == (int(((-x).argmax(axis) == labels).sum()), labels.size)
+
+
+def test_labels_may_have_a_last_dimension_of_one(build, rng, z):
+    labels = rng.integers(0, 4, BATCH)
+    plain, _ = losses(build, "y = Neg(x)", z, labels)
+    column, _ = losses(build, "y = Neg(x)", z, labels[:, None])
+    np.testing.assert_array_equal(plain, column)
+
+
+def test_mse(build, rng, z):
+    labels = rng.normal(size=z.shape).astype(np.float32)
+    found, objective = losses(build, "y = Neg(x)", z, labels)
+    assert objective.kind == "mse"
+    np.testing.assert_allclose(found, ((-z.astype(np.float64) - labels) ** 2).mean(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("body", ["y = Identity(x)", "y = Sigmoid(x)"])
+def test_bce_is_taken_before_a_last_sigmoid_and_is_finite_far_out(build, body):
+    z = np.array([[0.0], [300.0], [-300.0], [2.0], [-1.0]], np.float32)
+    labels = np.array([1, 0, 1, 1, 0])
+    found, _ = losses(build, body, z, labels, loss="bce")
+    exact = z.astype(np.float64)[:, 0]
+    np.testing.assert_allclose(found, np.logaddexp(0, exact) - exact * labels, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distillation_of_classes(build, z, temperature):
+    body, teacher = "n = Neg(x) y = Softmax(n)", "n = Mul(x, x) y = Softmax(n)"
+    found, objective = losses(build, body, z, None, teacher, temperature=temperature)
+    assert objective.kind == "distillation"
+    assert objective.class_axis is None
+    exact = z.astype(np.float64)
+    p, q = (log_softmax(v / temperature, 1) for v in (exact**2, -exact))
+    np.testing.assert_allclose(found, temperature**2 * (np.exp(p) * (p - q)).sum(axis=1) / 1, rtol=2e-5)
+
+
+def test_distillation_with_class_labels_measures_accuracy(build, rng, z):
+    labels = rng.integers(0, 4, BATCH)
+    found, objective = losses(build, "y = Neg(x)", z, labels, "y = Mul(x, x)", loss="distillation")
+    assert objective.class_axis == 1
+    p, q = log_softmax(z.astype(np.float64) ** 2, 1), log_softmax(-z.astype(np.float64), 1)
+    np.testing.assert_allclose(found, (np.exp(p) * (p - q)).sum(axis=1), rtol=2e-5)
+
+
+def test_distillation_of_values_sums_the_heads(build, z):
+    body = "y = Neg(x) two = Abs(x)"
+    teacher = "y = Mul(x, x) two = Identity(x)"
+    found, _ = losses(build, body, z, None, teacher, outputs="y two")
+    exact = z.astype(np.float64)
+    expected = ((-exact - exact**2) ** 2).mean(axis=1) + ((np.abs(exact) - exact) ** 2).mean(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_sample_of_a_divergence_over_many_positions_is_their_mean(build, rng):
+    x = rng.normal(size=(BATCH, 6, 3)).astype(np.float32)
+    found, _ = losses(build, "n = Neg(x) y = Softmax(n)", x, None, "n = Mul(x, x) y = Softmax(n)")
+    p, q = log_softmax(x.astype(np.float64) ** 2, 2), log_softmax(-x.astype(np.float64), 2)
+    np.testing.assert_allclose(found, (np.exp(p) * (p - q)).sum(axis=2).mean(axis=1), rtol=2e-5)
+
+
+def test_auto():
+    assert choose_loss("auto", None) == "distillation"
+    assert choose_loss("auto", describe_labels(np.array([1, 2]))) == "cross-entropy"
+    assert choose_loss("auto", describe_labels(np.array([1.0, 2.0]))) == "mse"
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (None, {"loss": "mse"}, "needs labels"),
+        (np.ones(BATCH), {"loss": "cross-entropy"}, "integer labels"),
+        (np.full(BATCH, 4), {}, "has 4 classes"),
+        (np.full(BATCH, -1), {}, "have to be 0 to 3"),
+        (np.ones((BATCH, 3), int), {}, "fit output 'y'"),
+        (np.ones((BATCH, 3)), {}, "do not fit output 'y'"),
+        (np.full((BATCH, 4), 1.5), {"loss": "bce"}, "from 0 to 1"),
+    ],
+)
+def test_labels_that_do_not_fit(build, z, labels, options, message):
+    with pytest.raises(DataError, match=message):
+        losses(build, "y = Neg(x)", z, labels, **options)
+
+
+def test_distillation_needs_a_teacher(build, z):
+    with pytest.raises(OptionError, match="teacher"):
+        losses(build, "y = Neg(x)", z)
+
+
+def test_an_output_without_a_batch_is_refused(build, z):
+    with pytest.raises(UnsupportedError, match="first dimension"):
+        losses(build, "y = Transpose(x)", z, np.zeros(BATCH, int))
+
+
+def test_an_integer_output_is_refused(build):
+    graph = TrainingGraph(build("(float[5,4] x) => (int64 y) { y = ArgMax<axis=1, keepdims=0>(x) }", {}, opset=21), {})
+    assert graph.types["y"] == TensorProto.INT64
+    with pytest.raises(UnsupportedError, match="not float32"):
+        Objective(graph, BATCH, describe_labels(np.zeros(BATCH, int)), RetrainOptions(), None)
