@@ -7,10 +7,10 @@ import logging
 import os
 import signal
 import sys
-import time
+import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +18,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lwc_compiler as lwc
+from lwc_compiler.cli_progress import training_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lwc_compiler.training.progress import Progress
-
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
-
-_SECONDS_A_LINE = 2.0
 
 logger = logging.getLogger("lwc_compiler")
 
@@ -172,7 +169,7 @@ def compile_command(
 
     what = whole_recipe(recipe, train_data, val_data, options)
     directory = output or Path(f"{model.stem}.lwc")
-    with _training_progress() as progress:
+    with training_progress() as progress:
         artifact = lwc.compile(model, directory, what, force=force, workdir=workdir, progress=progress)
     _show_artifact(artifact, as_json)
 
@@ -221,7 +218,7 @@ def retrain(
 
     chosen = part_of(options, "retrain")
     _check_file(output, force)
-    with _training_progress() as progress:
+    with training_progress() as progress:
         trained = lwc.retrain(model, train_data, val_data, chosen, teacher=teacher, workdir=workdir, progress=progress)
     _save(trained, output, as_json)
 
@@ -408,7 +405,7 @@ def demo(output: Path | None, as_json: bool) -> None:
     """
     from lwc_compiler.demo import run_demo, to_rich
 
-    with _training_progress() as progress:
+    with training_progress() as progress:
         result = run_demo(output, progress=progress)
     if as_json:
         _print_json(asdict(result))
@@ -424,7 +421,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = cli.main(args=argv, prog_name="lwc", standalone_mode=False, obj=state)
             sys.stdout.flush()
     except lwc.LwcError as error:
-        _print_error(error, state["debug"])
+        _print_error(str(error), error, state["debug"])
         return error.exit_code
     except click.ClickException as error:
         error.show()
@@ -437,11 +434,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # with 1 when it happens to them.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # the machine's fault, not lwc's: a full disk, no permission
-        _print_error(error, state["debug"])
+    except OSError as error:  # a full disk, no permission: not lwc's fault
+        where = f"{error.filename}: " if error.filename else ""
+        temporary = f"temporary files are in {tempfile.gettempdir()}, which TMPDIR can change"
+        _print_error(f"{where}{error.strerror or error}; {temporary}", error, state["debug"])
         return lwc.ArtifactError.exit_code
     except Exception as error:
-        _print_error(error, state["debug"])
+        _print_error(f"{type(error).__name__}: {error}", error, state["debug"])
         click.echo(
             "this is a defect in lwc: please report it with the command, and what `lwc --version` and --debug print",
             err=True,
@@ -484,63 +483,6 @@ def _termination_unwinds(state: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
-def _training_progress() -> Iterator[Callable[[Progress], None]]:
-    """A function that shows the progress of a training: as a bar on a terminal, else as a line an epoch."""
-    with ExitStack() as stack:
-        show: Callable[[Progress], None] | None = None
-
-        def report(progress: Progress) -> None:
-            nonlocal show
-            if show is None:
-                show = _progress_bar(stack) if sys.stderr.isatty() else _progress_lines()
-            show(progress)
-
-        yield report
-
-
-def _progress_bar(stack: ExitStack) -> Callable[[Progress], None]:
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("retrain"), BarColumn(), TextColumn("{task.description}"))
-    bar = stack.enter_context(Bar(*columns, console=Console(stderr=True), transient=True))
-    task = bar.add_task("", total=None)
-
-    def show(now: Progress) -> None:
-        done = max(now.epoch - 1, 0) * now.steps + now.step
-        bar.update(task, description=_training_line(now), total=now.epochs * now.steps, completed=done)
-
-    return show
-
-
-def _progress_lines() -> Callable[[Progress], None]:
-    """A line for the first and the last epoch of a training, and between them one every few seconds."""
-    epoch, spoken = -1, 0.0
-
-    def show(now: Progress) -> None:
-        nonlocal epoch, spoken
-        if now.epoch != epoch:
-            epoch = now.epoch
-            if epoch in (0, now.epochs) or time.monotonic() - spoken > _SECONDS_A_LINE:
-                spoken = time.monotonic()
-                logger.info("retrain: %s", _training_line(now))
-
-    return show
-
-
-def _training_line(now: Progress) -> str:
-    parts = [f"epoch {now.epoch}/{now.epochs}"]
-    if now.loss is not None:
-        parts.append(f"loss {now.loss:.4g}")
-    if now.metric is not None:
-        parts.append(f"validation {now.metric:.4g}")
-    if now.seconds_left is not None:
-        parts.append(f"{now.seconds_left:.0f} s left")
-    return ", ".join(parts)
 
 
 def _check_file(path: Path, force: bool) -> None:
@@ -615,8 +557,7 @@ def _print_rich(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(table)
 
 
-def _print_error(error: Exception, debug: bool) -> None:
+def _print_error(message: str, error: Exception, debug: bool) -> None:
     if debug:
         traceback.print_exception(error)
-    kind = "" if isinstance(error, lwc.LwcError) else f"{type(error).__name__}: "
-    click.echo(f"error: {kind}{error}", err=True)
+    click.echo(f"error: {message}", err=True)

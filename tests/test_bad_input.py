@@ -340,8 +340,9 @@ def test_full_disk(mlp, tmp_path, command):
         check=False,
     )
     assert done.returncode == ARTIFACT, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert "File too large" in done.stderr
+    message = done.stderr.splitlines()[-1]
+    assert message.startswith("error: ")
+    assert "File too large" in message
     assert contents(output) == {}
 
 

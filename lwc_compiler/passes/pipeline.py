@@ -46,7 +46,7 @@ def compile_model(
     if recipe.retrain and not recipe.train_data:
         raise OptionError("retraining needs training data: give --train-data, or leave the retraining options out")
     check_destination(directory, force=force)
-    find_target(recipe.lower.target)
+    target = find_target(recipe.lower.target)
     original = normalize(source, fold_batch_norm=False)
     _check_lowerable(original, recipe.lower, thorough=recipe.train_data is not None)
 
@@ -65,7 +65,10 @@ def compile_model(
     from lwc_compiler.passes.lower import lower
     from lwc_compiler.runtime.verify import verify
 
+    logger.info("lowering for %s", target.name)
     lowered = lower(compact(_static(model, recipe.lower)), recipe.lower)
+    logger.info("checking the code against ONNX Runtime")
+    verification = verify(model, lowered)
     return write_artifact(
         directory,
         lowered,
@@ -73,7 +76,7 @@ def compile_model(
         recipe=recipe,
         source_sha256=source_sha256,
         report=with_lowered(_report(model, recipe), lowered),
-        verification=verify(model, lowered),
+        verification=verification,
         force=force,
     )
 

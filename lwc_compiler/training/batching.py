@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -46,50 +47,62 @@ def fixed_batch(specs: list[InputSpec]) -> int | None:
     return max(sizes) if sizes else None
 
 
-def open_batch(
-    proto: onnx.ModelProto, batch: int, data: dict[str, NDArray[Any]], weights: dict[str, NDArray[np.float32]]
-) -> onnx.ModelProto | None:
-    """A model that was exported for a fixed batch, made to take any.
+def with_open_batch(proto: onnx.ModelProto, batch: int | None, weights: Container[str] = ()) -> onnx.ModelProto:
+    """A copy of a model exported for `batch` samples that may take any number; None: it does already.
 
-    The batch is also written into the targets of Reshape; these become "as many as there are". The result is run on
-    twice the batch and has to give what the model gives for the halves.
-
-    Args:
-        proto: the model; weights may be graph inputs.
-        batch: the batch it was exported for.
-        data: input name -> at least 2 x `batch` samples.
-        weights: values of the weights that are graph inputs.
-
-    Returns:
-        The model with an open batch, or None where that does not work.
+    `weights` are graph inputs that are not data. The batch is also written into the targets of Reshape; these become "as many as there are".
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)
+    if batch is None:
+        return result
     del result.graph.value_info[:]  # shapes with the old batch, which Shape nodes would be folded to
-    targets = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    targets |= {node.output[0]: constant_value(node) for node in proto.graph.node if node.op_type == "Constant"}
+    targets = {tensor.name: tensor for tensor in proto.graph.initializer}
+    constants = {node.output[0]: node for node in proto.graph.node if node.op_type == "Constant"}
     for number, node in enumerate(result.graph.node):
-        if node.op_type == "Reshape" and node.input[1] in targets:
-            shape = np.array(targets[node.input[1]])
-            if shape.size and shape[0] == batch:
-                shape[0] = 0 if -1 in shape else -1
-                node.input[1] = f"lwc/open_shape_{number}"
-                result.graph.initializer.append(numpy_helper.from_array(shape, node.input[1]))
+        if node.op_type != "Reshape" or node.input[1] not in targets.keys() | constants.keys():
+            continue
+        name = node.input[1]
+        shape = np.array(numpy_helper.to_array(targets[name]) if name in targets else constant_value(constants[name]))
+        if shape.size and shape[0] == batch:
+            shape[0] = 0 if -1 in shape else -1
+            node.input[1] = f"lwc/open_shape_{number}"
+            result.graph.initializer.append(numpy_helper.from_array(shape, node.input[1]))
     for value in (*result.graph.input, *result.graph.output):
-        if value.name not in weights and value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].ClearField("dim_value")
+        dims = value.type.tensor_type.shape.dim
+        if value.name not in weights and dims and dims[0].dim_value == batch:
+            dims[0].ClearField("dim_value")
+    return result
+
+
+def computes_the_same(
+    proto: onnx.ModelProto,
+    opened: onnx.ModelProto,
+    batch: int,
+    data: dict[str, NDArray[Any]],
+    weights: dict[str, NDArray[np.float32]],
+) -> bool:
+    """Whether `opened` gives for twice the batch what `proto` gives for the halves.
+
+    Args:
+        proto: a model for `batch` samples; weights may be graph inputs.
+        opened: what `with_open_batch` made of it.
+        batch: samples.
+        data: input name -> at least 2 x `batch` samples.
+        weights: values of the weights that are graph inputs.
+    """
     names = [value.name for value in proto.graph.output]
     try:
-        fixed, opened = open_session(proto, threads=1), open_session(result, threads=1)
+        one, any_number = open_session(proto, threads=1), open_session(opened, threads=1)
         halves = [
-            fixed.run(names, {name: array[i * batch : (i + 1) * batch] for name, array in data.items()} | weights)
+            one.run(names, {name: array[i * batch : (i + 1) * batch] for name, array in data.items()} | weights)
             for i in range(2)
         ]
-        whole = opened.run(names, {name: array[: 2 * batch] for name, array in data.items()} | weights)
+        whole = any_number.run(names, {name: array[: 2 * batch] for name, array in data.items()} | weights)
     except Exception:  # ONNX Runtime raises classes of its own; whatever it says, this model keeps its batch
-        return None
+        return False
     for first, second, both in zip(*halves, whole, strict=True):
         expected = np.concatenate([first, second])
         if both.shape != expected.shape or np.abs(both - expected).max() > SAME * max(np.abs(expected).max(), 1e-30):
-            return None
-    return result
+            return False
+    return True

@@ -68,6 +68,10 @@ class LabelSpec:
     low: float
     high: float
 
+    def join(self, other: LabelSpec) -> LabelSpec:
+        """Of both together."""
+        return replace(self, low=min(self.low, other.low), high=max(self.high, other.high))
+
 
 class Source(Protocol):
     """Data that was checked against the model's inputs."""
@@ -307,17 +311,21 @@ class StreamSource:
             elif shapes != self.shapes:
                 raise DataError(f"data {where}: samples change their shape from {self.shapes} to {shapes}")
             elif labels is not None and self.labels is not None:
-                self.labels = replace(
-                    labels, low=min(labels.low, self.labels.low), high=max(labels.high, self.labels.high)
-                )
+                self.labels = self.labels.join(labels)
             elif labels is not self.labels:
                 raise DataError(f"data {where}: some batches have labels, others have none")
             self.samples += batch.samples
         if self.samples == 0:
             raise DataError(f"data {where}: the function yielded no batches")
 
+    def _call(self) -> Iterator[Any]:
+        try:
+            yield from self._function()
+        except Exception as error:  # whatever the user's code raises
+            raise DataError(f"data {self._where}: the function raised {type(error).__name__}: {error}") from error
+
     def _draw(self) -> Iterator[Batch]:
-        for number, arrays in enumerate(self._function()):
+        for number, arrays in enumerate(self._call()):
             where = f"{self._where}, batch {number}"
             if not isinstance(arrays, dict):
                 raise DataError(f"data {where}: expected a dict of arrays, found {type(arrays).__name__}")

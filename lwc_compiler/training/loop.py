@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from lwc_compiler.errors import DataError, TrainingError
 from lwc_compiler.model import convert_opset
 from lwc_compiler.recipe import RetrainOptions
-from lwc_compiler.training.batching import fixed_batch, input_specs, open_batch
+from lwc_compiler.training.batching import computes_the_same, fixed_batch, input_specs, with_open_batch
 from lwc_compiler.training.checkpoint import Groups, load_checkpoint, save_checkpoint
-from lwc_compiler.training.data import Batch, Source, open_source
+from lwc_compiler.training.data import Batch, LabelSpec, Source, open_source
 from lwc_compiler.training.gradient import (
     Arrays,
     build_gradient,
@@ -73,10 +73,19 @@ class Trainer:
         proto: onnx.ModelProto,
         masks: dict[str, NDArray[np.bool_]],
         data: Source,
+        labels: LabelSpec | None,
         options: RetrainOptions,
         teacher: onnx.ModelProto | None,
     ) -> None:
         """Builds the graphs and checks the gradient on the first batch of `data`.
+
+        Args:
+            proto: the user's model.
+            masks: weight name -> kept entries.
+            data: gives shapes and the first batch.
+            labels: of all data that is going to be used.
+            options: how to train.
+            teacher: the original model.
 
         Raises:
             LwcError: the model cannot be trained, or not on this data; the message says why.
@@ -90,8 +99,11 @@ class Trainer:
         bare, self.batch, self.group = self._choose_batch(bare, data, options, first)
         shapes = {name: (self.batch, *shape) for name, shape in data.shapes.items()}
         graph = TrainingGraph(bare, shapes)
-        original = None if teacher is None else convert_opset(teacher, OPSET)
-        self.objective = Objective(graph, self.batch, data.labels, options, original)
+        if teacher is not None:
+            teacher = convert_opset(teacher, OPSET)
+            if self.batch != fixed_batch(self._specs):
+                teacher = with_open_batch(teacher, fixed_batch(self._specs))
+        self.objective = Objective(graph, self.batch, labels, options, teacher)
         self._measured = [PER_SAMPLE, *([] if self.objective.class_axis is None else [self.objective.logits])]
         self._forward = open_session(graph.to_proto(self._measured), options.threads)
         self._build_backward(graph, options)
@@ -107,10 +119,11 @@ class Trainer:
         wanted, built_in = min(options.batch_size, data.samples), fixed_batch(self._specs)
         if built_in is None or built_in == wanted:
             return bare, wanted, options.accumulate
-        if data.samples >= 2 * built_in:
-            opened = open_batch(bare, built_in, first.inputs, self.weights.arrays())
-            if opened is not None:
-                return opened, wanted, options.accumulate
+        opened = with_open_batch(bare, built_in, self.weights.arrays())
+        if data.samples >= 2 * built_in and computes_the_same(
+            bare, opened, built_in, first.inputs, self.weights.arrays()
+        ):
+            return opened, wanted, options.accumulate
         if data.samples < built_in:
             raise DataError(f"the model takes batches of {built_in} samples only, and the data has {data.samples}")
         return bare, built_in, options.accumulate * max(1, round(wanted / built_in))
@@ -265,8 +278,8 @@ def train(job: Job, report: Report) -> None:
         LwcError: what `Trainer` raises; the loss diverged; the checkpoint is of another job.
     """
     options = job.options
-    data, validation = open_data(job)
-    trainer = Trainer(job.proto, job.masks, data, options, job.teacher)
+    data, validation, labels = open_data(job)
+    trainer = Trainer(job.proto, job.masks, data, labels, options, job.teacher)
     steps = steps_per_epoch(data.samples, trainer)
     found = load_checkpoint(job.checkpoint)
     if found is not None:
@@ -318,19 +331,27 @@ def train(job: Job, report: Report) -> None:
         report(Progress(epoch, options.epochs, steps, steps, train_loss, score.metric, clock.left(epoch * steps)))
 
 
-def open_data(job: Job) -> tuple[Source, Source]:
-    """Training and validation data."""
+def open_data(job: Job) -> tuple[Source, Source, LabelSpec | None]:
+    """Training and validation data, and what the labels of both are."""
     specs = input_specs(job.proto)
     data = open_source(job.train_data, specs)
     if job.val_data is None:
-        return data.split()
+        return *data.split(), data.labels
     validation = open_source(job.val_data, specs)
     if validation.shapes != data.shapes:
         raise DataError(f"validation data has shapes {validation.shapes}, training data {data.shapes}")
-    for name, found, other in (("validation", validation, data), ("training", data, validation)):
-        if other.labels is not None and found.labels is None:
+    ours, theirs = data.labels, validation.labels
+    if ours is None or theirs is None:
+        if ours is not theirs:
+            name = "training" if ours is None else "validation"
             raise DataError(f"the {name} data has no labels, but the other data has")
-    return data, validation
+        return data, validation, None
+    if (ours.kind, ours.shape) != (theirs.kind, theirs.shape):
+        raise DataError(
+            f"the labels of the validation data are {theirs.kind} {('N', *theirs.shape)}, "
+            f"those of the training data {ours.kind} {('N', *ours.shape)}"
+        )
+    return data, validation, ours.join(theirs)
 
 
 def run_epoch(
@@ -356,6 +377,8 @@ def run_epoch(
         clock.tick()
         if clock.due():
             report(Progress(epoch, options.epochs, step, steps, total / step, metric, clock.left(done + 1)))
+    if step == 0:
+        raise DataError(f"data has no full batch of {trainer.batch} samples in epoch {epoch}")
     return total / step
 
 

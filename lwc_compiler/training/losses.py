@@ -11,7 +11,7 @@ from typing import Literal
 from onnx import TensorProto
 
 from lwc_compiler.errors import DataError, UnsupportedError
-from lwc_compiler.training.graph import TrainingGraph
+from lwc_compiler.training.graph import Node, TrainingGraph
 
 Kind = Literal["cross-entropy", "mse", "bce", "distillation"]
 RESHAPING = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
@@ -43,11 +43,28 @@ def find_head(graph: TrainingGraph, output: str) -> Head:
     while node is not None and node.op in RESHAPING:
         node = graph.producer(node.inputs[0])
     if node is not None and node.op in ("Softmax", "LogSoftmax", "Sigmoid"):
-        shape = graph.shape(node.inputs[0])
-        if shape[:1] == graph.shape(output)[:1]:
-            axis = None if node.op == "Sigmoid" else node.attributes.get("axis", -1) % len(shape)
-            return Head(output, node.inputs[0], node.op, axis)
+        value, axis = node.inputs[0], None
+        if node.op != "Sigmoid":
+            value, axis = _normalized_axis(graph, node, graph.shape(output))
+        if graph.shape(value)[:1] == graph.shape(output)[:1]:
+            return Head(output, value, node.op, axis)
     return Head(output, output, "", None)
+
+
+def _normalized_axis(graph: TrainingGraph, softmax: Node, shape: tuple[int, ...]) -> tuple[str, int]:
+    """What Softmax is taken of, and along which axis.
+
+    Before opset 13, Softmax flattened its input; the conversion to newer opsets spells that out. Where one axis alone
+    is flattened into the rows, the value before has the output's shape.
+    """
+    value = softmax.inputs[0]
+    before = graph.producer(value)
+    if before is not None and before.op == "Flatten" and graph.shape(before.inputs[0]) == shape:
+        start = before.attributes.get("axis", 1) % len(shape)
+        wide = [axis for axis in range(start, len(shape)) if shape[axis] > 1]
+        if len(wide) <= 1:
+            return before.inputs[0], wide[0] if wide else start
+    return value, softmax.attributes.get("axis", -1) % graph.rank(value)
 
 
 def class_axis(head: Head, shape: tuple[int, ...], labels: tuple[int, ...]) -> int:

@@ -131,7 +131,7 @@ def resize(g: TrainingGraph, node: Node) -> bool:
     """Resizing is linear along each axis: a product with a matrix an axis, whatever the mode."""
     x, y = node.inputs[0], node.outputs[0]
     before, after = g.shape(x), g.shape(y)
-    if node.input(1) or node.attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+    if node.attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         raise UnsupportedError(f"{node}: tf_crop_and_resize has no gradient")
     scales = g.constants.get(node.input(2))
     value = x

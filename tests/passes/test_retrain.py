@@ -163,7 +163,7 @@ import numpy as np
 
 def crash():
     print("to standard output")
-    raise RuntimeError("the disk of the data is gone")
+    raise SystemExit("the disk of the data is gone")
     yield
 
 def leave():
@@ -171,13 +171,11 @@ def leave():
 """
 
 
-@pytest.mark.parametrize(
-    ("function", "said"), [("crash", "RuntimeError: the disk of the data is gone"), ("leave", "code 7")]
-)
+@pytest.mark.parametrize(("function", "said"), [("crash", "code 1.*the disk of the data is gone"), ("leave", "code 7")])
 def test_the_last_words_of_a_process_are_in_the_error(pruned, digits, monkeypatch, function, said):
     monkeypatch.chdir(digits)
     (digits / "broken_stream.py").write_text(BROKEN, encoding="utf-8")
-    with pytest.raises(TrainingError, match=said):
+    with pytest.raises(TrainingError, match=f"(?s){said}"):
         retrain(pruned, f"broken_stream:{function}", str(digits / "val.npz"), options())
 
 

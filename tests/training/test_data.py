@@ -234,6 +234,7 @@ def test_a_callable_needs_validation_data(module):
         ("batches = 3", "not callable"),
         ("other = 3", "no attribute 'batches'"),
         ("def batches():\n    return []", "no batches"),
+        ("def batches():\n    raise KeyError('gone')", "the function raised KeyError: 'gone'"),
         ("def batches():\n    yield [1]", "expected a dict of arrays, found list"),
         ("def batches():\n    yield {'x': np.zeros((2, 4))}", r"batch 0: 'x' has shape \(2, 4\)"),
         ("def batches():\n    yield {'x': np.full((2, 3), np.nan)}", "holds nan in sample 0"),

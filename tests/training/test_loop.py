@@ -1,5 +1,7 @@
 """The trainer in this process: masked steps, accumulation, batches, BatchNormalization."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -15,7 +17,8 @@ from lwc_compiler.training.weights import attach
 
 def trainer_for(proto, samples, masks=None, teacher=None, **options):
     source = ArraySource("samples", samples, input_specs(proto))
-    return Trainer(proto, masks or {}, source, RetrainOptions(threads=1, **options), teacher), source
+    trainer = Trainer(proto, masks or {}, source, source.labels, RetrainOptions(threads=1, **options), teacher)
+    return trainer, source
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -155,6 +158,14 @@ def test_a_batch_that_was_built_in_is_opened(convolutional, images):
     assert (trainer.batch, trainer.group) == (6, 1)
 
 
+def test_the_teacher_of_a_model_with_a_built_in_batch_is_opened_too(convolutional, images):
+    proto = convolutional(1, "Reshape(p, shape)", shape=np.array([1, 4], np.int64))
+    del images["labels"]
+    trainer, source = trainer_for(proto, images, teacher=proto, batch_size=6)
+    assert (trainer.batch, trainer.group) == (6, 1)
+    assert trainer.measure(source).loss == pytest.approx(0, abs=1e-10)
+
+
 def test_a_batch_that_cannot_be_opened_is_accumulated(convolutional, images):
     proto = convolutional(2, "Reshape(p, shape)", shape=np.array([2, 4], np.int64))
     proto.graph.node[-1].output[0] = "logits"
@@ -202,6 +213,15 @@ def test_an_operator_without_a_gradient_is_named(build, rng, samples):
     proto.graph.node[1].name = "curve"
     with pytest.raises(UnsupportedError, match=r"node 'curve' \(Atan\) has no gradient"):
         trainer_for(proto, samples)
+
+
+def test_labels_of_the_validation_data_are_checked_too(job, samples, tmp_path):
+    wrong = {"labels": samples["labels"] + 1}, {"labels": samples["labels"] * 1.0}, {}
+    messages = "labels are 0 to 3", "labels of the validation data are float", "validation data has no labels"
+    for change, message in zip(wrong, messages, strict=True):
+        np.savez(tmp_path / "val.npz", x=samples["x"], **change)
+        with pytest.raises(DataError, match=message):
+            train(replace(job(), val_data=str(tmp_path / "val.npz")), lambda _: None)
 
 
 @pytest.fixture

@@ -49,6 +49,14 @@ def test_cross_entropy_is_taken_before_a_last_softmax(build, rng, z, body):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+def test_a_softmax_of_flattened_rows_is_looked_through(build, rng):
+    """So does the conversion from opsets before 13 write it."""
+    body = "f = Flatten<axis=2>(x) s = Softmax(f) shape = Shape(x) y = Reshape(s, shape)"
+    x = rng.normal(size=(BATCH, 2, 4)).astype(np.float32)
+    _, objective = losses(build, body, x, rng.integers(0, 4, (BATCH, 2)))
+    assert (objective.logits, objective.class_axis) == ("x", 2)
+
+
 @pytest.mark.parametrize(("shape", "axis"), [((BATCH, 3, 2, 6), 1), ((BATCH, 7, 3), 2)])
 def test_cross_entropy_of_many_positions_is_their_mean(build, rng, shape, axis):
     x = rng.normal(size=shape).astype(np.float32)

@@ -1,0 +1,74 @@
+"""Shows on stderr how a training goes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lwc_compiler.training.progress import Progress
+
+_SECONDS_A_LINE = 2.0
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[Progress], None]]:
+    """A function that shows the progress of a training: as a bar on a terminal, else as a line an epoch."""
+    with ExitStack() as stack:
+        show: Callable[[Progress], None] | None = None
+
+        def report(progress: Progress) -> None:
+            nonlocal show
+            if show is None:
+                show = _progress_bar(stack) if sys.stderr.isatty() else _progress_lines()
+            show(progress)
+
+        yield report
+
+
+def _progress_bar(stack: ExitStack) -> Callable[[Progress], None]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("retrain"), BarColumn(), TextColumn("{task.description}"))
+    bar = stack.enter_context(Bar(*columns, console=Console(stderr=True), transient=True))
+    task = bar.add_task("", total=None)
+
+    def show(now: Progress) -> None:
+        done = max(now.epoch - 1, 0) * now.steps + now.step
+        bar.update(task, description=_training_line(now), total=now.epochs * now.steps, completed=done)
+
+    return show
+
+
+def _progress_lines() -> Callable[[Progress], None]:
+    """A line for the first and the last epoch of a training, and between them one every few seconds."""
+    epoch, spoken = -1, 0.0
+
+    def show(now: Progress) -> None:
+        nonlocal epoch, spoken
+        if now.epoch != epoch:
+            epoch = now.epoch
+            if epoch in (0, now.epochs) or time.monotonic() - spoken > _SECONDS_A_LINE:
+                spoken = time.monotonic()
+                logger.info("retrain: %s", _training_line(now))
+
+    return show
+
+
+def _training_line(now: Progress) -> str:
+    parts = [f"epoch {now.epoch}/{now.epochs}"]
+    if now.loss is not None:
+        parts.append(f"loss {now.loss:.4g}")
+    if now.metric is not None:
+        parts.append(f"validation {now.metric:.4g}")
+    if now.seconds_left is not None:
+        parts.append(f"{now.seconds_left:.0f} s left")
+    return ", ".join(parts)
