@@ -67,7 +67,13 @@ LAYER_NORM = [
     op("ReduceMean", "s", "v", axes=[-1]), op("Add", "v eps", "ve"), op("Sqrt", "ve", "r"), op("Div", "d r", "n"),
     op("Mul", "n g", "ng"), op("Add", "ng b"),
 ]  # fmt: skip
-GELU = [op("Div", "x root", "a"), op("Erf", "a", "e"), op("Add", "e one", "p"), op("Mul", "x p", "q"), op("Mul", "q half")]
+GELU = [
+    op("Div", "x root", "a"),
+    op("Erf", "a", "e"),
+    op("Add", "e one", "p"),
+    op("Mul", "x p", "q"),
+    op("Mul", "q half"),
+]
 SILU = [op("Sigmoid", "x", "s"), op("Mul", "x s")]
 GELU_CONSTANTS = {k: np.float32(v).reshape(()) for k, v in {"root": 2**0.5, "one": 1.0, "half": 0.5}.items()}
 RESIZE = {"coordinate_transformation_mode": "asymmetric", "mode": "nearest", "nearest_mode": "floor"}
@@ -77,14 +83,23 @@ UP2 = {"scales": np.array([1, 1, 2, 2], np.float32)}
 Case = tuple[list[onnx.NodeProto], dict[str, tuple[int, ...]], Arrays]
 CASES: dict[str, Case] = {
     "resnet50 maxpool 3x3 s2 64x112": (pool("MaxPool", 3, 2, 1), {"x": (1, 64, 112, 112)}, {}),
-    "resnet50 add+relu 256x56": ([op("Add", "x z", "a"), op("Relu", "a")], {"x": (1, 256, 56, 56), "z": (1, 256, 56, 56)}, {}),
+    "resnet50 add+relu 256x56": (
+        [op("Add", "x z", "a"), op("Relu", "a")],
+        {"x": (1, 256, 56, 56), "z": (1, 256, 56, 56)},
+        {},
+    ),
     "resnet50 relu 2048x7": ([op("Relu", "x")], {"x": (1, 2048, 7, 7)}, {}),
     "resnet50 global average 2048x7": ([op("GlobalAveragePool", "x")], {"x": (1, 2048, 7, 7)}, {}),
     "densenet bn+relu 256x56": (
-        [op("BatchNormalization", "x g b m v", "a"), op("Relu", "a")], {"x": (1, 256, 56, 56)},
+        [op("BatchNormalization", "x g b m v", "a"), op("Relu", "a")],
+        {"x": (1, 256, 56, 56)},
         {"g": f32(256), "b": f32(256), "m": f32(256), "v": abs(f32(256)) + 0.5},
     ),
-    "densenet concat 64+32+32 56": ([op("Concat", "x z w", axis=1)], {"x": (1, 64, 56, 56), "z": (1, 32, 56, 56), "w": (1, 32, 56, 56)}, {}),
+    "densenet concat 64+32+32 56": (
+        [op("Concat", "x z w", axis=1)],
+        {"x": (1, 64, 56, 56), "z": (1, 32, 56, 56), "w": (1, 32, 56, 56)},
+        {},
+    ),
     "densenet avgpool 2x2 s2 128x56": (pool("AveragePool", 2, 2), {"x": (1, 128, 56, 56)}, {}),
     "inception maxpool 3x3 s1 192x28": (pool("MaxPool", 3, 1, 1), {"x": (1, 192, 28, 28)}, {}),
     "inception maxpool 3x3 s2 64x112": (pool("MaxPool", 3, 2), {"x": (1, 64, 112, 112)}, {}),
@@ -92,13 +107,20 @@ CASES: dict[str, Case] = {
     "inception lrn 64x56": ([op("LRN", "x", size=5, alpha=1e-4, beta=0.75, bias=1.0)], {"x": (1, 64, 56, 56)}, {}),
     "inception concat 4 28": (
         [op("Concat", "x z w u", axis=1)],
-        {"x": (1, 64, 28, 28), "z": (1, 128, 28, 28), "w": (1, 32, 28, 28), "u": (1, 32, 28, 28)}, {},
+        {"x": (1, 64, 28, 28), "z": (1, 128, 28, 28), "w": (1, 32, 28, 28), "u": (1, 32, 28, 28)},
+        {},
     ),
     "vgg maxpool 2x2 s2 64x224": (pool("MaxPool", 2, 2), {"x": (1, 64, 224, 224)}, {}),
-    "mobilenet relu6 96x112": ([op("Clip", "x lo hi")], {"x": (1, 96, 112, 112)}, {"lo": np.float32(0).reshape(()), "hi": np.float32(6).reshape(())}),
+    "mobilenet relu6 96x112": (
+        [op("Clip", "x lo hi")],
+        {"x": (1, 96, 112, 112)},
+        {"lo": np.float32(0).reshape(()), "hi": np.float32(6).reshape(())},
+    ),
     "mobilenet hardswish 16x160": ([op("HardSwish", "x")], {"x": (1, 16, 160, 160)}, {}),
     "senet hardsigmoid*x 96x40": (
-        [op("HardSigmoid", "z", "s", alpha=1 / 6, beta=0.5), op("Mul", "x s")], {"x": (1, 96, 40, 40), "z": (1, 96, 1, 1)}, {},
+        [op("HardSigmoid", "z", "s", alpha=1 / 6, beta=0.5), op("Mul", "x s")],
+        {"x": (1, 96, 40, 40), "z": (1, 96, 1, 1)},
+        {},
     ),
     "reduce mean hw 480x14": ([op("ReduceMean", "x", axes=[2, 3])], {"x": (1, 480, 14, 14)}, {}),
     "reduce mean c 64x80": ([op("ReduceMean", "x", axes=[1])], {"x": (1, 64, 80, 80)}, {}),
@@ -113,30 +135,52 @@ CASES: dict[str, Case] = {
     "yolov8 softmax 16 (1x16x4x2100)": ([op("Softmax", "x", axis=1)], {"x": (1, 16, 4, 2100)}, {}),
     "yolov8 transpose 4x16x2100": ([op("Transpose", "x", perm=[0, 2, 1, 3])], {"x": (1, 4, 16, 2100)}, {}),
     "yolov8 sigmoid 80x2100": ([op("Sigmoid", "x")], {"x": (1, 80, 2100)}, {}),
-    "yolov8 concat last 64x(1600+400+100)": ([op("Concat", "x z w", axis=2)], {"x": (1, 64, 1600), "z": (1, 64, 400), "w": (1, 64, 100)}, {}),
+    "yolov8 concat last 64x(1600+400+100)": (
+        [op("Concat", "x z w", axis=2)],
+        {"x": (1, 64, 1600), "z": (1, 64, 400), "w": (1, 64, 100)},
+        {},
+    ),
     "bert softmax 12x128x128": ([op("Softmax", "x", axis=-1)], {"x": (1, 12, 128, 128)}, {}),
     "bert layernorm 128x768": (
-        [op("LayerNormalization", "x g b", axis=-1)], {"x": (1, 128, 768)}, {"g": f32(768), "b": f32(768)},
+        [op("LayerNormalization", "x g b", axis=-1)],
+        {"x": (1, 128, 768)},
+        {"g": f32(768), "b": f32(768)},
     ),
-    "bert layernorm decomposed": (LAYER_NORM, {"x": (1, 128, 768)}, {"eps": np.float32(1e-5).reshape(()), "g": f32(768), "b": f32(768)}),
+    "bert layernorm decomposed": (
+        LAYER_NORM,
+        {"x": (1, 128, 768)},
+        {"eps": np.float32(1e-5).reshape(()), "g": f32(768), "b": f32(768)},
+    ),
     "bert gelu 128x3072": (GELU, {"x": (1, 128, 3072)}, GELU_CONSTANTS),
     "bert tanh 128x768": ([op("Tanh", "x")], {"x": (1, 128, 768)}, {}),
     "bert exp 128x768": ([op("Exp", "x")], {"x": (1, 128, 768)}, {}),
-    "bert bias+residual 128x768": ([op("Add", "x b", "a"), op("Add", "a z")], {"x": (1, 128, 768), "z": (1, 128, 768)}, {"b": f32(768)}),
+    "bert bias+residual 128x768": (
+        [op("Add", "x b", "a"), op("Add", "a z")],
+        {"x": (1, 128, 768), "z": (1, 128, 768)},
+        {"b": f32(768)},
+    ),
     "bert transpose heads 128x12x64": ([op("Transpose", "x", perm=[0, 2, 1, 3])], {"x": (1, 128, 12, 64)}, {}),
     "bert transpose keys 128x12x64": ([op("Transpose", "x", perm=[0, 2, 3, 1])], {"x": (1, 128, 12, 64)}, {}),
     "transpose nchw-nhwc 64x56": ([op("Transpose", "x", perm=[0, 2, 3, 1])], {"x": (1, 64, 56, 56)}, {}),
     "transpose nhwc-nchw 56x64": ([op("Transpose", "x", perm=[0, 3, 1, 2])], {"x": (1, 56, 56, 64)}, {}),
     "bert embedding 128 of 30522x768": ([op("Gather", "t i", axis=0)], {"i": (1, 128)}, {"t": f32(30522, 768)}),
     "pad 64x56": ([op("Pad", "x p")], {"x": (1, 64, 56, 56)}, {"p": i64(0, 0, 1, 1, 0, 0, 1, 1)}),
-    "slice step 2 64x56": ([op("Slice", "x s e a t")], {"x": (1, 64, 56, 56)}, {"s": i64(0, 0), "e": i64(56, 56), "a": i64(2, 3), "t": i64(2, 2)}),
+    "slice step 2 64x56": (
+        [op("Slice", "x s e a t")],
+        {"x": (1, 64, 56, 56)},
+        {"s": i64(0, 0), "e": i64(56, 56), "a": i64(2, 3), "t": i64(2, 2)},
+    ),
     "argmax classes 21x128": ([op("ArgMax", "x", axis=1)], {"x": (1, 21, 128, 128)}, {}),
     "argmax last 40x6625": ([op("ArgMax", "x", axis=2)], {"x": (1, 40, 6625)}, {}),
-    "instancenorm 64x56": ([op("InstanceNormalization", "x g b")], {"x": (1, 64, 56, 56)}, {"g": f32(64), "b": f32(64)}),
+    "instancenorm 64x56": (
+        [op("InstanceNormalization", "x g b")],
+        {"x": (1, 64, 56, 56)},
+        {"g": f32(64), "b": f32(64)},
+    ),
     "leakyrelu 128x28": ([op("LeakyRelu", "x", alpha=0.1)], {"x": (1, 128, 28, 28)}, {}),
     "prelu 128x28": ([op("PRelu", "x s")], {"x": (1, 128, 28, 28)}, {"s": f32(128, 1, 1)}),
     "depth to space 64x40": ([op("DepthToSpace", "x", blocksize=2)], {"x": (1, 64, 40, 40)}, {}),
-}  # fmt: skip
+}
 
 
 def aligned(size: int) -> np.ndarray:
@@ -251,14 +295,16 @@ def main() -> None:
             ours.set(inputs)
             ours.run()
             error = max(
-                float(np.abs(a.astype(np.float64) - b).max()) for a, b in zip(ours.outputs(), theirs.expected, strict=True)
+                float(np.abs(a.astype(np.float64) - b).max())
+                for a, b in zip(ours.outputs(), theirs.expected, strict=True)
             )
             times = lower_quartile([ours.run, ours.run_nothing, theirs.run, tiny.run], 0.3)
             mine, other = max(times[0] - times[1], 0.1), max(times[2] - times[3], 0.1)
             ratio = mine / other
             if ratio > 1.3:
                 slow.append(name)
-            print(f"{name:40} {mine:9.1f} {other:9.1f} {ratio:6.2f}  {error:7.1e} {len(ours.calls):7}  {ours.seconds * 1e3:8.0f}", flush=True)
+            line = f"{name:40} {mine:9.1f} {other:9.1f} {ratio:6.2f}  {error:7.1e}"
+            print(f"{line} {len(ours.calls):7}  {ours.seconds * 1e3:8.0f}", flush=True)
     print(f"{len(slow)} slower than 1.3 times ONNX Runtime: {slow}")
 
 

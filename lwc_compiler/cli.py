@@ -521,10 +521,12 @@ def _show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
 
 def _accuracy(passes: Sequence[dict[str, Any]]) -> str:
     for entry in reversed(passes):
+        if entry["pass"] == "prune":  # what was measured before is not this model's
+            break
         if entry["pass"] == "retrain":
             before, after = (entry["history"][epoch]["metric"] for epoch in (0, entry["best_epoch"]))
             return (
-                f"{entry['metric']} on validation data {before:.4g} after pruning, {after:.4g} after retraining "
+                f"{entry['metric']} on validation data {before:.4g} before retraining, {after:.4g} after "
                 f"(epoch {entry['best_epoch']})"
             )
     return "not measured, since there is no training data"

@@ -2,7 +2,8 @@
 
 The whole path of Han et al. 2015 (table 1, first row) on data small enough to ship: 1,797 images of 8 x 8 pixels (UCI
 "Optical Recognition of Handwritten Digits"; see `data/LICENSE-digits.txt`). Every training, the first included, runs
-through the retrain pass and takes the epoch that is best on the validation images.
+through the retrain pass and takes the epoch that is best on the validation images. With the seeds 0 to 5 the pruned
+network ends between one image worse and three images better than the dense one; the demo uses seed 0.
 """
 
 from __future__ import annotations

@@ -101,21 +101,18 @@ def load_model(path: str | Path) -> Model:
     """
     path = Path(path)
     proto = _read(path)
-    _check_versions(proto, path)
     try:
-        onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
-    except Exception as error:
-        raise ModelError(f"{path}: the external data of a weight cannot be read: {_first_line(error)}") from error
-    try:
+        _check_versions(proto, path)
+        _load_external_data(proto, path)
         _simplify(proto, path)
         constants = dict(_constants(proto.graph))
         onnx.checker.check_model(_skeleton(proto))
+        metadata = {entry.key: entry.value for entry in proto.metadata_props}
     except LwcError:
         raise
     except Exception as error:  # damaged files fail in many ways, none of them a defect in lwc
         raise ModelError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
     _check_finite(proto.graph, constants, path)
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
     kept = [entry for entry in proto.metadata_props if entry.key not in (_PROVENANCE, _MASKS)]
     del proto.metadata_props[:]
     proto.metadata_props.extend(kept)
@@ -202,7 +199,7 @@ def convert_opset(proto: ModelProto, opset: int) -> ModelProto:
         UnsupportedError: no conversion exists; the message names the first operator that differs.
     """
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
-    bare = _without_newer(_skeleton(proto), opset)
+    bare = _skeleton(_without_newer(proto, opset))
     try:
         bare = onnx.version_converter.convert_version(bare, opset)
     except Exception as error:
@@ -313,6 +310,13 @@ def _check_versions(proto: ModelProto, path: Path) -> None:
         raise UnsupportedError(f"{path} uses ONNX opset {opset}; lwc reads {OLDEST_OPSET} to {newest}")
 
 
+def _load_external_data(proto: ModelProto, path: Path) -> None:
+    try:
+        onnx.external_data_helper.load_external_data_for_model(proto, str(path.parent))
+    except Exception as error:
+        raise ModelError(f"{path}: the external data of a weight cannot be read: {_first_line(error)}") from error
+
+
 def _simplify(proto: ModelProto, path: Path) -> None:
     """Establishes what `Model` promises of its graph, in place."""
     graph = proto.graph
@@ -331,7 +335,7 @@ def _simplify(proto: ModelProto, path: Path) -> None:
     graph.name = graph.name or path.stem
     for node in _all_nodes(graph):
         if node.domain == "ai.onnx":
-            node.domain = ""
+            node.ClearField("domain")
     sort_nodes(graph)
 
 
@@ -390,21 +394,22 @@ def _used_names(node: NodeProto) -> Iterator[str]:
 
 def _without_newer(proto: ModelProto, opset: int) -> ModelProto:
     """The model with every operator that `opset` lacks replaced by its definition in simpler ones, if it has one."""
-    newer = set()
-    for node in _all_nodes(proto.graph):
-        if node.domain == "" and _schema(node.op_type, opset) is None:
-            schema = _schema(node.op_type, opset_of(proto))
-            newer.add(("", node.op_type))
-            given = {attribute.name for attribute in node.attribute}
-            defaults = {} if schema is None else schema.attributes  # the inliner leaves missing ones out
-            node.attribute.extend(
-                attribute.default_value
-                for name, attribute in defaults.items()
-                if name not in given and attribute.default_value.name
-            )
+    newer = {node.op_type for node in _all_nodes(proto.graph) if not node.domain and not _schema(node.op_type, opset)}
     if not newer:
         return proto
-    return onnx.inliner.inline_selected_functions(proto, sorted(newer), inline_schema_functions=True)
+    bare = _skeleton(proto, small=-1)  # definitions depend on types, which the inliner knows of inputs only
+    for node in _all_nodes(bare.graph):
+        schema = _schema(node.op_type, opset_of(proto)) if node.op_type in newer else None
+        given = {attribute.name for attribute in node.attribute}
+        node.attribute.extend(  # the inliner leaves out what is not written down
+            attribute.default_value
+            for name, attribute in (schema.attributes.items() if schema else ())
+            if name not in given and attribute.default_value.name
+        )
+    functions = [("", op_type) for op_type in sorted(newer)]
+    inlined = onnx.inliner.inline_selected_functions(bare, functions, inline_schema_functions=True)
+    _restore_weights(inlined.graph, {tensor.name: tensor for tensor in proto.graph.initializer})
+    return inlined
 
 
 def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
@@ -424,8 +429,8 @@ def _first_changed(graph: GraphProto, old: int, new: int) -> NodeProto | None:
     return None
 
 
-def _skeleton(proto: ModelProto) -> ModelProto:
-    """A copy in which every larger initializer is a graph input.
+def _skeleton(proto: ModelProto, small: int = _SMALL_TENSOR) -> ModelProto:
+    """A copy in which every initializer of more than `small` bytes is a graph input.
 
     The tools of the onnx package serialize the model, which stops at 2 GB and costs time; they need no weights.
     """
@@ -433,7 +438,7 @@ def _skeleton(proto: ModelProto) -> ModelProto:
     copy_fields(proto, bare, without={"graph"})
     copy_fields(proto.graph, bare.graph, without={"initializer"})
     for tensor in proto.graph.initializer:
-        if _nbytes(tensor) <= _SMALL_TENSOR:
+        if _nbytes(tensor) <= small:
             bare.graph.initializer.append(tensor)
         else:
             info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))

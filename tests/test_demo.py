@@ -93,6 +93,22 @@ def test_board_example_computes_the_same(demo, tmp_path, compiler):
     np.testing.assert_array_equal(np.fromfile(tmp_path / "scores.bin", np.float32), expected[0])
 
 
+def test_zig_makes_a_library_that_runs(demo, tmp_path, monkeypatch):
+    """Where there is no C compiler, `make demo` links with this one."""
+    monkeypatch.setenv("CC", f"{sys.executable} -m ziglang cc")
+    _, folder = demo
+    manifest = lwc_compiler.lower(folder / "dense.onnx", tmp_path / "net.lwc").manifest
+    assert "clang" in manifest.tools["compiler"]
+    assert manifest.verification.rounds > 0, manifest.verification.skipped
+
+
+def test_accuracy_is_not_claimed_for_a_model_pruned_since(demo, lwc, tmp_path):
+    _, folder = demo
+    trained = folder / "lenet_300_100.lwc" / "lenet_300_100.onnx"
+    done = lwc("compile", trained, "-o", tmp_path / "net.lwc", "--sparsity", 0.95, "--prune-first")
+    assert "accuracy  not measured" in done.out
+
+
 @pytest.mark.skipif(not shutil.which("jq"), reason="the script needs jq")
 @pytest.mark.parametrize(("limits", "code", "words"), [([], 0, "as fast as"), (["1000"], 1, "the limit is 1000")])
 def test_pipeline_example_checks_limits(demo, tmp_path, limits, code, words):

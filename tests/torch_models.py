@@ -1,4 +1,4 @@
-"""Networks defined in PyTorch and their ONNX exports, by the exporter of `torch.export` and by the one of TorchScript."""
+"""Networks defined in PyTorch and their ONNX exports, by the exporters of `torch.export` and of TorchScript."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
@@ -165,7 +163,13 @@ def export(name: str, *, dynamo: bool) -> onnx.ModelProto:
                 return program.model_proto
             buffer = io.BytesIO()
             torch.onnx.export(
-                network, (example,), buffer, dynamo=False, opset_version=17, input_names=["input"], output_names=["output"]
+                network,
+                (example,),
+                buffer,
+                dynamo=False,
+                opset_version=17,
+                input_names=["input"],
+                output_names=["output"],
             )
             return onnx.load_from_string(buffer.getvalue())
         finally:

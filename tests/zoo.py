@@ -1,8 +1,8 @@
 """Real models, built or read the same way every time: `zoo.load(name)`, for every name in `zoo.NAMES`.
 
-Random weights are He-normal (He et al. 2015, arXiv:1502.01852), drawn per tensor from its name, with BatchNorm statistics
-near 0 and 1, and the layer before a softmax is scaled so that the logits have standard deviation 2: nothing vanishes,
-overflows or saturates, so a wrong kernel shows in the outputs.
+Random weights are He-normal (He et al. 2015, arXiv:1502.01852), drawn per tensor from its name, with BatchNorm
+statistics near 0 and 1, and the layer before a softmax is scaled so that the logits have standard deviation 2: nothing
+vanishes, overflows or saturates, so a wrong kernel shows in the outputs.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
@@ -19,8 +19,8 @@ from tvm import relax, te, tirx, topi
 from lwc_compiler.errors import UnsupportedError
 
 Array = NDArray[Any]
-Value = Array | relax.Expr  # constants stay NumPy arrays until an operator reads them as a tensor
-Result = relax.Expr | Array | Sequence[relax.Expr | Array]
+Value: TypeAlias = "Array | relax.Expr"  # constants stay NumPy arrays until an operator reads them as a tensor
+Result: TypeAlias = "Value | Sequence[Value]"
 DTYPES = (
     "bool",
     "int8",
@@ -31,7 +31,6 @@ DTYPES = (
     "uint16",
     "uint32",
     "uint64",
-    "float16",
     "float32",
     "float64",
 )
@@ -44,7 +43,7 @@ class Node:
     Attributes:
         proto: the node.
         opset: version of the operator set its operator is from.
-        inputs: constants as NumPy arrays, everything else as Relax expressions, None where an optional input is left out.
+        inputs: constants as NumPy arrays, all else as Relax expressions, None where an optional input is left out.
         builder: the function under construction.
         attributes: the node's attributes as Python values.
     """
@@ -57,9 +56,7 @@ class Node:
 
     def __post_init__(self) -> None:
         values = {a.name: onnx.helper.get_attribute_value(a) for a in self.proto.attribute}
-        object.__setattr__(
-            self, "attributes", {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
-        )
+        object.__setattr__(self, "attributes", {name: _text(value) for name, value in values.items()})
 
     def attribute(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)
@@ -116,6 +113,13 @@ class Node:
         return value
 
 
+def _text(value: Any) -> Any:
+    """An attribute's value with its bytes decoded."""
+    if isinstance(value, list):
+        return [_text(v) for v in value]
+    return value.decode() if isinstance(value, bytes) else value
+
+
 def describe(proto: onnx.NodeProto) -> str:
     """The node as error messages name it."""
     name = proto.name or (proto.output[0] if proto.output else "")
@@ -123,7 +127,7 @@ def describe(proto: onnx.NodeProto) -> str:
     return f"node '{name}' ({operator})"
 
 
-Converter = Callable[[Node], Result]
+Converter: TypeAlias = Callable[[Node], Result]
 CONVERTERS: dict[str, Converter] = {}
 CONSTANT_INPUTS: dict[str, tuple[int, ...]] = {}  # operator -> inputs that must be constant
 
@@ -205,7 +209,7 @@ def _identity(node: Node) -> Result:
 @converter("Dropout", constant=(1, 2))
 def _dropout(node: Node) -> Result:
     training = node.constant(2)
-    if training is not None and training.item() or node.opset < 7 and not node.attribute("is_test", 0):
+    if (training is not None and training.item()) or (node.opset < 7 and not node.attribute("is_test", 0)):
         raise node.refuse("it is in training mode; export the model for inference")
     return [node.inputs[0], np.ones(node.shape(0), bool)]
 
@@ -301,24 +305,16 @@ def _gelu(node: Node) -> Result:
 
 @converter("Softplus")
 def _softplus(node: Node) -> Result:
-    """log(1 + exp x) = max(x, 0) + log1p(exp(-|x|)), without overflow."""
-    dtype = node.dtype(0)
-    zero, one = literal(0, dtype), literal(1, dtype)
-
-    def softplus(x: Any) -> Any:
-        e = tirx.exp(-tirx.abs(x))
-        u = one + e
-        # log1p: what the rounding of 1 + e loses is put back by e / (u - 1).
-        return tirx.max(x, zero) + tirx.Select(u == one, e, tirx.log(u) * (e / tirx.max(u - one, e * e)))
-
-    return elementwise(node, "softplus", softplus)
+    """The sum log(1 + e^x) = max(x, 0) + log1p(e^-|x|), without overflow."""
+    zero = literal(0, node.dtype(0))
+    return elementwise(node, "softplus", lambda x: tirx.max(x, zero) + tirx.log1p(tirx.exp(-tirx.abs(x))))
 
 
 @converter("Mish")
 def _mish(node: Node) -> Result:
-    """x tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2); beyond 20 it is x."""
+    """The product x tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2); beyond 20 it is x."""
     dtype = node.dtype(0)
-    two, limit = literal(2, dtype), literal(20 if dtype != "float16" else 5, dtype)
+    two, limit = literal(2, dtype), literal(20, dtype)
 
     def mish(x: Any) -> Any:
         e = tirx.exp(tirx.min(x, limit))
@@ -366,7 +362,8 @@ def _cast(node: Node) -> Result:
         target = node.dtype(1)
     else:
         target = numpy_name(node.attribute("to"), node)
-    return cast(node, node.expr(0), target)
+    value = node.inputs[0]
+    return value.astype(target) if isinstance(value, np.ndarray) else cast(node, value, target)
 
 
 def numpy_name(element_type: int, node: Node) -> str:
@@ -483,7 +480,7 @@ def _pow(node: Node) -> Result:
         if value == 0.5 and spread and dtype.startswith("float"):
             return node.emit(relax.op.sqrt(base))
     # Integers go through float64, which holds them exactly up to 2^53; a float base takes the exponent in its own type.
-    working = dtype if dtype.startswith("float") and not dtype == "float16" else "float64"
+    working = dtype if dtype.startswith("float") else "float64"
     return broadcast(
         node, "power", lambda a, b: tirx.pow(a.astype(working), b.astype(working)).astype(dtype), base, node.expr(1)
     )
@@ -565,8 +562,7 @@ def reduce(node: Node, kind: str, x: relax.Expr, axes: tuple[int, ...], keep: bo
     if kind in ("ReduceLogSum", "ReduceLogSumExp"):
         x = node.emit(relax.op.log(x))
     if kind == "ReduceLogSumExp":
-        kept = shape_of(x)
-        x = node.emit(relax.op.add(x, node.emit(relax.op.reshape(highest_value, kept))))
+        x = node.emit(relax.op.add(x, node.emit(relax.op.reshape(highest_value, shape_of(x)))))
     return x
 
 

@@ -32,14 +32,7 @@ from lwc_compiler.codegen.converters_tensor import pad, reshape
 
 @converter("MatMul")
 def _matmul(node: Node) -> Result:
-    return matmul(node, *node.exprs())
-
-
-def matmul(node: Node, a: relax.Expr, b: relax.Expr) -> relax.Expr:
-    """The matrix product; float16 is summed in float32."""
-    dtype = dtype_of(a)
-    wide = "float32" if dtype == "float16" else dtype
-    return cast(node, node.emit(relax.op.matmul(a, b, wide)), dtype)
+    return node.emit(relax.op.matmul(*node.exprs()))
 
 
 @converter("Gemm")
@@ -49,7 +42,7 @@ def _gemm(node: Node) -> Result:
         node.emit(relax.op.permute_dims(node.expr(i))) if node.attribute(name, 0) else node.expr(i)
         for i, name in enumerate(("transA", "transB"))
     )
-    product = _scaled(node, matmul(node, a, b), node.attribute("alpha", 1.0), dtype)
+    product = _scaled(node, node.emit(relax.op.matmul(a, b)), node.attribute("alpha", 1.0), dtype)
     if not node.has(2):
         return product
     return node.emit(relax.op.add(product, _scaled(node, node.expr(2), node.attribute("beta", 1.0), dtype)))
@@ -135,12 +128,11 @@ def _conv(node: Node) -> Result:
         raise node.refuse(f"it has {rank} spatial dimensions; 1, 2 and 3 are handled")
     strides, dilations = node.attribute("strides", [1] * rank), node.attribute("dilations", [1] * rank)
     before, after = window_pads(node, node.shape(1)[2:], strides, dilations)
-    dtype = node.dtype(0)
     x = function(
         node.expr(0), node.expr(1), strides=strides, padding=before + after, dilation=dilations,
-        groups=node.attribute("group", 1), out_dtype="float32" if dtype == "float16" else dtype,
+        groups=node.attribute("group", 1),
     )  # fmt: skip
-    return _biased(node, cast(node, node.emit(x), dtype))
+    return _biased(node, node.emit(x))
 
 
 def _biased(node: Node, x: relax.Expr) -> relax.Expr:
@@ -234,9 +226,12 @@ def _pool(
     ]
     shape = shape_of(x)
     after = [r - size for r, size in zip(reach, shape[2:], strict=True)]
-    x = pad(node, x, [0, 0, *before], [0, 0, *(max(a, 0) for a in after)], "constant", fill)
+    pads = [0, 0, *before], [0, 0, *(max(a, 0) for a in after)]
 
     def body(x: Any) -> Any:
+        # Padded in the same function, whose schedule never stores the padded input.
+        if any(pads[0]) or any(pads[1]):
+            x = topi.nn.pad(x, *pads, literal(fill, x.dtype))
         taps = [te.reduce_axis((0, k), f"k{i}") for i, k in enumerate(kernel)]
 
         def element(*index: Any) -> Any:
@@ -333,9 +328,7 @@ def _global_lp_pool(node: Node) -> Result:
 @converter("Softmax", "LogSoftmax")
 def _softmax(node: Node) -> Result:
     function = relax.op.nn.softmax if node.proto.op_type == "Softmax" else relax.op.nn.log_softmax
-    dtype = node.dtype(0)
-    wide = "float32" if dtype == "float16" else dtype
-    return _along(node, lambda x, axis: cast(node, node.emit(function(cast(node, x, wide), axis)), dtype))
+    return _along(node, lambda x, axis: node.emit(function(x, axis)))
 
 
 def _along(node: Node, function: Any) -> relax.Expr:
@@ -376,7 +369,7 @@ def _per_channel(node: Node, value: relax.Expr, rank: int) -> relax.Expr:
 
 @converter("BatchNormalization")
 def _batch_norm(node: Node) -> Result:
-    if node.attribute("training_mode", 0) or len(node.proto.output) > 1 and any(node.proto.output[1:]):
+    if node.attribute("training_mode", 0) or any(node.proto.output[1:]):
         raise node.refuse("it is in training mode; export the model for inference")
     rank, epsilon, parameters = len(node.shape(0)), node.attribute("epsilon", 1e-5), node.inputs[1:5]
     dtype = node.dtype(0)
@@ -454,8 +447,8 @@ def _group_norm(node: Node) -> Result:
     shape, groups, dtype = node.shape(0), node.attribute("num_groups"), node.dtype(0)
     (n, c, *sizes), rank = shape, len(shape)
     x = reshape(node, node.expr(0), (n, groups, c // groups * math.prod(sizes)))
-    x, _, _ = _standardize(node, x, 1, node.attribute("epsilon", 1e-5), "float32" if dtype == "float16" else dtype)
-    x = reshape(node, cast(node, x, dtype), shape)
+    x, _, _ = _standardize(node, x, 1, node.attribute("epsilon", 1e-5), dtype)
+    x = reshape(node, x, shape)
     scale, bias = node.expr(1), node.expr(2)
     if shape_of(scale) == (groups,) and groups != c:  # before operator set 21: one number a group
         scale, bias = (reshape(node, node.emit(relax.op.repeat(v, c // groups, 0)), (c,)) for v in (scale, bias))
@@ -465,7 +458,7 @@ def _group_norm(node: Node) -> Result:
 
 @converter("LRN")
 def _lrn(node: Node) -> Result:
-    """x / (bias + alpha / size * sum of squares over `size` neighbouring channels) ^ beta."""
+    """The quotient x / (bias + alpha / size * sum of squares over `size` neighbouring channels) ^ beta."""
     size, dtype = node.attribute("size"), node.dtype(0)
     alpha, beta, bias = (node.attribute(k, v) for k, v in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0)))
     rank = len(node.shape(0))
@@ -657,6 +650,7 @@ def _grid_sample(node: Node) -> Result:
     return node.emit(
         relax.op.image.grid_sample(
             node.expr(0), grid, method=method, layout="NCHW" if rank == 2 else "NCDHW",
-            padding_mode=node.attribute("padding_mode", "zeros"), align_corners=bool(node.attribute("align_corners", 0)),
+            padding_mode=node.attribute("padding_mode", "zeros"),
+            align_corners=bool(node.attribute("align_corners", 0)),
         )
     )  # fmt: skip

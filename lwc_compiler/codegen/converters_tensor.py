@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
+from tvm.script.ir_builder import tirx as script
 
 from lwc_compiler.codegen.converters import (
     Node,
@@ -46,9 +46,10 @@ def _size(node: Node) -> Result:
 
 @converter("EyeLike")
 def _eye_like(node: Node) -> Result:
+    rows, columns = node.shape(0)
     element_type = node.attribute("dtype")
     dtype = node.dtype(0) if element_type is None else numpy_name(element_type, node)
-    return np.eye(*node.shape(0), k=node.attribute("k", 0), dtype=dtype)
+    return np.eye(rows, columns, node.attribute("k", 0), np.dtype(dtype))
 
 
 @converter("Reshape", constant=(1,))
@@ -293,7 +294,7 @@ def _reverse_sequence(node: Node) -> Result:
 
 
 def _inside(index: Any, size: int) -> Any:
-    """`index`, counted from the end where negative, kept inside the dimension: code must not read beside its buffers."""
+    """`index`, counted from the end where negative, kept inside the dimension: nothing is read beside a buffer."""
     index = index.astype("int64")
     index = tirx.Select(index < 0, index + size, index)
     return tirx.max(literal(0, "int64"), tirx.min(index, literal(size - 1, "int64")))
@@ -356,10 +357,11 @@ def _gather_nd(node: Node) -> Result:
 
 @converter("Compress", constant=(1,))
 def _compress(node: Node) -> Result:
-    x, axis = node.expr(0), node.attribute("axis")
+    x, axis, condition = node.expr(0), node.attribute("axis"), node.constant(1)
+    assert condition is not None
     if axis is None:
         x, axis = reshape(node, x, (math.prod(node.shape(0)),)), 0
-    kept = np.flatnonzero(node.constant(1))
+    kept = np.flatnonzero(condition)
     if kept.size == 0:
         shape = list(shape_of(x))
         shape[axis] = 0
@@ -380,6 +382,8 @@ def _scatter(node: Node, name: str, count: int, place: Any, reduction: str) -> r
     """A copy of input 0 in which `count` elements of input 2, in order, update the elements where `place` says.
 
     Args:
+        node: Scatter, ScatterElements or ScatterND.
+        name: of the kernel.
         count: elements of input 2.
         place: (flat view of input 1, element number) -> flat position in input 0.
         reduction: key of `_UPDATES`.
@@ -389,16 +393,13 @@ def _scatter(node: Node, name: str, count: int, place: Any, reduction: str) -> r
 
     def body(x: Any, indices: Any, updates: Any) -> Any:
         def emit(ins: Any, outs: Any) -> Any:
-            with IRBuilder() as builder:
-                source, at, new = (T.buffer_proxy(b) for b in ins)
-                out = T.buffer_proxy(outs[0])
-                with T.seq_scope():
-                    with T.serial(0, size) as i:
-                        out[i] = source[i]
-                    with T.serial(0, count) as i:
-                        position = place(at, i)
-                        out[position] = update(out[position], new[i])
-                return builder.get()
+            source, at, new, out = (script.buffer_proxy(b) for b in (*ins, *outs))
+            with IRBuilder() as copy, script.serial(0, size) as i:
+                out[i] = source[i]
+            with IRBuilder() as scatter, script.serial(0, count) as i:
+                position = place(at, i)
+                out[position] = update(out[position], new[i])
+            return tirx.SeqStmt([copy.get(), scatter.get()])
 
         operands = [x, indices, updates]
         buffers = [tirx.decl_buffer(t.shape, t.dtype) for t in (*operands, x)]
@@ -450,7 +451,7 @@ def _top_k(node: Node) -> Result:
     """Ranks by counting, which needs no sort: an element's rank is how many others come before it."""
     count = node.integers(1, "k")
     assert count is not None
-    k, shape, dtype = count[0], node.shape(0), node.dtype(0)
+    k, shape = count[0], node.shape(0)
     axis = node.attribute("axis", -1) % len(shape)
     length, largest = shape[axis], bool(node.attribute("largest", 1))
 
@@ -494,8 +495,8 @@ def _cumulative(node: Node) -> Result:
     def body(x: Any) -> Any:
         def emit(ins: Any, outs: Any) -> Any:
             with IRBuilder() as builder:
-                source, out = T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0])
-                with T.serial(0, outer) as o, T.serial(0, length) as step, T.serial(0, inner) as i:
+                source, out = script.buffer_proxy(ins[0]), script.buffer_proxy(outs[0])
+                with script.serial(0, outer) as o, script.serial(0, length) as step, script.serial(0, inner) as i:
                     at = length - 1 - step if reverse else step
                     here = (o * length + at) * inner + i
                     back = here + inner if reverse else here - inner

@@ -187,7 +187,7 @@ def emit(program: Program, name: str, symbol: str, threads: int, features: Itera
         name: model name, for the header's first line.
         symbol: prefix of all symbols.
         threads: threads `workspace_bytes` of the result is counted for.
-        features: instruction sets the processor must have, by the names of GCC's `__builtin_cpu_supports`.
+        features: instruction sets the processor must have; `runtime.c` has a test for each.
     """
     offsets, arena = plan_workspace(program)
     weights, places = bytearray(), []
@@ -230,7 +230,7 @@ def emit(program: Program, name: str, symbol: str, threads: int, features: Itera
         for i, (spec, ref) in enumerate(program.outputs)
         if _bytes(spec)
     ]
-    supported = " && ".join(f'__builtin_cpu_supports("{f}")' for f in sorted(features)) or "1"
+    supported = " && ".join(f"LWC_HAS_{f}" for f in sorted(features)) or "1"
     guard = f"{symbol.upper()}_H"
     header = _HEADER.format(
         name=name.replace("*/", "* /"), symbol=symbol, guard=guard, guard_base=symbol.upper(), version=__version__,

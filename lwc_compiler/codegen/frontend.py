@@ -1,8 +1,8 @@
 """ONNX to Relax: the import of a graph with static shapes, and the check that every operator can be lowered.
 
-A node is handled in this order: known when compiling (all inputs constant) - evaluated; a converter - called; a function
-(of the model, or of the operator set) - replaced by its body. So shape arithmetic disappears, and an operator that
-ONNX defines by simpler ones needs no converter.
+A node is handled in this order: known when compiling (all inputs constant) - evaluated; a converter - called; a
+function (of the model, or of the operator set) - replaced by its body. So shape arithmetic disappears, and an operator
+that ONNX defines by simpler ones needs no converter.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from lwc_compiler.errors import UnsupportedError
 
 # Operators whose result is not a function of their inputs' values: never evaluated when compiling.
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
-# Operators that need only their input's shape, which is known.
-_SHAPE_ONLY = {"EyeLike", "Shape", "Size"}
+# Operators that need only the shape or the type of an input, which are known -> the inputs whose values they need.
+_VALUE_INPUTS: dict[str, tuple[int, ...]] = {"CastLike": (0,), "EyeLike": (), "Shape": (), "Size": ()}
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 _ONNX_DOMAINS = ("", "ai.onnx")
 
@@ -95,10 +95,16 @@ def _check_nodes(
     """Refuses unknown operators, and constant inputs that depend on more than `known` values and shapes."""
     for node in nodes:
         operator = node.op_type
-        if operator in _SHAPE_ONLY or (
-            operator not in _RANDOM | _CONTROL_FLOW and all(i in known or not i for i in node.input)
-        ):
+        needed = [node.input[i] for i in _VALUE_INPUTS[operator]] if operator in _VALUE_INPUTS else node.input
+        if operator not in _RANDOM | _CONTROL_FLOW and all(i in known or not i for i in needed):
             known.update(node.output)
+            continue
+        if operator == "If" and node.input[0] in known:
+            for branch in (a.g for a in node.attribute):
+                inner = known | {i.name for i in branch.initializer}
+                _check_nodes(branch.node, versions, functions, inner)
+                # Which branch is taken is not known here, so an output counts as known when it may be.
+                known.update(n for n, o in zip(node.output, branch.output, strict=True) if o.name in inner)
             continue
         if (function := functions.get((node.domain, operator))) is not None:
             inner = {name for name, given in zip(function.input, node.input, strict=False) if given in known}
@@ -158,18 +164,30 @@ class _Importer:
                 _check_type(value)
                 values[value.name] = parameter = relax.Var(_identifier(value.name), _static_type(value))
                 parameters.append(parameter)
+        refused: UnsupportedError | None = None
         with self.builder.function("main", parameters):
             with self.builder.dataflow():
-                self.run(graph.node, _versions(self.proto.opset_import), values)
-                outputs = [tensor(_given(values[o.name])) for o in graph.output]
-                for value, output in zip(graph.output, outputs, strict=True):
-                    if 0 in shape_of(output):
-                        raise UnsupportedError(
-                            f"output '{value.name}' has no elements: its shape is {shape_of(output)}"
-                        )
+                try:
+                    outputs = self.outputs(values)
+                except (
+                    UnsupportedError
+                ) as error:  # raised again below: TVM complains about a function that is not ended
+                    refused, outputs = error, [relax.const(0)]
                 result = self.builder.emit_output(outputs[0] if len(outputs) == 1 else relax.Tuple(outputs))
             self.builder.emit_func_output(result)
+        if refused is not None:
+            raise refused
         return self.builder.get()
+
+    def outputs(self, values: dict[str, Value | None]) -> list[relax.Expr]:
+        """The graph's outputs; `values` holds its inputs and initializers."""
+        graph = self.proto.graph
+        self.run(graph.node, _versions(self.proto.opset_import), values)
+        outputs = [tensor(_given(values[o.name])) for o in graph.output]
+        for value, output in zip(graph.output, outputs, strict=True):
+            if 0 in shape_of(output):
+                raise UnsupportedError(f"output '{value.name}' has no elements: its shape is {shape_of(output)}")
+        return outputs
 
     def run(
         self, nodes: Iterable[onnx.NodeProto], versions: Mapping[str, int], values: dict[str, Value | None]
@@ -177,7 +195,10 @@ class _Importer:
         """Adds the outputs of `nodes` to `values`."""
         for proto in nodes:
             inputs = tuple(values[name] if name else None for name in proto.input)
-            results = self.convert(proto, versions, inputs)
+            if proto.op_type == "If" and isinstance(inputs[0], np.ndarray):
+                results = self.branch(proto, versions, values, taken=bool(inputs[0].item()))
+            else:
+                results = self.convert(proto, versions, inputs)
             values.update((n, r) for n, r in zip(proto.output, results, strict=False) if n)
 
     def convert(
@@ -202,6 +223,16 @@ class _Importer:
         if body is None:
             raise _unknown(proto)
         return self.call(proto, body, versions, inputs)
+
+    def branch(
+        self, proto: onnx.NodeProto, versions: Mapping[str, int], values: dict[str, Value | None], taken: bool
+    ) -> Sequence[Value | None]:
+        """The outputs of an If whose condition is known; its branches see all `values` around it."""
+        name = "then_branch" if taken else "else_branch"
+        (graph,) = (a.g for a in proto.attribute if a.name == name)
+        inner = values | {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+        self.run(graph.node, versions, inner)
+        return [inner[o.name] for o in graph.output]
 
     def call(
         self,
@@ -273,7 +304,8 @@ def _evaluate(proto: onnx.NodeProto, versions: Mapping[str, int], inputs: Sequen
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in versions.items()])
     feeds = {n: i for n, i in zip(names, inputs, strict=True) if n}
-    return [np.asarray(v) for v in onnx.reference.ReferenceEvaluator(model).run(None, feeds)]
+    with np.errstate(all="ignore"):  # constants may be infinite, on purpose
+        return [np.asarray(v) for v in onnx.reference.ReferenceEvaluator(model).run(None, feeds)]
 
 
 def _body(

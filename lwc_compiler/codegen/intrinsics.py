@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tvm import tirx
-from tvm.tirx import Let, Select, Var
+from tvm.tirx import Select
 
 from lwc_compiler.codegen.schedules_expressions import children, dtype_of, is_call, rewrite
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from tvm.ir import Expr
+
+    Store = Callable[[Expr], Expr]
 
 # (exp(r) - 1 - r) / r^2 on [-ln2 / 2, ln2 / 2]
 _EXP = (0.5, 0.166665181517601, 0.04166620597243309, 0.008368889801204205, 0.0013950489228591323)
@@ -32,30 +34,14 @@ _ERF_SMALL = (0.12837916612625122, -0.37612634897232056, 0.11283694207668304, -0
               0.005200634244829416, -0.0008137437398545444, 8.345225069206208e-05)  # fmt: skip
 # log(1 - erf(x)) / x + 1, for 0.9 <= x <= 4
 _ERF_LARGE = (-0.12854143977165222, -0.6356731653213501, -0.10516949743032455, 0.022575614973902702,
-              -0.0028691210318356752, 2.743513869063463e-05, 4.9940485041588545e-05, -5.297003099258291e-06)  # fmt: skip
+              -0.0028691210318356752, 2.743513869063463e-05, 4.9940485041588545e-05,
+              -5.297003099258291e-06)  # fmt: skip
 
 # Adding this rounds a small float to an integer, which then sits in the low bits.
 _ROUND = 12582912.0
 _ROUND_BITS = 0x4B400000
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 _LOG2_E = 1.4426950408889634
-
-
-class _Bindings:
-    """Names for intermediate values, each computed once."""
-
-    def __init__(self) -> None:
-        self._items: list[tuple[Var, Expr]] = []
-
-    def __call__(self, value: Expr) -> Expr:
-        var = Var("f", value.ty)
-        self._items.append((var, value))
-        return var
-
-    def wrap(self, result: Expr) -> Expr:
-        for var, value in reversed(self._items):
-            result = Let(var, value, result)
-        return result
 
 
 def _f(value: float) -> Expr:
@@ -91,7 +77,7 @@ def _with_sign_of(magnitude: Expr, x: Expr) -> Expr:
     return tirx.reinterpret("float32", tirx.bitwise_or(_bits(magnitude), sign))
 
 
-def _reduced(x: Expr, let: _Bindings) -> tuple[Expr, Expr]:
+def _reduced(x: Expr, let: Store) -> tuple[Expr, Expr]:
     """(n, exp(r) - 1) with x = n ln2 + r and n the nearest integer, for |x| below 1000."""
     z = let(x * _f(_LOG2_E) + _f(_ROUND))
     n = let(z - _f(_ROUND))
@@ -106,7 +92,7 @@ def _clamp(x: Expr, low: float | None, high: float | None) -> Expr:
     return x if low is None else Select(x < _f(low), _f(low), x)
 
 
-def _exp(x: Expr, let: _Bindings) -> Expr:
+def _exp(x: Expr, let: Store) -> Expr:
     n, e = _reduced(let(_clamp(x, -104.0, 89.0)), let)
     # In two factors: results down to the smallest denormal, and up to the largest finite number.
     half = let(n >> _i(1))
@@ -114,14 +100,14 @@ def _exp(x: Expr, let: _Bindings) -> Expr:
     return (e * first + first) * _power_of_two(n - half)
 
 
-def _expm1(x: Expr, let: _Bindings) -> Expr:
+def _expm1(x: Expr, let: Store) -> Expr:
     """exp(x) - 1 for x <= 0."""
     n, e = _reduced(let(_clamp(x, -87.0, None)), let)
     scale = let(_power_of_two(n))
     return let(e * scale + (scale - _f(1.0)))
 
 
-def _sigmoid(x: Expr, let: _Bindings) -> Expr:
+def _sigmoid(x: Expr, let: Store) -> Expr:
     # exp(-|x|), and 0 where it would be denormal: there 2^-127 is the bit pattern of 0.
     n, e = _reduced(let(_clamp(_f(0.0) - _absolute(x), -88.0, None)), let)
     scale = let(_power_of_two(n))
@@ -129,12 +115,12 @@ def _sigmoid(x: Expr, let: _Bindings) -> Expr:
     return Select(x < _f(0.0), e, _f(1.0)) / (e + _f(1.0))
 
 
-def _tanh(x: Expr, let: _Bindings) -> Expr:
+def _tanh(x: Expr, let: Store) -> Expr:
     e = _expm1(_absolute(x) * _f(-2.0), let)
     return _with_sign_of((_f(0.0) - e) / (e + _f(2.0)), x)
 
 
-def _erf(x: Expr, let: _Bindings) -> Expr:
+def _erf(x: Expr, let: Store) -> Expr:
     a = let(_absolute(x))
     square = let(x * x)
     small = _polynomial(square, _ERF_SMALL) * x + x
@@ -144,7 +130,7 @@ def _erf(x: Expr, let: _Bindings) -> Expr:
     return Select(a < _f(0.9), small, large)
 
 
-def _log(x: Expr, let: _Bindings) -> Expr:
+def _log(x: Expr, let: Store) -> Expr:
     tiny = x < _f(1.1754943508222875e-38)
     normal = let(Select(tiny, x * _f(8388608.0), x))
     # The mantissa in [sqrt(1/2), sqrt(2)).
@@ -161,7 +147,7 @@ def _log(x: Expr, let: _Bindings) -> Expr:
     return Select(x > _f(0.0), result, Select(tirx.EQ(x, _f(0.0)), _f(-math.inf), Select(x < _f(0.0), _f(math.nan), x)))
 
 
-def _log1p(x: Expr, let: _Bindings) -> Expr:
+def _log1p(x: Expr, let: Store) -> Expr:
     """log(u) x / (u - 1) with u = 1 + x rounded: the rounding error of u cancels (W. Kahan)."""
     u = let(x + _f(1.0))
     lost = let(u - _f(1.0))
@@ -171,7 +157,7 @@ def _log1p(x: Expr, let: _Bindings) -> Expr:
     return Select(small, x, Select(tirx.all(u > _f(0.0), u < _f(math.inf)), scaled, log))
 
 
-def _sinh(x: Expr, let: _Bindings) -> Expr:
+def _sinh(x: Expr, let: Store) -> Expr:
     a = let(_absolute(x))
     e = _expm1(_f(0.0) - _clamp(a, None, 1.0), let)
     small = (_f(0.0) - e) * (e + _f(2.0)) / (_f(2.0) * e + _f(2.0))
@@ -180,12 +166,12 @@ def _sinh(x: Expr, let: _Bindings) -> Expr:
     return _with_sign_of(Select(a < _f(1.0), small, large), x)
 
 
-def _cosh(x: Expr, let: _Bindings) -> Expr:
+def _cosh(x: Expr, let: Store) -> Expr:
     root = let(_exp(_absolute(x) * _f(0.5), let))
     return root * (_f(0.5) * root) + _f(0.5) / (root * root)
 
 
-_FUNCTIONS: dict[str, Callable[[Expr, _Bindings], Expr]] = {
+_FUNCTIONS: dict[str, Callable[[Expr, Store], Expr]] = {
     "exp": _exp,
     "sigmoid": _sigmoid,
     "tanh": _tanh,
@@ -197,38 +183,42 @@ _FUNCTIONS: dict[str, Callable[[Expr, _Bindings], Expr]] = {
 }
 
 
-def _constant_power(x: Expr, exponent: float) -> Expr | None:
+def _constant_power(x: Expr, exponent: float, let: Store) -> Expr | None:
     """x^exponent by multiplications and square roots, for the exponents that networks use."""
-    let = _Bindings()
-    x = let(x)
-    root = tirx.sqrt(x)
     if exponent == 0.5:
-        return let.wrap(root)
+        return tirx.sqrt(x)
     if exponent == 0.75:  # local response normalization
-        root = let(root)
-        return let.wrap(root * tirx.sqrt(root))
+        root = let(tirx.sqrt(x))
+        return root * tirx.sqrt(root)
     if exponent in (1.0, 2.0, 3.0, 4.0):
+        x = let(x)
         square = let(x * x)
-        return let.wrap({1.0: x, 2.0: square, 3.0: square * x, 4.0: square * square}[exponent])
+        return {1.0: x, 2.0: square, 3.0: square * x, 4.0: square * square}[exponent]
     if exponent in (-1.0, -2.0):
-        return let.wrap(_f(1.0) / (x if exponent == -1.0 else x * x))
+        x = let(x)
+        return _f(1.0) / (x if exponent == -1.0 else x * x)
     return None
 
 
-def expand(expr: Expr) -> Expr:
-    """`expr` with the elementary functions of float32 replaced by arithmetic."""
+def expand(expr: Expr, store: Store) -> Expr:
+    """`expr` with the elementary functions of float32 replaced by arithmetic.
+
+    Args:
+        expr: a scalar expression.
+        store: computes a value before the statement that holds `expr`, and gives the expression that reads it back.
+            (Nested `Let`s would do the same, but TVM's code generation takes time exponential in their depth.)
+    """
 
     def change(e: Expr) -> Expr:
         if dtype_of(e) != "float32":
             return e
         if is_call(e, *_FUNCTIONS):
-            let = _Bindings()
-            function = _FUNCTIONS[e.op.name.rpartition(".")[2]]
-            return let.wrap(function(let(children(e)[0]), let))
+            return _FUNCTIONS[e.op.name.rpartition(".")[2]](store(children(e)[0]), store)
         if is_call(e, "pow", "power"):
             base, exponent = children(e)
             if isinstance(exponent, tirx.FloatImm):
-                return _constant_power(base, float(exponent.value)) or e
+                power = _constant_power(base, float(exponent.value), store)
+                return e if power is None else power
         return e
 
     return rewrite(expr, change)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,7 +188,12 @@ def compile_kernels(kernels: Mapping[str, Kernel], target: Mapping[str, Any]) ->
     """
     functions = {symbol: k.func.with_attr("global_symbol", symbol) for symbol, k in kernels.items()}
     library = tirx.build(tvm.IRModule(functions), target=tvm.target.Target(dict(target)), pipeline="lwc_plain_c")
-    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
-        path = Path(folder) / "kernels.o"
-        library.write_to_file(str(path))
-        return path.read_bytes()
+    # LLVM ends the process when a disk is full: so it writes to memory where the system can.
+    if not hasattr(os, "memfd_create"):
+        with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+            path = Path(folder) / "kernels.o"
+            library.write_to_file(str(path))
+            return path.read_bytes()
+    with os.fdopen(os.memfd_create("kernels.o"), "rb") as file:
+        library.write_to_file(f"/proc/self/fd/{file.fileno()}", "o")
+        return file.read()

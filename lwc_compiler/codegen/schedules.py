@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import tvm
-from tvm import s_tir, tirx
 from tvm.target import Target
 from tvm.tirx import AllocBuffer, PrimFunc, SeqStmt
 
 from lwc_compiler.codegen.schedules_expressions import UnknownExpressionError
-from lwc_compiler.codegen.schedules_nests import Scheduler, group_stages, join
+from lwc_compiler.codegen.schedules_groups import group_stages
+from lwc_compiler.codegen.schedules_nests import Scheduler, join
 from lwc_compiler.codegen.schedules_stages import UnknownStructureError, read_stages, simplify_stages
 
 if TYPE_CHECKING:
@@ -38,15 +38,13 @@ def schedule(func: PrimFunc, target: Target | Mapping[str, Any]) -> PrimFunc:
         simplify_stages(program)
         groups = group_stages(program)
         scheduler = Scheduler(program, _vector_bytes(target))
-        program.stages = [s for g in groups for s in g.stages]
         nests = [nest for group in groups for nest in scheduler.nests(group)]
         body = join(nests, scheduler)
     except (UnknownStructureError, UnknownExpressionError):
         return func
-    params = [scheduler.flat[b] for b in program.params]
-    between = [b for b in scheduler.flat.values() if b not in set(params)]
+    between = [b for b in scheduler.memory.flat.values() if b not in set(scheduler.params)]
     body = SeqStmt([*map(AllocBuffer, between), body]) if between else body
-    return PrimFunc(params, body, attrs=func.attrs)
+    return PrimFunc(scheduler.params, body, attrs=func.attrs)
 
 
 def _vector_bytes(target: Target) -> int:

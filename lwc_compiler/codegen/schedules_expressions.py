@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 _BINARY = (
     tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max, tirx.EQ,
-    tirx.NE, tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.And, tirx.Or,
+    tirx.NE, tirx.LT, tirx.LE, tirx.GT, tirx.GE, tirx.And, tirx.Or, tirx.LShift, tirx.RShift, tirx.BitwiseAnd,
+    tirx.BitwiseOr, tirx.BitwiseXor,
 )  # fmt: skip
+_UNARY = (tirx.Not, tirx.BitwiseNot)
 INDEX = "int64"
 
 
@@ -42,7 +44,7 @@ def children(expr: Expr) -> list[Expr]:
     """The direct operands of an expression."""
     if isinstance(expr, _BINARY):
         return [expr.a, expr.b]
-    if isinstance(expr, tirx.Not):
+    if isinstance(expr, _UNARY):
         return [expr.a]
     if isinstance(expr, tirx.Cast):
         return [expr.value]
@@ -61,7 +63,7 @@ def children(expr: Expr) -> list[Expr]:
 
 def with_children(expr: Expr, parts: list[Expr]) -> Expr:
     """`expr` with other operands."""
-    if isinstance(expr, (*_BINARY, tirx.Not, Select)):
+    if isinstance(expr, (*_BINARY, *_UNARY, Select)):
         return type(expr)(*parts)
     if isinstance(expr, tirx.Cast):
         return tirx.Cast(dtype_of(expr), parts[0])

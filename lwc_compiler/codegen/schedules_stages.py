@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.ir import TensorLoad
 from tvm.s_tir.stmt import SBlockRealize
-from tvm.tirx import BufferLoad, BufferStore, For, IntImm, SeqStmt, Var
+from tvm.tirx import BufferLoad, BufferStore, FloatImm, For, IntImm, SeqStmt, Var
 
 from lwc_compiler.codegen.schedules_expressions import (
     INDEX,
+    Linear,
     Ranges,
     children,
     dtype_of,
@@ -32,6 +33,8 @@ from lwc_compiler.codegen.schedules_expressions import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from tvm.ir import Expr
     from tvm.tirx import PrimFunc, Stmt
 
@@ -73,9 +76,9 @@ class Stage:
     def loads(self) -> list[TensorLoad]:
         return [load for value in self.values for load in loads(value)]
 
-    def map(self, change: object) -> Stage:
+    def map(self, change: Callable[[Expr], Expr]) -> Stage:
         """The stage with `change` applied to its values and indices."""
-        return replace(self, values=tuple(map(change, self.values)), indices=tuple(map(change, self.indices)))  # type: ignore[call-overload]
+        return replace(self, values=tuple(map(change, self.values)), indices=tuple(map(change, self.indices)))
 
 
 @dataclass
@@ -84,14 +87,16 @@ class Program:
 
     Attributes:
         views: buffer -> the buffer whose memory it is, with another shape.
+        windows: buffers between the two passes of a reduction over a window.
     """
 
     params: tuple[Var, ...]
     stages: list[Stage]
     ranges: Ranges
     views: dict[Var, Var] = field(default_factory=dict)
+    windows: set[Var] = field(default_factory=set)
 
-    def volume(self, axes: tuple[Var, ...]) -> int:
+    def volume(self, axes: Sequence[Var]) -> int:
         return math.prod(self.ranges.extent[a] for a in axes)
 
     def memory(self, buffer: Var) -> Var:
@@ -100,20 +105,25 @@ class Program:
             buffer = self.views[buffer]
         return buffer
 
-    def offset(self, buffer: Var, indices: list[Expr] | tuple[Expr, ...]) -> Expr:
+    def offset(self, buffer: Var, indices: Sequence[Expr]) -> Expr:
         """Position of an element in the memory of `buffer`."""
         return self.ranges.simplify(flat_offset(shape_of(buffer), indices))
 
 
 def shape_of(buffer: Var) -> list[int]:
     """Constant shape of a buffer."""
-    shape = [s for s in buffer.shape]
+    shape = list(buffer.shape)
     if not all(isinstance(s, IntImm) for s in shape):
         raise UnknownStructureError("a dynamic shape")
     return [int(s) for s in shape]
 
 
-def flat_offset(shape: list[int], indices: list[Expr] | tuple[Expr, ...]) -> Expr:
+def is_zero(expr: Expr) -> bool:
+    """Whether an expression is the constant 0."""
+    return isinstance(expr, IntImm) and int(expr) == 0
+
+
+def flat_offset(shape: Sequence[int], indices: Sequence[Expr]) -> Expr:
     """Row-major offset of an element."""
     total: Expr = index(0)
     for extent, i in zip(shape, indices, strict=True):
@@ -204,7 +214,7 @@ def _read_nest(nest: Stmt, ranges: Ranges) -> Stage:
 def _stores(body: Stmt, rename: dict[Var, Expr]) -> list[tuple[Var, tuple[Expr, ...], Expr]]:
     """The stores of a block, with its `let` bindings put in."""
     rename = dict(rename)
-    result = []
+    result: list[tuple[Var, tuple[Expr, ...], Expr]] = []
     for s in body.seq if isinstance(body, SeqStmt) else [body]:
         if isinstance(s, tirx.Bind):
             if result:
@@ -239,21 +249,20 @@ def _reduction(
                 if a.same_as(acc) and not variables(b) & accumulated:
                     ops.append(op)
                     values.append(b)
-    # All targets of one reduction are indexed alike, which the check of the indices makes sure of.
     indices = stores[0][1]
-    if any(
-        len(i) != len(indices) or not all(a.same_as(b) for a, b in zip(i, indices, strict=True)) for _, i, _ in stores
-    ):
-        indices = tuple(index(0) if isinstance(i, IntImm) else i for i in indices)
+    if any(not a.same_as(b) for _, i, _ in stores for a, b in zip(i, indices, strict=True) if not is_zero(a)):
+        raise UnknownStructureError("targets of one reduction that are indexed differently")
     start = tuple(_neutral(op, value) for op, value in zip(ops, init, strict=True)) if len(ops) == len(init) else init
     if len(ops) == len(stores) and all(s is not None for s in start):
-        return Stage(spatial, reduce, targets, indices, tuple(values), start, tuple(ops))  # type: ignore[arg-type]
+        return Stage(spatial, reduce, targets, indices, tuple(values), start, tuple(ops))
     return Stage(spatial, reduce, targets, indices, updates, init, (), tuple(accumulators.values()))
 
 
 def _neutral(op: str, init: Expr) -> Expr | None:
     """The neutral element of `op` if `init` stands for it: TVM writes the lowest finite float where -inf is meant."""
     dtype = dtype_of(init)
+    if not isinstance(init, (IntImm, FloatImm)):
+        return None
     if op == "sum":
         return init if float(init.value) == 0 else None
     if op == "product":
@@ -288,7 +297,7 @@ def _readers(program: Program, buffer: Var) -> list[Stage]:
 
 
 def _views(program: Program) -> None:
-    """A stage that copies a buffer to an output in the order of memory is no stage: the buffer is a view of the output."""
+    """A stage that copies a buffer to an output in the order of memory goes: the buffer is a view of the output."""
     params = set(program.params)
     for stage in list(program.stages):
         value = stage.values[0]
@@ -297,9 +306,8 @@ def _views(program: Program) -> None:
         source, target = value.source, stage.targets[0]
         if dtype_of(source) != dtype_of(target) or math.prod(shape_of(source)) != math.prod(shape_of(target)):
             continue
-        here, there = program.offset(target, stage.indices), program.offset(source, list(value.indices))
-        difference = program.ranges.simplify(here - there)
-        if not isinstance(difference, IntImm) or int(difference) != 0:
+        here, there = program.offset(target, stage.indices), program.offset(source, value.indices)
+        if not is_zero(program.ranges.simplify(here - there)):
             continue
         if target in params and source not in params and source not in program.views:
             program.views[source] = target
@@ -381,6 +389,7 @@ def _split_window(stage: Stage, program: Program) -> list[Stage]:
             length if i.same_as(place) else extent for i, extent in zip(stage.indices, shape_of(target), strict=True)
         ]
         rows.append(tirx.decl_buffer(tuple(map(index, shape)), dtype_of(target), f"{target.name}_rows"))
+    program.windows.update(rows)
     spatial = tuple(along if s.same_as(place) else s for s in stage.spatial)
     at = tuple(along if i.same_as(place) else i for i in stage.indices)
     first = replace(
@@ -429,7 +438,7 @@ def _window(stage: Stage, program: Program) -> tuple[Var, Var, int, int] | None:
     return None if plain else found
 
 
-def _index_forms(expr: Expr, over: set[Var]) -> list:
+def _index_forms(expr: Expr, over: set[Var]) -> list[Linear | None]:
     """The linear forms of the largest integer expressions in `expr`."""
     if dtype_of(expr) in ("int32", "int64") and not isinstance(expr, TensorLoad):
         return [linear(expr, over)] if variables(expr) & over else []

@@ -10,6 +10,7 @@ import numpy as np
 
 from lwc_compiler.errors import ModelError, TrainingError
 from lwc_compiler.model import Model
+from lwc_compiler.passes.sites import constant_tensors
 from lwc_compiler.recipe import RetrainOptions
 from lwc_compiler.training.progress import Progress
 from lwc_compiler.training.runtime_check import require_training
@@ -82,7 +83,7 @@ def retrain(
 
 def check_masks(model: Model) -> None:
     """Masks are bool, and have the shape of the weight they belong to."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.proto.graph.initializer}
+    shapes = {name: tuple(tensor.dims) for name, tensor in constant_tensors(model.proto.graph).items()}
     for name, mask in model.masks.items():
         if mask.dtype != np.bool_ or mask.shape != shapes.get(name):
             raise ModelError(

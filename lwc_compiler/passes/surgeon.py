@@ -59,10 +59,11 @@ def rewritten(proto: ModelProto, *rewrites: Callable[[Graph], object]) -> ModelP
         rewrite(graph)
         graph.cleanup()
     with _refusing_damage():
-        exported = export_onnx(graph, do_type_check=False)
-    result = ModelProto()
+        result: ModelProto = export_onnx(graph, do_type_check=False)
+    for descriptor, _ in result.ListFields():
+        if descriptor.name != "graph":
+            result.ClearField(descriptor.name)
     copy_fields(proto, result, without={"graph"})
-    result.graph.CopyFrom(exported.graph)
     _restore(proto.graph, result.graph)
     sort_nodes(result.graph)
     return result

@@ -50,7 +50,8 @@ def fixed_batch(specs: list[InputSpec]) -> int | None:
 def with_open_batch(proto: onnx.ModelProto, batch: int | None, weights: Container[str] = ()) -> onnx.ModelProto:
     """A copy of a model exported for `batch` samples that may take any number; None: it does already.
 
-    `weights` are graph inputs that are not data. The batch is also written into the targets of Reshape; these become "as many as there are".
+    The batch is also written into the targets of Reshape; these become "as many as there are". `weights` are graph
+    inputs that are not data.
     """
     result = onnx.ModelProto()
     result.CopyFrom(proto)

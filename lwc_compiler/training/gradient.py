@@ -52,12 +52,14 @@ def build_gradient(graph: TrainingGraph, weights: list[str]) -> onnx.ModelProto:
     """The graph that computes `graph.outputs` and `gradient_name(w)` of every weight the loss depends on.
 
     Raises:
-        UnsupportedError: an operator between a weight and the loss has no gradient.
+        UnsupportedError: an operator between a weight and the loss has no gradient, or no weight matters to the loss.
     """
     from onnxruntime.capi import _pybind_state
 
     options = session_options(threads=1)
     reached = weights_before(graph, LOSS, weights)
+    if not reached:
+        raise UnsupportedError("no weight has an influence on the outputs that the loss is computed from")
     forward = graph.to_proto(graph.outputs).SerializeToString()
     try:
         forward = _pybind_state.get_optimized_model(forward, set(reached), options)

@@ -49,7 +49,7 @@ class Objective:
             teacher: the original model, in an opset that ONNX Runtime reads.
 
         Raises:
-            OptionError: distillation without a teacher.
+            OptionError: distillation without a teacher, or with a temperature though no output is of classes.
             DataError: the labels do not fit the loss or the output.
             UnsupportedError: an output that no loss can be attached to.
         """
@@ -62,6 +62,11 @@ class Objective:
         if self.kind == "distillation":
             if teacher is None:
                 raise OptionError("loss 'distillation' needs the original model as the teacher")
+            if options.temperature != 1 and not any(classes for _, classes in self._teacher_reads()):
+                raise OptionError(
+                    f"a temperature of {options.temperature:g} needs outputs that are classes; nothing says so: the "
+                    "model ends in no Softmax and the data has no integer labels"
+                )
             shapes = {name: shape for name, (_, shape) in graph.inputs.items()}
             self._teacher = Teacher(TrainingGraph(teacher, shapes), self._teacher_reads(), options.threads)
         builder = LossBuilder(graph, batch)

@@ -6,7 +6,6 @@ rewriting can lose, merge or rename one, and graphs stay small however large the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from lwc_compiler.errors import ModelError, UnsupportedError
+from lwc_compiler.passes.sites import constant_tensors
 
 # Inputs that hold what a layer learns: operator -> input index -> whether weight decay applies to it.
 SLOTS: dict[str, dict[int, bool]] = {
@@ -67,20 +67,17 @@ def detach(proto: onnx.ModelProto, masked: set[str], train_batch_norm: bool) -> 
 
     Args:
         proto: the user's model; it is not changed.
-        masked: names of weights that have a mask.
+        masked: names of weights of the model that have a mask.
         train_batch_norm: False leaves BatchNormalization alone, statistics included.
 
     Returns:
         A copy of the model whose weights are graph inputs, and their values.
 
     Raises:
-        ModelError: a masked weight is not in the model, or the model has no weights.
+        ModelError: the model has no weights.
         UnsupportedError: a weight is not float32.
     """
-    values = dict(_stored(proto))
-    missing = sorted(masked - set(values))
-    if missing:
-        raise ModelError(f"the model has no weight named '{missing[0]}', but there is a mask for it")
+    values = constant_tensors(proto.graph)
     weights = Weights()
     names = dict.fromkeys(masked, True) | _find_weights(proto.graph, values, train_batch_norm)
     for name, decays in names.items():
@@ -102,19 +99,10 @@ def attach(proto: onnx.ModelProto, values: dict[str, NDArray[np.float32]]) -> on
     """A copy of the user's model with `values` in place of the tensors of these names; nothing else changes."""
     result = onnx.ModelProto()
     result.CopyFrom(proto)
-    for name, tensor in _stored(result):
+    for name, tensor in constant_tensors(result.graph).items():
         if name in values:
             tensor.CopyFrom(numpy_helper.from_array(values[name], tensor.name))
     return result
-
-
-def _stored(proto: onnx.ModelProto) -> Iterator[tuple[str, onnx.TensorProto]]:
-    """Every constant tensor of the main graph, with the name its readers use."""
-    for tensor in proto.graph.initializer:
-        yield tensor.name, tensor
-    for node in proto.graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            yield node.output[0], node.attribute[0].t
 
 
 def _find_weights(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto], batch_norm: bool) -> dict[str, bool]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,28 @@ from tests.onnx_backend.exclusions import reason
 GROUP = 48
 
 
-def group(cases: Iterable[Case]) -> list[list[Case]]:
-    """Cases that can be compiled together: the same operator sets and IR version."""
+def group(cases: Sequence[Case]) -> list[list[Case]]:
+    """Cases that can be compiled together: the same operator sets and IR version, and no branches.
+
+    (`add_prefix` does not rename the values that a branch reads from around it.)
+    """
 
     def key(case: Case) -> Any:
         return case.model.ir_version, sorted((o.domain, o.version) for o in case.model.opset_import)
 
-    groups = []
-    for _, same in itertools.groupby(sorted(cases, key=key), key):
+    branching = [c for c in cases if any(a.HasField("g") for n in c.model.graph.node for a in n.attribute)]
+    groups = [[case] for case in branching]
+    alone = {case.fingerprint for case in branching}
+    for _, same in itertools.groupby(sorted((c for c in cases if c.fingerprint not in alone), key=key), key):
         members = list(same)
         groups += [members[i : i + GROUP] for i in range(0, len(members), GROUP)]
     return groups
 
 
 def merge(cases: Sequence[Case]) -> onnx.ModelProto:
-    """One model that holds all of `cases`, the values of case i prefixed with `c<i>_`."""
+    """One model that holds all of `cases`, the values of case i prefixed with `c<i>_`; a single one stays as it is."""
+    if len(cases) == 1:
+        return cases[0].model
     merged = onnx.ModelProto(ir_version=cases[0].model.ir_version)
     merged.opset_import.extend(cases[0].model.opset_import)
     merged.graph.name = "merged"
@@ -59,7 +66,8 @@ def compile_and_run(cases: Sequence[Case]) -> list[list[Array]]:
         LwcError: one of them cannot be lowered.
     """
     model = merge(cases)
-    feeds = {f"c{i}_{name}": value for i, case in enumerate(cases) for name, value in case.inputs.items()}
+    prefixes = [f"c{i}_" if len(cases) > 1 else "" for i in range(len(cases))]
+    feeds = {p + name: value for p, case in zip(prefixes, cases, strict=True) for name, value in case.inputs.items()}
     shapes = {
         value.name: feeds[value.name].shape
         for value in model.graph.input
@@ -70,8 +78,16 @@ def compile_and_run(cases: Sequence[Case]) -> list[list[Array]]:
         path = Path(folder) / "merged.so"
         path.write_bytes(lowered.library)
         with Session(path, lowered.symbol, lowered.inputs, lowered.outputs, 1, lowered.target) as session:
-            outputs = session.run(feeds)
-    return [[outputs[f"c{i}_{o.name}"] for o in case.model.graph.output] for i, case in enumerate(cases)]
+            # Networks in float16 and bfloat16 are lowered to float32, inputs and outputs included.
+            outputs = session.run({spec.name: feeds[spec.name].astype(spec.dtype) for spec in lowered.inputs})
+    return [
+        [outputs[p + o.name].astype(_dtype(o)) for o in case.model.graph.output]
+        for p, case in zip(prefixes, cases, strict=True)
+    ]
+
+
+def _dtype(value: onnx.ValueInfoProto) -> np.dtype:
+    return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
 
 
 def results(cases: Sequence[Case]) -> dict[str, list[Array] | Exception]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
 from collections.abc import Sequence
@@ -15,11 +16,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
-from lwc_compiler.codegen.converters import CONSTANT_INPUTS
+from lwc_compiler.codegen.frontend import CONSTANT_INPUTS
 
 Array = NDArray[Any]
-# "real" are the models of tests/zoo.py, which are compiled with random weights there.
-KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
+KINDS = ("node", "real", "simple", "pytorch-converted", "pytorch-operator")
 
 # Inputs that functions (operators lowered by their definition) need to know when compiling.
 _FUNCTION_CONSTANTS = {
@@ -46,8 +46,9 @@ class Case:
     inputs: dict[str, Array]
 
 
+@functools.cache
 def collect() -> dict[str, Any]:
-    """Name -> test of the onnx package, of all kinds in `KINDS`."""
+    """Name -> test of the onnx package."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package computes its references with overflows and divisions by 0
         return {test.name: test for kind in KINDS for test in load_model_tests(kind=kind)}
@@ -85,7 +86,8 @@ def bind(name: str, model: onnx.ModelProto, values: Sequence[Array]) -> Case:
     initializers = {i.name for i in model.graph.initializer}
     names = [i.name for i in model.graph.input if i.name not in initializers]
     inputs = dict(zip(names, values, strict=True))
-    for known in needed_constants(model) & inputs.keys():
+    empty = {name for name, value in inputs.items() if not value.size}
+    for known in (needed_constants(model) | empty) & inputs.keys():
         bound.graph.initializer.append(numpy_helper.from_array(inputs.pop(known), known))
     kept = [i for i in bound.graph.input if i.name in inputs]
     del bound.graph.input[:]
@@ -110,5 +112,11 @@ def needed_constants(model: onnx.ModelProto) -> set[str]:
             continue
         seen.add(name)
         if name in makers and makers[name].op_type not in _SHAPE_ONLY:
-            pending.extend(makers[name].input)
+            pending.extend(_reads(makers[name]))
     return seen & {i.name for i in model.graph.input}
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """The values `node` reads, in its branches too."""
+    nested = (n for a in node.attribute if a.HasField("g") for n in a.g.node)
+    return set(node.input).union(*map(_reads, nested))

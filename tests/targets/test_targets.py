@@ -1,5 +1,6 @@
 import platform
 import subprocess
+from importlib import resources
 
 import pytest
 
@@ -32,6 +33,12 @@ def test_targets_are_consistent():
         assert target.vector_bits % 64 == 0
         assert find_target(target.name) is target
         assert target.family in targets._FAMILIES
+
+
+def test_artifacts_can_test_for_every_feature():
+    runtime = (resources.files("lwc_compiler.runtime") / "c" / "runtime.c").read_text(encoding="utf-8")
+    for feature in frozenset().union(*(target.features for target in all_targets())):
+        assert f"#define LWC_HAS_{feature} " in runtime
 
 
 @pytest.mark.parametrize(("flags", "name"), [(V3_FLAGS, "x86-64-v3"), (V4_FLAGS, "x86-64-v4")])

@@ -63,6 +63,20 @@ def test_measuring_does_not_depend_on_the_batch(perceptron, samples):
     assert scores[0].loss == pytest.approx(scores[1].loss, rel=1e-6)
 
 
+def test_weights_in_constant_nodes_train_and_go_back(perceptron, samples):
+    proto = onnx.ModelProto()
+    proto.CopyFrom(perceptron.proto)
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == "w1")
+    proto.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w1"], value=tensor))
+    proto.graph.initializer.remove(tensor)
+    trainer, source = trainer_for(proto, samples, perceptron.masks)
+    trainer.step([next(source.batches(trainer.batch))], 0.1)
+    result = attach(proto, trainer.weights.arrays())
+    found = onnx.numpy_helper.to_array(result.graph.node[0].attribute[0].t)
+    np.testing.assert_array_equal(found, trainer.weights.trained["w1"])
+    assert [node.op_type for node in result.graph.node] == [node.op_type for node in proto.graph.node]
+
+
 def test_weight_decay_leaves_biases_alone(perceptron, samples):
     trainer, _ = trainer_for(perceptron.proto, samples)
     assert trainer.weights.decayed == {"w0", "w1"}
@@ -196,6 +210,12 @@ def test_a_model_without_weights_is_refused(build, samples):
         trainer_for(build("(float[n,6] x) => (float[n,6] y) { y = Relu(x) }", {}), samples)
 
 
+def test_weights_that_do_not_matter_are_refused(build, samples, rng):
+    text = "(float[n,6] x) => (float[n,6] y, float[n,3] z) { y = Relu(x) z = MatMul(x, w) }"
+    with pytest.raises(UnsupportedError, match="no weight has an influence"):
+        trainer_for(build(text, {"w": rng.normal(size=(6, 3))}), samples)
+
+
 def test_a_wrong_gradient_is_caught_and_the_operator_named(build, rng, images, monkeypatch):
     """The gradient of a Conv with auto_pad is wrong as long as the padding is not made explicit."""
     text = """(float[n,2,6,6] x) => (float[n,3] y) {
@@ -290,6 +310,11 @@ def test_a_checkpoint_of_another_run_is_refused(job):
     train(job(epochs=1), lambda _: None)
     with pytest.raises(TrainingError, match="another run"):
         train(job(epochs=2), lambda _: None)
+
+
+def test_a_checkpoint_that_cannot_be_written(job):
+    with pytest.raises(TrainingError, match="cannot be written"):
+        train(job("missing/checkpoint.npz"), lambda _: None)
 
 
 def test_a_damaged_checkpoint_is_refused(job, tmp_path):

@@ -154,6 +154,11 @@ def test_distillation_needs_a_teacher(build, z):
         losses(build, "y = Neg(x)", z)
 
 
+def test_a_temperature_needs_classes(build, z):
+    with pytest.raises(OptionError, match="nothing says so"):
+        losses(build, "y = Neg(x)", z, None, "y = Neg(x)", temperature=2.0)
+
+
 def test_an_output_without_a_batch_is_refused(build, z):
     with pytest.raises(UnsupportedError, match="first dimension"):
         losses(build, "y = Transpose(x)", z, np.zeros(BATCH, int))

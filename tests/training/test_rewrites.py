@@ -42,6 +42,11 @@ CASES = {
     "Einsum of one": ((2, 3, 4), {}, "y = Einsum<equation='bij->bj'>(v)"),
     "Elu": (IMAGE, {}, "y = Elu<alpha=0.7>(v)"),
     "GRU": (SEQUENCE, GRU, "y, h = GRU<hidden_size=5, linear_before_reset=1>(v, k, r, b)"),
+    "GRU both": (
+        SEQUENCE,
+        {"k": (2, 15, 4), "r": (2, 15, 5), "b": (2, 30), "h": (2, 2, 5)},
+        "p, y = GRU<hidden_size=5, direction='bidirectional'>(v, k, r, b, , h)",
+    ),
     "GlobalMaxPool": (IMAGE, {}, "y = GlobalMaxPool(v)"),
     "GroupNormalization": (IMAGE, NORM, "y = GroupNormalization<num_groups=2, epsilon=0.01>(v, s, b)"),
     "HardSigmoid": (IMAGE, {}, "y = HardSigmoid<alpha=0.4>(v)"),
@@ -50,6 +55,11 @@ CASES = {
     "InstanceNormalization": (IMAGE, NORM, "y = InstanceNormalization(v, s, b)"),
     "LRN": (IMAGE, {}, "y = LRN<size=3, alpha=0.3, beta=0.6, bias=1.5>(v)"),
     "LSTM": (SEQUENCE, LSTM, "y = LSTM<hidden_size=5>(v, k, r, b)"),
+    "LSTM state": (
+        SEQUENCE,
+        LSTM | {"h": (1, 2, 5), "c": (1, 2, 5)},
+        "n, m, y = LSTM<hidden_size=5>(v, k, r, b, , h, c)",
+    ),
     "LSTM both": (SEQUENCE, BOTH, "y, h, c = LSTM<hidden_size=5, direction='bidirectional'>(v, k, r, b)"),
     "LSTM reverse": (SEQUENCE, LSTM, "n, y = LSTM<hidden_size=5, direction='reverse'>(v, k, r, b)"),
     "LayerNormalization": ((3, 2, 4), NORM, "y = LayerNormalization(v, s, b)"),
