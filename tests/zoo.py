@@ -230,6 +230,7 @@ _MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     **{f"{name}_torchscript": lambda name=name: _torch_export(name, dynamo=False) for name in _TORCH},
 }
 NAMES = tuple(_MODELS)
+FROM_TORCH = tuple(f"{name}_{exporter}" for name in _TORCH for exporter in ("dynamo", "torchscript"))
 
 
 def load(name: str) -> onnx.ModelProto:

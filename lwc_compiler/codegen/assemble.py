@@ -204,7 +204,7 @@ class _Builder:
         if name not in self._plans:
             func = self.module[function]
             assert isinstance(func, tirx.PrimFunc)
-            self._plans[name] = split_function(name, schedule(func, self.target.llvm()), inputs)
+            self._plans[name] = split_function(name, schedule(func, self.target), inputs)
         return self._plans[name]
 
 

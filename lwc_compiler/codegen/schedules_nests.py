@@ -49,11 +49,11 @@ class Nest:
 class Scheduler:
     """Turns the groups of one function into nests over flat buffers."""
 
-    def __init__(self, program: Program, vector_bytes: int) -> None:
+    def __init__(self, program: Program, lanes: int) -> None:
         self.program, self.ranges = program, program.ranges
         self.memory = Memory()
         self.params = [self.memory.of(b) for b in program.params]
-        self.vectors = Vectors(program, self.memory, vector_bytes // 4)
+        self.vectors = Vectors(program, self.memory, lanes)
 
     def nests(self, group: Group) -> list[Nest]:
         """The nests of a group: one, or several for an elementwise stage that is pieced together."""

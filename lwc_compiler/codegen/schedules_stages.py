@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import tvm_ffi
 from tvm import tirx
 from tvm.ir import TensorLoad
 from tvm.s_tir.stmt import SBlockRealize
@@ -289,6 +290,7 @@ def simplify_stages(program: Program) -> None:
     """Fewer, independent stages: reshapes become views, cheap stages go into those that read them."""
     _views(program)
     _inline(program)
+    program.stages = [new for stage in program.stages for new in _split_position(stage, program)]
     program.stages = [new for stage in program.stages for new in _split_window(stage, program)]
 
 
@@ -350,6 +352,48 @@ def _inlined(stage: Stage, reader: Stage, program: Program) -> Stage:
         return substitute(stage.values[0], at)
 
     return replace(reader, values=tuple(program.ranges.fold(rewrite(v, change)) for v in reader.values))
+
+
+def _split_position(stage: Stage, program: Program) -> list[Stage]:
+    """Splits arg max and arg min: first the extreme value, then the first or last position that holds it.
+
+    Where nothing is equal to the extreme value, which is NaN then, the position is still one inside.
+    """
+    if len(stage.accumulators) != 2 or len(stage.reduce) != 1:
+        return [stage]
+    (place, best), (step,) = stage.accumulators, stage.reduce
+    value = stage.values[1]
+    if not isinstance(value, tirx.Select) or cost(value.false_value) > 1:
+        return [stage]
+    x = value.false_value
+    k = step.astype(dtype_of(place))
+
+    def same(found: Expr, wanted: Expr) -> bool:
+        return bool(tvm_ffi.structural_equal(found, program.ranges.fold(wanted)))
+
+    for better, op, infinity in ((tirx.GT, "max", -math.inf), (tirx.LT, "min", math.inf)):
+        if not same(value, tirx.Select(better(best, x), best, x)):
+            continue
+        for earlier, pick in ((tirx.LT, "min"), (tirx.GT, "max")):
+            keeps = tirx.Or(better(best, x), tirx.And(tirx.EQ(best, x), earlier(place, k)))
+            if not same(stage.values[0], tirx.Select(keeps, place, k)):
+                continue
+            dtype = dtype_of(best)
+            start = tirx.const(infinity, dtype) if "float" in dtype else stage.init[1]
+            extreme = replace(stage, targets=stage.targets[1:], values=(x,), init=(start,), ops=(op,), accumulators=())
+            last = program.ranges.extent[step] - 1 if pick == "min" else 0
+            otherwise = tirx.const(last, dtype_of(place))
+            held = tirx.EQ(x, BufferLoad(stage.targets[1], list(stage.indices)))
+            position = replace(
+                stage,
+                targets=stage.targets[:1],
+                values=(tirx.Select(held, k, otherwise),),
+                init=(otherwise,),
+                ops=(pick,),
+                accumulators=(),
+            )
+            return [extreme, position]
+    return [stage]
 
 
 def _split_window(stage: Stage, program: Program) -> list[Stage]:

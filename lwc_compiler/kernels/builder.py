@@ -98,6 +98,12 @@ class KernelBuilder:
         parts = [buffer.vload([_ramp(index + i * lanes, lanes)]) for i in range(stride)]
         return tirx.Shuffle(parts, [tirx.const(i * stride, "int32") for i in range(lanes)])
 
+    def shuffle(self, first: Register, second: Register, lanes: list[int]) -> Register:
+        """A register of the given lanes of two others; the lanes of the second count on from those of the first."""
+        result = self.register(len(lanes))
+        result.set(tirx.Shuffle([first.get(), second.get()], [tirx.const(lane, "int32") for lane in lanes]))
+        return result
+
     def store(self, buffer: Expr, index: Expr, value: Expr, lanes: int = 1) -> None:
         """Stores consecutive elements."""
         self.emit(BufferStore(buffer, value, [_ramp(index, lanes)]))

@@ -110,7 +110,9 @@ def plan_conv_transpose(
         moved = [k * d for k, d in zip(position, geometry.dilations, strict=True)]
         phase = tuple(m % s for m, s in zip(moved, strides, strict=True))
         tap = tuple(r - m // s for r, m, s in zip(reach, moved, strides, strict=True))
-        phases[(slice(None), slice(None), *phase, slice(None), *tap)] = grouped[(..., *position)]
+        to: tuple[slice | int, ...] = (slice(None), slice(None), *phase, slice(None), *tap)
+        where: tuple[slice | int, ...] = (slice(None), slice(None), slice(None), *position)
+        phases[to] = grouped[where]
     split = int(np.prod(strides))
     inner = ConvGeometry(
         geometry.batch,
@@ -135,5 +137,6 @@ def plan_conv_transpose(
         return plan
     crop = tuple(geometry.pads[i] % strides[i] for i in range(n))
     step = interleave_kernel(geometry.batch * geometry.out_channels, tuple(count), strides, crop, out_size, epilogue)
-    args = (Scratch(0), *([Input(1)] if epilogue.residual else []), Output(0))
+    residual: tuple[Operand, ...] = (Input(1),) if epilogue.residual else ()
+    args = (Scratch(0), *residual, Output(0))
     return replace(plan, steps=(*plan.steps, Step(step, args)), scratch=(4 * int(np.prod(inner.out_shape)),))

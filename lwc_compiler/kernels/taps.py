@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.kernel import Kernel, Operand
     from lwc_compiler.kernels.layer import Activation
 
-_LINE = 16  # float32 in a cache line
+LINE = 16  # float32 in a cache line
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class TapLayout:
         columns = 0
         for phase, reach in sorted(p.width.reach.items()):
             self.column_base[phase] = columns
-            columns += -(-(span + reach) // _LINE) * _LINE
+            columns += -(-(span + reach) // LINE) * LINE
         self.span = span
         self.pitch = columns
         self.plane = rows * columns  # float32 of one channel of the tile
@@ -154,7 +154,8 @@ class TapLayout:
         rows = [self.row_base[p.height.phase(i)] + p.height.shift(i) for i in range(p.height.kernel)]
         columns = [self.column_base[p.width.phase(i)] + p.width.shift(i) for i in range(p.width.kernel)]
         planes = np.arange(p.planes) % self.tiling.channels * self.plane
-        return (planes[:, None, None] + np.array(rows)[:, None] * self.pitch + np.array(columns)).ravel()
+        offsets: NDArray[np.int64] = planes[:, None, None] + np.array(rows)[:, None] * self.pitch + np.array(columns)
+        return offsets.ravel()
 
 
 def pack_taps(weight: NDArray[np.float32], layout: TapLayout, *, shared: bool) -> tuple[list[Constant], int]:

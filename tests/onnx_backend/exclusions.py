@@ -8,7 +8,6 @@ _TYPES = "element types of 8 bits and fewer other than int8, uint8 and bool are 
 _STRINGS = "strings are not handled"
 _SEQUENCES = "sequences and optional values are not handled"
 _CONTROL = "control flow that depends on the inputs is not handled"
-_COMPUTED = "what must be known when compiling is computed from the inputs"
 _OUTPUT_SHAPE = "the shape of the output depends on the input's values"
 _QUANTIZED = "integer arithmetic of quantized networks is not handled"
 _TRAINING = "training is not lowered"
@@ -30,7 +29,6 @@ EXCLUDED: dict[str, str] = {
     r"^test_(if|loop|scan)\d*(_|$)": _CONTROL,
     r"^test_linear_attention": _CONTROL,
     r"^test_range_.*_expanded": _CONTROL,
-    r"^test_expand_shape_model": _COMPUTED,
     r"^test_(nonmaxsuppression|nonzero|unique|compress)": _OUTPUT_SHAPE,
     r"quantizelinear|^test_q?linear(conv|matmul)|^test_(convinteger|matmulinteger)": _QUANTIZED,
     r"^test_(adagrad|adam|momentum|nesterov|gradient)|^test_(batchnorm_.*_training|training_dropout)": _TRAINING,

@@ -5,6 +5,7 @@ Run: python -m tests.onnx_backend.summary > docs/operators.md
 
 from __future__ import annotations
 
+import textwrap
 import unittest
 import warnings
 from collections import Counter
@@ -37,7 +38,7 @@ def main() -> None:
         excluded=sum(excluded.values()),
         failed=failed,
         reasons="\n".join(f"| {why} | {count} |" for why, count in excluded.most_common()),
-        types=", ".join(DTYPES),
+        types=_list(DTYPES),
         converters=_list(sorted(CONVERTERS)),
         functions=_list(_by_definition(names)),
         constants="\n".join(f"| {name} | {_input_names(name)} |" for name in sorted(CONSTANT_INPUTS)),
@@ -69,7 +70,7 @@ def _is_function(node: onnx.NodeProto) -> bool:
 
 
 def _list(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+    return textwrap.fill(", ".join(f"`{name}`" for name in names), 118)
 
 
 def _input_names(operator: str) -> str:
@@ -96,9 +97,11 @@ values of the test.
 
 ## Types and shapes
 
-Element types: {types}. float16 and
-bfloat16 become float32, inputs and outputs included. Every shape is static; open dimensions are fixed with `--batch` and `--shape`. Operators that give a number of elements that depends
-on values, sequences, optional values, strings, and control flow that depends on the inputs are refused.
+{types}
+
+float16 and bfloat16 become float32, inputs and outputs included. Every shape is static; open dimensions are fixed with
+`--batch` and `--shape`. Operators whose outputs have a size that depends on values, sequences, optional values,
+strings, and control flow that depends on the inputs are refused.
 
 ## Operators with code of their own
 

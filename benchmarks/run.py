@@ -1,0 +1,110 @@
+"""Times pruned networks compiled by lwc against ONNX Runtime on the dense ones. See README.md for the protocol.
+
+Run: python -m benchmarks.run [--models NAME ...] [--threads 1 2] [--sparsity 0.9] [--seconds 3] [--output benchmarks/results]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+import lwc_compiler as lwc
+from benchmarks.models import MODELS
+from lwc_compiler.runtime.bench import bench
+from tests import zoo
+
+_DEFAULT = tuple(MODELS)
+
+
+def measure(name: str, threads: int, sparsity: float, seconds: float) -> dict[str, Any]:
+    """Compiles model `name` and times it; the numbers of one row."""
+    dense = lwc.Model(MODELS[name]() if name in MODELS else zoo.load(name), name)
+    options = lwc.LowerOptions(threads=threads, shapes={} if name in MODELS else zoo.SHAPES.get(name, {}))
+    recipe = lwc.Recipe(prune=lwc.PruneOptions(sparsity=sparsity) if sparsity else None, lower=options)
+    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+        start = time.perf_counter()
+        artifact = lwc.compile(dense, Path(folder) / name, recipe)
+        compile_seconds = time.perf_counter() - start
+        result = bench(Path(folder) / name, against=dense, threads=threads, seconds=seconds)
+        library_bytes = artifact.library.stat().st_size
+    ours, theirs = result.timings
+    return {
+        "model": name,
+        "threads": threads,
+        "sparsity": sparsity,
+        "speedup": result.speedup,
+        "lwc": asdict(ours),
+        "onnxruntime": asdict(theirs),
+        "compile_seconds": compile_seconds,
+        "library_bytes": library_bytes,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were taken on."""
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    cpu = next((line.partition(": ")[2] for line in text.splitlines() if line.startswith("model name")), "unknown")
+    return {
+        "cpu": cpu,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "lwc": lwc.__version__,
+        "onnxruntime": onnxruntime.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    about = results["machine"]
+    lines = [
+        f"# Results of {about['date']}",
+        "",
+        f"{about['cpu']}; ONNX Runtime {about['onnxruntime']}, lwc {about['lwc']}, Python {about['python']}. Protocol: "
+        "[README.md](../README.md). Medians in milliseconds, batch 1.",
+        "",
+        "| model | threads | sparsity | ONNX Runtime, dense | lwc, pruned | speedup | library, MB | compile, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['model']} | {row['threads']} | {row['sparsity']:g} | {row['onnxruntime']['median_ms']:.3f} | "
+        f"{row['lwc']['median_ms']:.3f} | {row['speedup']:.2f}x | {row['library_bytes'] / 1e6:.1f} | "
+        f"{row['compile_seconds']:.1f} |"
+        for row in results["rows"]
+    ]
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = (*MODELS, *(name for name in zoo.NAMES if name not in MODELS))
+    parser.add_argument("--models", nargs="+", choices=names, default=_DEFAULT, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
+    parser.add_argument("--sparsity", type=float, default=0.9, help="0 leaves the network dense")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time for the timed runs of each engine")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    rows = []
+    for name in arguments.models:
+        for threads in arguments.threads:
+            row = measure(name, threads, arguments.sparsity, arguments.seconds)
+            rows.append(row)
+            print(f"{name}, {threads} threads: {row['speedup']:.2f}x", flush=True)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    results = {"machine": machine(), "peak_memory_bytes": memory, "rows": rows}
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (arguments.output / "results.md").write_text(table(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Matrix products compute what numpy does in float64, and touch nothing outside of their buffers."""
+
+import numpy as np
+import pytest
+import tvm_ffi
+from harness import (
+    TARGETS,
+    Built,
+    Case,
+    check_split,
+    check_values,
+    finish,
+    make_epilogue,
+    sparse,
+    variant,
+)
+
+from lwc_compiler.kernels.layer import Epilogue
+from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul
+
+# rows, inner dimension, columns
+PRODUCTS = [
+    (1, 64, 10),
+    (1, 37, 1),
+    (1, 300, 129),
+    (1, 1, 5),
+    (1, 7000, 17),  # more than one block of a sparse matrix's inputs
+    (2, 48, 33),
+    (2, 5, 3),
+    (3, 100, 16),
+    (4, 31, 64),
+    (5, 64, 100),
+    (7, 16, 7),
+    (8, 128, 24),
+    (16, 65, 40),
+    (31, 20, 1),
+    (64, 33, 48),
+    (100, 3, 2),
+    (128, 64, 65),
+]
+
+# batch, rows, inner dimension, columns, a transposed, b transposed, scale
+BATCHED = [
+    (1, 8, 16, 32, False, False, 1.0),
+    (2, 7, 13, 19, True, False, 1.0),
+    (3, 5, 9, 11, False, True, 0.125),
+    (2, 17, 33, 6, True, True, 1.0),
+    (4, 1, 24, 31, False, False, 2.0),
+    (4, 1, 24, 31, False, True, 0.5),
+    (2, 30, 8, 1, False, True, 1.0),
+    (1, 3, 1, 5, True, False, 1.0),
+    (3, 49, 32, 49, False, True, 0.17677669),
+    (2, 128, 10, 37, True, True, -1.0),
+]
+
+
+def make_case(number: int, rows: int, inner: int, columns: int, density: object, kind: str) -> Case:
+    generator = np.random.default_rng(number)
+    weight = sparse(generator, (inner, columns), density, axis=1)
+    epilogue = make_epilogue(generator, kind, columns)
+    x = generator.standard_normal((rows, inner)).astype(np.float32)
+    sums = x.astype(np.float64) @ weight.astype(np.float64)
+    further, expected, scale = finish(generator, sums, epilogue, axis=1)
+    name = f"{number}-{rows}x{inner}x{columns}-{density}-{kind}"
+    return Case(name, lambda target: plan_matmul(weight, rows, epilogue, target), [x, *further], expected, scale)
+
+
+def make_batched(
+    batch: int, rows: int, inner: int, columns: int, a_transposed: bool, b_transposed: bool, scale: float
+) -> Case:
+    generator = np.random.default_rng(batch * rows)
+    a = generator.standard_normal((batch, rows, inner)).astype(np.float32)
+    b = generator.standard_normal((batch, inner, columns)).astype(np.float32)
+    expected = scale * (a.astype(np.float64) @ b.astype(np.float64))
+    inputs = [m.swapaxes(1, 2).copy() if t else m for m, t in ((a, a_transposed), (b, b_transposed))]
+    transposes = ("a" if a_transposed else "") + ("b" if b_transposed else "")
+    return Case(
+        f"batched-{batch}x{rows}x{inner}x{columns}-transposed-{transposes or 'none'}",
+        lambda target: plan_batched_matmul(
+            batch, rows, inner, columns, target, a_transposed=a_transposed, b_transposed=b_transposed, scale=scale
+        ),
+        inputs,
+        expected,
+        float(np.abs(expected).max()),
+    )
+
+
+def make_cases() -> list[Case]:
+    chosen = [(*shape, *variant(i, shift)) for i, shape in enumerate(PRODUCTS) for shift in (0, 2)]
+    cases = [make_case(number, *case) for number, case in enumerate(chosen)]
+    return cases + [make_batched(*shape) for shape in BATCHED]
+
+
+CASES = make_cases()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_same_as_float64(built: Built, case: Case) -> None:
+    check_values(built, case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_tiles_can_be_split(built: Built, case: Case) -> None:
+    check_split(built, case)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_layers_alike_share_their_kernels(target, rows: int, density: float) -> None:
+    """Weights are data: where only they differ, the functions are the same and the library needs them once."""
+    one, two = (
+        plan_matmul(sparse(np.random.default_rng(seed), (96, 40), density, 1), rows, Epilogue(), target)
+        for seed in (1, 2)
+    )
+    assert one.format == two.format
+    for a, b in zip(one.steps, two.steps, strict=True):
+        assert tvm_ffi.structural_equal(a.kernel.func, b.kernel.func)
