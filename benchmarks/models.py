@@ -52,7 +52,9 @@ class Network:
         zero, six = (self.constant(n, np.array(v, np.float32)) for n, v in (("zero", 0), ("six", 6)))
         return self.node("Clip", x, zero, six)
 
-    def conv(self, x: str, name: str, channels: tuple[int, int], size: int, stride: int = 1, pad: int = 0, group: int = 1) -> str:  # fmt: skip
+    def conv(
+        self, x: str, name: str, channels: tuple[int, int], size: int, stride: int = 1, pad: int = 0, group: int = 1
+    ) -> str:
         """Convolution of (inputs, outputs) `channels` with a square kernel."""
         inputs, outputs = channels
         shape = (outputs, inputs // group, size, size)
@@ -176,7 +178,7 @@ def mobilenet_v2() -> onnx.ModelProto:
 
 
 def bert(layers: int = 12, width: int = 768, heads: int = 12, length: int = 128) -> onnx.ModelProto:
-    """The encoder of BERT base, on embeddings (Devlin et al. 2018, arXiv:1810.04805), as exporters of opset 13 write it."""
+    """The encoder of BERT base, on embeddings (Devlin et al. 2018, arXiv:1810.04805), as exporters write it."""
     net = Network(f"bert{layers}", (1, length, width))
 
     def number(value: float) -> str:

@@ -1,6 +1,6 @@
 """Times pruned networks compiled by lwc against ONNX Runtime on the dense ones. See README.md for the protocol.
 
-Run: python -m benchmarks.run [--models NAME ...] [--threads 1 2] [--sparsity 0.9] [--seconds 3] [--output benchmarks/results]
+Run: python -m benchmarks.run [--models NAME ...] [--threads 1 2] [--sparsity 0.9] [--seconds 3] [--output DIR]
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         f"# Results of {about['date']}",
         "",
-        f"{about['cpu']}; ONNX Runtime {about['onnxruntime']}, lwc {about['lwc']}, Python {about['python']}. Protocol: "
-        "[README.md](../README.md). Medians in milliseconds, batch 1.",
+        f"{about['cpu']}; ONNX Runtime {about['onnxruntime']}, lwc {about['lwc']}, Python {about['python']}.",
+        "Protocol: [README.md](../README.md). Medians in milliseconds, batch 1.",
         "",
         "| model | threads | sparsity | ONNX Runtime, dense | lwc, pruned | speedup | library, MB | compile, s |",
         "|---|---|---|---|---|---|---|---|",

@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.models import lenet300, lenet5
 from tests.fetch_models import read_member
 
 Array = NDArray[Any]
@@ -148,66 +149,6 @@ def _scale_logits(proto: onnx.ModelProto) -> onnx.ModelProto:
     return proto
 
 
-# --- LeNet -----------------------------------------------------------------------------------------------------------
-
-
-class _Builder:
-    """A graph of layers in a row, opset 13."""
-
-    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
-        self.name, self.shape = name, shape
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self.last = "input"
-
-    def node(self, operator: str, *more: str, **attributes: Any) -> None:
-        output = f"{operator.lower()}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, [self.last, *more], [output], name=output, **attributes))
-        self.last = output
-
-    def weighted(self, operator: str, key: str, shape: tuple[int, ...], **attributes: Any) -> None:
-        """Conv or Gemm with weight `<key>.weight` and bias `<key>.bias`."""
-        for part, kind in ((shape, "weight"), (shape[:1], "bias")):
-            name = f"{key}.{kind}"
-            values = _draw(f"{self.name}/{name}", part, operator, 1 if kind == "weight" else 2)
-            self.initializers.append(numpy_helper.from_array(values, name))
-        self.node(operator, f"{key}.weight", f"{key}.bias", **attributes)
-
-    def model(self, outputs: int) -> onnx.ModelProto:
-        self.nodes[-1].output[0] = "output"
-        graph = helper.make_graph(
-            self.nodes,
-            self.name,
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, self.shape)],
-            [helper.make_tensor_value_info("output", TensorProto.FLOAT, [self.shape[0], outputs])],
-            self.initializers,
-        )
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-
-
-def _lenet300() -> onnx.ModelProto:
-    """LeNet-300-100 (LeCun et al. 1998): 784-300-100-10."""
-    net = _Builder("lenet300", (1, 784))
-    for key, shape in (("fc1", (300, 784)), ("fc2", (100, 300)), ("fc3", (10, 100))):
-        net.weighted("Gemm", key, shape, transB=1)
-        if key != "fc3":
-            net.node("Relu")
-    return net.model(10)
-
-
-def _lenet5() -> onnx.ModelProto:
-    """LeNet-5 as in Caffe: two convolutions of 20 and 50 channels, then 500 and 10 neurons."""
-    net = _Builder("lenet5", (1, 1, 28, 28))
-    for key, shape in (("conv1", (20, 1, 5, 5)), ("conv2", (50, 20, 5, 5))):
-        net.weighted("Conv", key, shape, kernel_shape=[5, 5])
-        net.node("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
-    net.node("Flatten")
-    net.weighted("Gemm", "fc1", (500, 800), transB=1)
-    net.node("Relu")
-    net.weighted("Gemm", "fc2", (10, 500), transB=1)
-    return net.model(10)
-
-
 # --- all of them -----------------------------------------------------------------------------------------------------
 
 
@@ -222,8 +163,8 @@ def _wheel_model(wheel: str, member: str) -> onnx.ModelProto:
 
 
 _MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "lenet300": _lenet300,
-    "lenet5": _lenet5,
+    "lenet300": lenet300,
+    "lenet5": lenet5,
     **{f"light_{name}": lambda name=name: _light(name) for name in LIGHT},
     **{name: lambda where=where: _wheel_model(*where) for name, where in _WHEEL_MODELS.items()},
     **{f"{name}_dynamo": lambda name=name: _torch_export(name, dynamo=True) for name in _TORCH},

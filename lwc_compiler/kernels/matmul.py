@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lwc_compiler.kernels.conv import canonical, plan_conv
+from lwc_compiler.kernels.cost import best_tiling
 from lwc_compiler.kernels.conv import plan_conv
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.matvec import MatvecLayout, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.transpose import transpose_kernel
+from lwc_compiler.kernels.transpose import transpose_kernel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lwc_compiler.kernels.kernel import Operand
+    from lwc_compiler.kernels.kernel import Operand
     from lwc_compiler.targets.target import Target
+
+_FEWEST_TOKENS = 4  # below, most lanes of a vector of tokens are empty
+# Cycles, measured on Zen 4: to load a dense weight from memory, for a gathered non-zero, to transpose an element.
+_DENSE_LOAD, _GATHER, _TRANSPOSE = 0.4, 1.1, 0.35
 
 # Denser weights are multiplied whole: a sparse kernel reaches about 0.4 of the dense one's multiply-adds a second.
 _SPARSE_DENSITY = 0.4
@@ -39,44 +48,61 @@ def plan_matmul(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, targ
     """
     k, n = weight.shape
     density = float((weight != 0).mean())
-    if density <= _SPARSE_DENSITY and rows >= _TURNED_ROWS:
-        return _plan_turned(weight, rows, epilogue, target)
-    residual = (Input(1),) if epilogue.residual else ()
-    bias = (Constant(epilogue.bias),) if epilogue.bias is not None else ()
-    why = f"density {density:.3g}, sparse up to {_SPARSE_DENSITY:g}"
-    if density > _SPARSE_DENSITY:
-        layout = _gemm_layout(1, rows, k, n, target)
-        kernel = gemm_kernel("gemm", layout, epilogue, constant=True)
-        args = (Input(0), pack_panels(weight, layout), *residual, *bias, Output(0))
-        return Plan((Step(kernel, args),), (), "dense", why, weight.size, 2 * weight.size * rows)
-    vec = MatvecLayout(rows, k, n, min(k, 6144), min(n, 64))
-    constants, stored = pack_matvec(np.ascontiguousarray(weight.T), vec)
-    kernel = matvec_kernel("matvec_csr", vec, epilogue)
+    tokens = canonical(ConvGeometry(1, k, (rows,), n, (1,), (1,), (0, 0), (1,)))
+    options = [(max(rows * k * n / (target.vector_bits / 32), k * n * _DENSE_LOAD), "dense", plan_dense)]
+    if density < 1:
+        options.append((rows * (k * n * density + n) * _GATHER, "csr", plan_gathered))
+        if rows >= _FEWEST_TOKENS:
+            _, time = best_tiling(tokens, target, "csr", float(np.ceil(density * 25) / 25))
+            options.append((time + _TRANSPOSE * rows * (k + n), "csr", plan_tokens))
+    options.sort(key=lambda option: option[0])
+    time, name, plan = options[0]
+    others = ", ".join(f"{other} {slower / time:.1f}x" for slower, other, _ in options[1:])
+    why = f"density {density:.3g}; predicted " + (f"fastest (others: {others})" if others else f"{time:.3g} cycles")
+    return replace(plan(weight, rows, epilogue, target), why=why)
+
+
+def plan_dense(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
+    """`plan_matmul` with every weight stored."""
+    k, n = weight.shape
+    layout = _gemm_layout(1, rows, k, n, target)
+    kernel = gemm_kernel("gemm", layout, epilogue, constant=True)
+    args = (Input(0), pack_panels(weight, layout), *_extra(epilogue), Output(0))
+    return Plan((Step(kernel, args),), (), "dense", "", weight.size, 2 * weight.size * rows)
+
+
+def plan_gathered(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
+    """`plan_matmul` row by row: every non-zero loads its input; best for a single row."""
+    k, n = weight.shape
+    layout = MatvecLayout(rows, k, n, min(k, target.l1_bytes * 3 // 16), min(n, 64))
+    constants, stored = pack_matvec(np.ascontiguousarray(weight.T), layout)
+    kernel = matvec_kernel("matvec_csr", layout, epilogue)
+    residual, bias = _extra(replace(epilogue, bias=None)), _extra(replace(epilogue, residual=False))
     args = (Input(0), *residual, *constants, *bias, Output(0))
-    return Plan((Step(kernel, args),), (), "csr", why, stored, 2 * stored * rows)
+    return Plan((Step(kernel, args),), (), "csr", "", stored, 2 * stored * rows)
 
 
-def _plan_turned(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
-    """The product turned: a pointwise convolution whose pixels are the rows, between two transpositions.
-
-    Every weight then meets a vector of consecutive rows.
-    """
+def plan_tokens(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
+    """`plan_matmul` as a pointwise convolution over the rows of x, between two transpositions."""
     k, n = weight.shape
     geometry = ConvGeometry(1, k, (rows,), n, (1,), (1,), (0, 0), (1,))
-    taps = np.ascontiguousarray(weight.T).reshape(n, k, 1)
-    inner = plan_conv(taps, geometry, Epilogue(epilogue.bias), target)
-    (product,) = inner.steps
-    swapped: dict[Operand, Operand] = {Input(0): Scratch(0), Output(0): Scratch(1)}
-    args = tuple(a if isinstance(a, Constant) else swapped[a] for a in product.args)
-    turn = transpose_kernel("transpose", rows, k, Epilogue())
-    back = transpose_kernel("transpose", n, rows, replace(epilogue, bias=None))
-    residual: tuple[Operand, ...] = (Input(1),) if epilogue.residual else ()
+    summed = Epilogue(epilogue.bias, activation=None if epilogue.residual else epilogue.activation)
+    finish = Epilogue(None, residual=True, activation=epilogue.activation) if epilogue.residual else Epilogue()
+    inner = plan_conv(np.ascontiguousarray(weight.T)[:, :, None], geometry, summed, target)
+    (step,) = inner.steps
+    moved = {Input: Scratch(0), Output: Scratch(1)}
+    args = tuple(moved.get(type(a), a) for a in step.args)
     steps = (
-        Step(turn, (Input(0), Scratch(0))),
-        Step(product.kernel, args),
-        Step(back, (Scratch(1), *residual, Output(0))),
+        Step(transpose_kernel("transpose", rows, k, Epilogue()), (Input(0), Scratch(0))),
+        Step(step.kernel, args),
+        Step(transpose_kernel("transpose", n, rows, finish), (Scratch(1), *_extra(finish), Output(0))),
     )
-    return replace(inner, steps=steps, scratch=(4 * k * rows, 4 * n * rows))
+    return replace(inner, steps=steps, scratch=(4 * rows * k, 4 * rows * n))
+
+
+def _extra(epilogue: Epilogue) -> tuple[Operand, ...]:
+    residual = (Input(1),) if epilogue.residual else ()
+    return (*residual, *((Constant(epilogue.bias),) if epilogue.bias is not None else ()))
 
 
 def plan_batched_matmul(
