@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.models import lenet300, lenet5
+from benchmarks.models import lenet5, lenet300
 from tests.fetch_models import read_member
 
 Array = NDArray[Any]

@@ -8,19 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels.cost import choose
 from lwc_compiler.kernels.interleave import interleave_kernel
-from lwc_compiler.kernels.kernel import Input, Output, Plan, Scratch, Step
-from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
-from lwc_compiler.kernels.taps import Axis, Problem, TapLayout, pack_taps, tap_kernel, tap_operands
+from lwc_compiler.kernels.kernel import Input, Output, Scratch, Step
+from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+from lwc_compiler.kernels.matmul import plan_matmul
+from lwc_compiler.kernels.tap_plan import plan_taps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lwc_compiler.kernels.kernel import Operand
+    from lwc_compiler.kernels.kernel import Plan
     from lwc_compiler.targets.target import Target
-
-__all__ = ["Activation", "ConvGeometry", "Epilogue", "plan_conv", "plan_conv_transpose"]
 
 
 def plan_conv(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target) -> Plan:
@@ -35,51 +33,12 @@ def plan_conv(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epi
         epilogue: bias (O,), residual, activation.
         target: what the code is for.
     """
-    return _plan(weight, geometry, epilogue, target, Output(0))
-
-
-def _plan(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target, y: Operand) -> Plan:
-    problem = canonical(geometry)
-    weight = np.ascontiguousarray(weight, np.float32).reshape(problem.groups, problem.out_channels, -1)
-    choice = choose(problem, weight, target)
-    layout = TapLayout(problem, choice.tiling)
-    constants, stored = pack_taps(weight, layout, shared=choice.format == "dense")
-    kernel = tap_kernel(
-        f"conv_{choice.format}",
-        layout,
-        shared=choice.format == "dense",
-        bias=epilogue.bias is not None,
-        residual=epilogue.residual,
-        activation=epilogue.activation,
-    )
-    args = tap_operands(constants, epilogue.bias, Input(0), Input(1) if epilogue.residual else None, y)
-    pixels = geometry.batch * int(np.prod(geometry.out_size))
-    return Plan((Step(kernel, args),), (), choice.format, choice.why, stored, 2 * stored * pixels)
-
-
-def canonical(geometry: ConvGeometry) -> Problem:
-    """The same convolution over three dimensions, with as much as possible in the last one."""
-    sizes = zip(geometry.in_size, geometry.out_size, strict=True)
-    n = len(geometry.in_size)
-    axes = [
-        Axis(size, out, geometry.kernel[i], geometry.strides[i], geometry.pads[i], geometry.dilations[i])
-        for i, (size, out) in enumerate(sizes)
-    ]
-    pointwise = all(geometry.kernel[i] == 1 and geometry.strides[i] == 1 for i in range(n))
-    if pointwise and not any(geometry.pads):
-        pixels = int(np.prod(geometry.in_size))
-        axes = [Axis(pixels, pixels, 1, 1, 0, 1)]
-    one = Axis(1, 1, 1, 1, 0, 1)
-    while len(axes) > 1 and axes[-1].size == axes[-1].out == axes[-1].kernel == 1 and not axes[-1].pad:
-        axes.pop()
-    axes = [one] * (3 - len(axes)) + axes
-    return Problem(
-        geometry.batch,
-        geometry.groups,
-        geometry.in_channels // geometry.groups,
-        geometry.out_channels // geometry.groups,
-        *axes,
-    )
+    residual = Input(1) if epilogue.residual else None
+    if geometry.groups == 1 and all(size == 1 for size in (*geometry.in_size, *geometry.out_size)):
+        # One pixel, one kernel position that is not over the padding: a matrix product.
+        position = tuple(pad // d for pad, d in zip(geometry.pads, geometry.dilations, strict=False))
+        return plan_matmul(weight[(..., *position)].T, geometry.batch, epilogue, target)
+    return plan_taps(weight, geometry, epilogue, target, Input(0), residual, Output(0))
 
 
 def plan_conv_transpose(
@@ -132,7 +91,8 @@ def plan_conv_transpose(
     bias = None if epilogue.bias is None else np.repeat(epilogue.bias, split)
     first = replace(epilogue, bias=bias) if whole else Epilogue(bias)
     taps = phases.reshape(inner.out_channels, channels, *kernel)
-    plan = _plan(taps, inner, first, target, Output(0) if whole else Scratch(0))
+    residual = Input(1) if first.residual else None
+    plan = plan_taps(taps, inner, first, target, Input(0), residual, Output(0) if whole else Scratch(0))
     if whole:
         return plan
     crop = tuple(geometry.pads[i] % strides[i] for i in range(n))

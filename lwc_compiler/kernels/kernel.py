@@ -11,7 +11,7 @@ leave the buffer. No two pointers alias.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +68,7 @@ class Constant:
     array: NDArray[np.generic]
 
 
-Operand = Union[Input, Output, Scratch, Constant]
+Operand: TypeAlias = Input | Output | Scratch | Constant
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels.conv import canonical, plan_conv
 from lwc_compiler.kernels.cost import best_tiling
 from lwc_compiler.kernels.conv import plan_conv
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.matvec import MatvecLayout, matvec_kernel, pack_matvec
+from lwc_compiler.kernels.tap_plan import canonical, plan_taps
 from lwc_compiler.kernels.transpose import transpose_kernel
+from lwc_compiler.kernels.tap_plan import canonical, plan_taps
 from lwc_compiler.kernels.transpose import transpose_kernel
 
 if TYPE_CHECKING:
@@ -88,13 +89,12 @@ def plan_tokens(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, targ
     geometry = ConvGeometry(1, k, (rows,), n, (1,), (1,), (0, 0), (1,))
     summed = Epilogue(epilogue.bias, activation=None if epilogue.residual else epilogue.activation)
     finish = Epilogue(None, residual=True, activation=epilogue.activation) if epilogue.residual else Epilogue()
-    inner = plan_conv(np.ascontiguousarray(weight.T)[:, :, None], geometry, summed, target)
-    (step,) = inner.steps
-    moved = {Input: Scratch(0), Output: Scratch(1)}
-    args = tuple(moved.get(type(a), a) for a in step.args)
+    inner = plan_taps(
+        np.ascontiguousarray(weight.T)[:, :, None], geometry, summed, target, Scratch(0), None, Scratch(1)
+    )
     steps = (
         Step(transpose_kernel("transpose", rows, k, Epilogue()), (Input(0), Scratch(0))),
-        Step(step.kernel, args),
+        *inner.steps,
         Step(transpose_kernel("transpose", n, rows, finish), (Scratch(1), *_extra(finish), Output(0))),
     )
     return replace(inner, steps=steps, scratch=(4 * rows * k, 4 * rows * n))

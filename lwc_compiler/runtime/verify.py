@@ -42,7 +42,7 @@ def verify(model: Model, lowered: Lowered) -> Verification:
         return Verification({}, TOLERANCE, 0, f"this CPU cannot run code for {lowered.target}: no {', '.join(missing)}")
     errors = {spec.name: 0.0 for spec in lowered.outputs}
     names = list(errors)
-    ranges = {name: 1.0 for name in _sigmoids(model.proto.graph)}
+    ranges = dict.fromkeys(_sigmoids(model.proto.graph), 1.0)
     reference = reference_session(model.proto, lowered.threads)
     with _session(lowered) as session:
         for seed in range(ROUNDS):
@@ -60,13 +60,11 @@ def verify(model: Model, lowered: Lowered) -> Verification:
     return Verification(errors, TOLERANCE, ROUNDS)
 
 
-def relative_error(
-    actual: NDArray[np.generic], expected: NDArray[np.generic], scale: float | None = None
-) -> float:
+def relative_error(actual: NDArray[np.generic], expected: NDArray[np.generic], scale: float | None = None) -> float:
     """Error of `actual`: max |actual - expected| / scale, over the finite entries.
 
-    The scale is max |expected| where none is given; that of an all-zero output is 1. The error is infinite when shapes differ, or when one has NaN or an infinity
-    where the other has something else.
+    The scale is max |expected| where none is given; that of an all-zero output is 1. The error is infinite when shapes
+    differ, or when one has NaN or an infinity where the other has something else.
     """
     if actual.shape != expected.shape:
         return float("inf")

@@ -1,0 +1,82 @@
+"""Plans a convolution with the tap kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lwc_compiler.kernels.cost import choose
+from lwc_compiler.kernels.kernel import Plan, Step
+from lwc_compiler.kernels.taps import Axis, Problem, TapLayout, pack_taps, tap_kernel, tap_operands
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lwc_compiler.kernels.kernel import Operand
+    from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+    from lwc_compiler.targets.target import Target
+
+
+def plan_taps(
+    weight: NDArray[np.float32],
+    geometry: ConvGeometry,
+    epilogue: Epilogue,
+    target: Target,
+    x: Operand,
+    residual: Operand | None,
+    y: Operand,
+) -> Plan:
+    """A plan of one step, in the format and tiling that are predicted to be the fastest.
+
+    Args:
+        weight: float32 (O, C / groups, *kernel).
+        geometry: not transposed.
+        epilogue: bias (O,), residual, activation.
+        target: what the code is for.
+        x: the input (N, C, *spatial).
+        residual: (N, O, *out), if the epilogue adds one.
+        y: the output (N, O, *out).
+    """
+    problem = canonical(geometry)
+    weight = np.ascontiguousarray(weight, np.float32).reshape(problem.groups, problem.out_channels, -1)
+    choice = choose(problem, weight, target)
+    shared = choice.format == "dense"
+    layout = TapLayout(problem, choice.tiling)
+    constants, stored = pack_taps(weight, layout, shared=shared)
+    kernel = tap_kernel(
+        f"conv_{choice.format}",
+        layout,
+        shared=shared,
+        bias=epilogue.bias is not None,
+        residual=epilogue.residual,
+        activation=epilogue.activation,
+    )
+    args = tap_operands(constants, epilogue.bias, x, residual, y)
+    pixels = geometry.batch * int(np.prod(geometry.out_size))
+    return Plan((Step(kernel, args),), (), choice.format, choice.why, stored, 2 * stored * pixels)
+
+
+def canonical(geometry: ConvGeometry) -> Problem:
+    """The same convolution over three dimensions, with as much as possible in the last one."""
+    sizes = zip(geometry.in_size, geometry.out_size, strict=True)
+    n = len(geometry.in_size)
+    axes = [
+        Axis(size, out, geometry.kernel[i], geometry.strides[i], geometry.pads[i], geometry.dilations[i])
+        for i, (size, out) in enumerate(sizes)
+    ]
+    pointwise = all(geometry.kernel[i] == 1 and geometry.strides[i] == 1 for i in range(n))
+    if pointwise and not any(geometry.pads):
+        pixels = int(np.prod(geometry.in_size))
+        axes = [Axis(pixels, pixels, 1, 1, 0, 1)]
+    one = Axis(1, 1, 1, 1, 0, 1)
+    while len(axes) > 1 and axes[-1].size == axes[-1].out == axes[-1].kernel == 1 and not axes[-1].pad:
+        axes.pop()
+    axes = [one] * (3 - len(axes)) + axes
+    return Problem(
+        geometry.batch,
+        geometry.groups,
+        geometry.in_channels // geometry.groups,
+        geometry.out_channels // geometry.groups,
+        *axes,
+    )
