@@ -92,7 +92,7 @@ class KernelBuilder:
         return Register(self, lanes)
 
     def load(self, buffer: Expr, index: Expr, lanes: int = 1, stride: int = 1) -> Expr:
-        """`lanes` elements of a buffer from `index` on, `stride` elements apart; reads the elements between them too."""
+        """`lanes` elements of a buffer from `index` on, `stride` apart; reads the elements between them too."""
         if stride == 1 or lanes == 1:
             return buffer.vload([_ramp(index, lanes)])
         parts = [buffer.vload([_ramp(index + i * lanes, lanes)]) for i in range(stride)]

@@ -37,7 +37,7 @@ def plan_conv(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epi
     if geometry.groups == 1 and all(size == 1 for size in (*geometry.in_size, *geometry.out_size)):
         # One pixel, one kernel position that is not over the padding: a matrix product.
         position = tuple(pad // d for pad, d in zip(geometry.pads, geometry.dilations, strict=False))
-        return plan_matmul(weight[(..., *position)].T, geometry.batch, epilogue, target)
+        return plan_matmul(weight[(slice(None), slice(None), *position)].T, geometry.batch, epilogue, target)
     return plan_taps(weight, geometry, epilogue, target, Input(0), residual, Output(0))
 
 
@@ -97,6 +97,5 @@ def plan_conv_transpose(
         return plan
     crop = tuple(geometry.pads[i] % strides[i] for i in range(n))
     step = interleave_kernel(geometry.batch * geometry.out_channels, tuple(count), strides, crop, out_size, epilogue)
-    residual: tuple[Operand, ...] = (Input(1),) if epilogue.residual else ()
-    args = (Scratch(0), *residual, Output(0))
+    args = (Scratch(0), *((Input(1),) if epilogue.residual else ()), Output(0))
     return replace(plan, steps=(*plan.steps, Step(step, args)), scratch=(4 * int(np.prod(inner.out_shape)),))

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lwc_compiler.kernels.cost import best_tiling
-from lwc_compiler.kernels.conv import plan_conv
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.matvec import MatvecLayout, matvec_kernel, pack_matvec
-from lwc_compiler.kernels.tap_plan import canonical, plan_taps
-from lwc_compiler.kernels.transpose import transpose_kernel
 from lwc_compiler.kernels.tap_plan import canonical, plan_taps
 from lwc_compiler.kernels.transpose import transpose_kernel
 
@@ -23,17 +19,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lwc_compiler.kernels.kernel import Operand
-    from lwc_compiler.kernels.kernel import Operand
     from lwc_compiler.targets.target import Target
 
 _FEWEST_TOKENS = 4  # below, most lanes of a vector of tokens are empty
 # Cycles, measured on Zen 4: to load a dense weight from memory, for a gathered non-zero, to transpose an element.
 _DENSE_LOAD, _GATHER, _TRANSPOSE = 0.4, 1.1, 0.35
-
-# Denser weights are multiplied whole: a sparse kernel reaches about 0.4 of the dense one's multiply-adds a second.
-_SPARSE_DENSITY = 0.4
-# From this many rows on a sparse product is turned, so that its vectors run along the rows.
-_TURNED_ROWS = 8
 
 
 def plan_matmul(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
@@ -57,7 +47,7 @@ def plan_matmul(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, targ
             _, time = best_tiling(tokens, target, "csr", float(np.ceil(density * 25) / 25))
             options.append((time + _TRANSPOSE * rows * (k + n), "csr", plan_tokens))
     options.sort(key=lambda option: option[0])
-    time, name, plan = options[0]
+    time, _, plan = options[0]
     others = ", ".join(f"{other} {slower / time:.1f}x" for slower, other, _ in options[1:])
     why = f"density {density:.3g}; predicted " + (f"fastest (others: {others})" if others else f"{time:.3g} cycles")
     return replace(plan(weight, rows, epilogue, target), why=why)

@@ -17,7 +17,8 @@ from harness import (
     variant,
 )
 
-from lwc_compiler.kernels.conv import ConvGeometry, Epilogue, plan_conv, plan_conv_transpose
+from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
+from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 
 
 def conv(batch, channels, size, out, kernel, strides=0, pads=0, dilations=0, groups=1) -> ConvGeometry:
@@ -210,7 +211,16 @@ def test_tiles_can_be_split(built: Built, case: Case) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
-@pytest.mark.parametrize("geometry", [CONVOLUTIONS[15], CONVOLUTIONS[8], CONVOLUTIONS[41], TRANSPOSED[5]])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        conv(1, 16, (14, 14), 16, (3, 3), pads=(1, 1, 1, 1)),
+        conv(2, 13, (14, 9), 9, (1, 1)),
+        conv(1, 16, (14, 14), 16, (3, 3), pads=(1, 1, 1, 1), groups=16),
+        transposed(2, 5, (6, 9), 4, (4, 4), (2, 2), (1, 1, 1, 1)),
+    ],
+    ids=["full", "pointwise", "depthwise", "transposed"],
+)
 @pytest.mark.parametrize("density", [0.1, 1.0])
 def test_layers_alike_share_their_kernels(target, geometry: ConvGeometry, density: float) -> None:
     """Weights are data: where only they differ, the functions are the same and the library needs them once."""
