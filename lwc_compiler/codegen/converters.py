@@ -469,6 +469,16 @@ def broadcast(node: Node, name: str, function: Callable[..., Any], *operands: re
     return node.compute(name, body, *operands)
 
 
+def raised(x: Any, exponent: float) -> Any:
+    """x^exponent for a scalar expression; small whole exponents by squaring (TVM warns of its own for those)."""
+    if exponent not in range(1, 64):
+        return tirx.pow(x, literal(exponent, str(x.ty)))
+    if exponent == 1:
+        return x
+    half = raised(x, exponent // 2)
+    return half * half * x if exponent % 2 else half * half
+
+
 @converter("Pow")
 def _pow(node: Node) -> Result:
     base, exponent = node.expr(0), node.inputs[1]
@@ -479,6 +489,8 @@ def _pow(node: Node) -> Result:
             return node.emit(relax.op.multiply(base, base))
         if value == 0.5 and spread and dtype.startswith("float"):
             return node.emit(relax.op.sqrt(base))
+        if spread and (dtype.startswith("float") or value in range(1, 64)):
+            return elementwise(node, "power", lambda x: raised(x, value))
     # Integers go through float64, which holds them exactly up to 2^53; a float base takes the exponent in its own type.
     working = dtype if dtype.startswith("float") else "float64"
     return broadcast(

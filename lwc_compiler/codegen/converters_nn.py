@@ -21,6 +21,7 @@ from lwc_compiler.codegen.converters import (
     literal,
     lowest,
     maximum_of,
+    raised,
     reduce,
     scalar,
     shape_of,
@@ -301,7 +302,7 @@ def _average_pool(node: Node) -> Result:
 @converter("LpPool")
 def _lp_pool(node: Node) -> Result:
     p = node.attribute("p", 2)
-    powers = elementwise(node, "power", lambda x: tirx.pow(tirx.abs(x), literal(p, node.dtype(0))))
+    powers = elementwise(node, "power", lambda x: raised(tirx.abs(x), p))
     return _root(node, _pool(node, "sum_pool", powers, 0.0, te.sum, _window(node)), p)
 
 
@@ -318,7 +319,7 @@ def _global_pool(node: Node) -> Result:
 @converter("GlobalLpPool")
 def _global_lp_pool(node: Node) -> Result:
     p = node.attribute("p", 2)
-    powers = elementwise(node, "power", lambda x: tirx.pow(tirx.abs(x), literal(p, node.dtype(0))))
+    powers = elementwise(node, "power", lambda x: raised(tirx.abs(x), p))
     return _root(node, node.emit(relax.op.sum(powers, list(range(2, len(node.shape(0)))), True)), p)
 
 
@@ -490,7 +491,7 @@ def _negative_power(base: Any, beta: float, dtype: str) -> Any:
     if beta == 0.75:  # the usual one, by square roots, which vectorize
         root = tirx.sqrt(base)
         return one / (root * tirx.sqrt(root))
-    return one / tirx.pow(base, literal(beta, dtype))
+    return one / raised(base, beta)
 
 
 @converter("LpNormalization")

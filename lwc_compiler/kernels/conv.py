@@ -36,8 +36,10 @@ def plan_conv(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epi
     residual = Input(1) if epilogue.residual else None
     if geometry.groups == 1 and all(size == 1 for size in (*geometry.in_size, *geometry.out_size)):
         # One pixel, one kernel position that is not over the padding: a matrix product.
-        position = tuple(pad // d for pad, d in zip(geometry.pads, geometry.dilations, strict=False))
-        return plan_matmul(weight[(slice(None), slice(None), *position)].T, geometry.batch, epilogue, target)
+        position = [pad // d for pad, d in zip(geometry.pads, geometry.dilations, strict=False)]
+        tap = np.ravel_multi_index(position, geometry.kernel)
+        matrix = weight.reshape(geometry.out_channels, geometry.in_channels, -1)[:, :, tap]
+        return plan_matmul(matrix.T, geometry.batch, epilogue, target)
     return plan_taps(weight, geometry, epilogue, target, Input(0), residual, Output(0))
 
 

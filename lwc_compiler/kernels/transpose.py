@@ -16,7 +16,9 @@ _STRIP = 16  # columns of a tile: a cache line
 
 
 def transpose_kernel(name: str, rows: int, columns: int, epilogue: Epilogue) -> Kernel:
-    """Plain transposition: y (columns, rows) = activation(x (rows, columns) transposed + residual); parameters: x, [residual], y.
+    """The kernel of y (columns, rows) = activation(x (rows, columns) transposed + residual).
+
+    Its parameters are x, [residual], y.
 
     Args:
         name: of the kernel.
