@@ -3,8 +3,8 @@
 The whole path of Han et al. 2015 (table 1, first row) on data small enough to ship: 1,797 images of 8 x 8 pixels (UCI
 "Optical Recognition of Handwritten Digits"; see `data/LICENSE-digits.txt`). Every training, the first included, runs
 through the retrain pass and takes the epoch that is best on the validation images. The settings were chosen on these
-images too, so the accuracy says that nothing is lost, not how well the network does on others. With the seeds 0 to 5 the
-pruned network ends between one image worse and three images better than the dense one; the demo uses seed 0, the best.
+images too: the accuracy says that nothing is lost there, not how well the network does on others. With the seeds 0 to 5
+the pruned network ends between one image worse and three better than the dense one; the demo uses seed 0, the best.
 """
 
 from __future__ import annotations
