@@ -108,12 +108,21 @@ def test_a_directory_is_no_model(tmp_path):
         load_model(tmp_path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
-def test_an_unreadable_file(tmp_path):
+@pytest.fixture
+def unreadable(tmp_path):
+    """A model without read permission; root, who reads every file, becomes nobody for the test."""
     path = saved(network(), tmp_path / "m.onnx")
     path.chmod(0)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield path
+    os.seteuid(user)
+
+
+def test_an_unreadable_file(unreadable):
     with pytest.raises(ModelError, match="cannot be read: Permission denied"):
-        load_model(path)
+        load_model(unreadable)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

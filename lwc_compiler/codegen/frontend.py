@@ -17,7 +17,13 @@ import onnx.reference
 from onnx import numpy_helper
 from tvm import ir, relax
 
-from lwc_compiler.codegen import converters_nn, converters_rnn, converters_tensor  # noqa: F401 (they register)
+from lwc_compiler.codegen import (  # noqa: F401 (they register their converters)
+    converters_nn,
+    converters_reduce,
+    converters_resize,
+    converters_rnn,
+    converters_tensor,
+)
 from lwc_compiler.codegen.converters import (
     CONSTANT_INPUTS,
     CONVERTERS,

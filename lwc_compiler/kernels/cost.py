@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _DENSE_ROWS = (8, 4, 3, 2)
 _BLOCK_ROWS = (2, 4, 8)
-_UNITS = 8  # units of work that a layer is cut into where that costs little, for threads to share
+_THREADS = 4  # that a layer's tiles should suffice for
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,33 @@ def _block_density(kept: NDArray[np.bool_], rows: int) -> float:
 def best_tiling(problem: Problem, target: Target, format_name: str, density: float) -> tuple[Tiling, float]:
     """The tiling of a format with the fewest `cycles`, and these.
 
+    A tiling whose tiles four threads could not share evenly has to be faster by a tenth of what they would lose.
+
     Args:
         problem: the layer.
         target: what the code is for.
         format_name: `dense`, `csr` or `block<rows>`.
         density: share of the row groups' taps that are stored.
     """
+    best, time, least = None, 0.0, np.inf
+    for tiling in tilings(problem, target, format_name):
+        tiles, spent = TapLayout(problem, tiling).tiles, cycles(problem, tiling, target, density)
+        uneven = -(-tiles // _THREADS) * _THREADS / tiles - 1
+        if spent * (1 + 0.1 * uneven) < least:
+            best, time, least = tiling, spent, spent * (1 + 0.1 * uneven)
+    assert best is not None, "one vector of one row of pixels is always a tiling"
+    return best, time
+
+
+def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tiling]:
+    """Every sensible tiling of a format."""
     rows = {"dense": _DENSE_ROWS, "csr": (1,)}.get(format_name) or (int(format_name.removeprefix("block")),)
     if problem.out_channels == 1:
         rows = (1,)
-    tilings = _tilings(problem, target, [r for r in rows if r <= problem.out_channels])
-    return min(((t, cycles(problem, t, target, density)) for t in tilings), key=lambda pair: pair[1])
-
-
-def _tilings(problem: Problem, target: Target, rows: list[int]) -> Iterator[Tiling]:
     wide = target.vector_bits // 32
     for r in rows:
+        if r > problem.out_channels:
+            continue
         for lanes in dict.fromkeys((wide, 8)):
             # The sums stay in registers, beside the broadcast weights and a vector of input.
             most = max(1, (target.vector_registers - 4 if r == 1 else target.vector_registers * 3 // 4) // r)
@@ -106,11 +117,11 @@ def _blockings(problem: Problem, target: Target, tiling: Tiling) -> Iterator[Til
     """The tiling with the input channels and the output channels cut in every sensible way."""
     one = TapLayout(problem, tiling)
     units = one.tiles // one.chunks
-    parts = max(1, min(one.row_groups, -(-_UNITS // units))) if units < _UNITS else 1
+    parts = sorted({min(one.row_groups, count) for count in (1, 2, 4, 8)}) if units < 2 * _THREADS else [1]
     for kilobytes in (12, 20, 32, 64):
         blocks = -(-problem.planes // max(1, min(problem.planes, (kilobytes << 8) // one.plane)))
         channels = -(-problem.planes // blocks)
-        for count in {1, parts}:
+        for count in parts:
             chunk = -(-one.row_groups // count)
             sums = 4 * chunk * tiling.rows * tiling.tile_rows * tiling.tile_vectors * tiling.lanes
             if blocks > 1 and sums > target.l2_bytes // 4:
@@ -144,6 +155,9 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
         tap = 0.37 + 0.9 * max(t.rows * vectors * unit, 3.0) + vectors * load + (0.14 * t.rows if t.lanes < 16 else 0)
         reload, store, overhead = 1.1, 1.7, 0.0
     taps = p.planes * positions * density
+    # Weights that do not fit the level-2 cache come from further away for every tile, 64 bytes in about a cycle.
+    if 4 * taps * t.rows * layout.row_groups * p.groups > target.l2_bytes / 2:
+        tap += t.rows * 4 / 64
     sums = t.rows * vectors * unit
     group = taps * tap + overhead * layout.blocks + sums * (store + reload * (layout.blocks - 1))
     copied = p.planes * layout.plane / LINE * (4.0 if p.width.stride == 1 else 8.5)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels.cost import choose
+from lwc_compiler.kernels.cost import Choice, choose
 from lwc_compiler.kernels.kernel import Plan, Step
 from lwc_compiler.kernels.taps import Axis, Problem, TapLayout, pack_taps, tap_kernel, tap_operands
 
@@ -40,9 +40,21 @@ def plan_taps(
     """
     problem = canonical(geometry)
     weight = np.ascontiguousarray(weight, np.float32).reshape(problem.groups, problem.out_channels, -1)
-    choice = choose(problem, weight, target)
+    return plan_choice(weight, geometry, epilogue, choose(problem, weight, target), x, residual, y)
+
+
+def plan_choice(
+    weight: NDArray[np.float32],
+    geometry: ConvGeometry,
+    epilogue: Epilogue,
+    choice: Choice,
+    x: Operand,
+    residual: Operand | None,
+    y: Operand,
+) -> Plan:
+    """`plan_taps` with format and tiling given; its weight is (groups, O / groups, taps)."""
     shared = choice.format == "dense"
-    layout = TapLayout(problem, choice.tiling)
+    layout = TapLayout(canonical(geometry), choice.tiling)
     constants, stored = pack_taps(weight, layout, shared=shared)
     kernel = tap_kernel(
         f"conv_{choice.format}",

@@ -1,0 +1,33 @@
+"""Every kernel there is, one line each: what its plans call it, how its weights are stored, what it computes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """One kernel.
+
+    Attributes:
+        name: `Kernel.name`.
+        format: `Plan.format` of the layers it computes; empty for a step without weights.
+        summary: what it computes.
+    """
+
+    name: str
+    format: str
+    summary: str
+
+
+KERNELS = (
+    Entry("conv_dense", "dense", "convolution with every weight"),
+    Entry("conv_csr", "csr", "convolution, single non-zeros of one output channel at a time"),
+    Entry("conv_block2", "block2", "convolution, non-zeros in blocks of 2 output channels"),
+    Entry("conv_block4", "block4", "convolution, non-zeros in blocks of 4 output channels"),
+    Entry("conv_block8", "block8", "convolution, non-zeros in blocks of 8 output channels"),
+    Entry("interleave", "", "puts the phases of a transposed convolution together"),
+    Entry("gemm", "dense", "matrix product with every weight"),
+    Entry("matvec_csr", "csr", "sparse matrix times one or a few vectors"),
+    Entry("transpose", "", "turns the input and the output of a sparse product of many rows"),
+    Entry("gemm_batched", "", "products of two computed matrices"),
+)

@@ -1,0 +1,56 @@
+"""The kernel of convolutions is right in every format and tiling, whether the cost model likes it or not."""
+
+import numpy as np
+import pytest
+from harness import Built, Case, check_split, check_values, finish, make_epilogue, sparse
+from test_conv import conv, reference, weight_shape
+
+from lwc_compiler.kernels.cost import Choice, tilings
+from lwc_compiler.kernels.kernel import Input, Output, Plan
+from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+from lwc_compiler.kernels.registry import KERNELS
+from lwc_compiler.kernels.tap_plan import canonical, plan_choice
+
+GEOMETRIES = [
+    conv(1, 30, (14, 19), 21, (3, 3), pads=(1, 1, 1, 1)),
+    conv(2, 70, (9, 11), 26, (1, 1)),
+    conv(1, 24, (13, 40), 22, (3, 2), (2, 2), (1, 0, 1, 3), groups=2),
+]
+FORMATS = [entry.format for entry in KERNELS if entry.name.startswith("conv_")]
+
+
+def forced(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, fmt: str, number: int, target) -> Plan:
+    """A tiling picked at random from all that the cost model weighs."""
+    problem = canonical(geometry)
+    candidates = list(tilings(problem, target, fmt))
+    tiling = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
+    flat = weight.reshape(problem.groups, problem.out_channels, -1)
+    residual = Input(1) if epilogue.residual else None
+    return plan_choice(flat, geometry, epilogue, Choice(fmt, tiling, ""), Input(0), residual, Output(0))
+
+
+def make_case(number: int, geometry: ConvGeometry, fmt: str) -> Case:
+    generator = np.random.default_rng(number)
+    weight = sparse(generator, weight_shape(geometry), (0.1, "blocks", 1.0)[number % 3], axis=0)
+    epilogue = make_epilogue(generator, "bias_residual_leaky_relu" if number % 2 else "none", geometry.out_channels)
+    x = generator.standard_normal(geometry.in_shape).astype(np.float32)
+    further, expected, scale = finish(generator, reference(x, weight, geometry), epilogue, axis=1)
+
+    def plan(target) -> Plan:
+        return forced(weight, geometry, epilogue, fmt, number, target)
+
+    return Case(f"{number}-{fmt}", plan, [x, *further], expected, scale)
+
+
+PAIRS = [(geometry, fmt) for geometry in GEOMETRIES for fmt in FORMATS for _ in range(2)]
+CASES = [make_case(number, *pair) for number, pair in enumerate(PAIRS)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_same_as_float64(built: Built, case: Case) -> None:
+    check_values(built, case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_tiles_can_be_split(built: Built, case: Case) -> None:
+    check_split(built, case)
