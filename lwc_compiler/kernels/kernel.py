@@ -1,7 +1,8 @@
 """What a kernel is, and how the steps of one layer hang together.
 
-A kernel becomes a plain C function `void name(pointers..., int32_t t0, int32_t t1)`: it computes the tiles t0 to t1 - 1
-of its work and nothing else, so a thread pool can split the range. It allocates nothing and calls at most the C library.
+A kernel becomes a plain C function `void name(pointers..., int32_t t0, int32_t t1)`: it computes the tiles t0 to
+t1 - 1 of its work and nothing else, so a thread pool can split the range. It allocates nothing and calls at most the
+C library.
 
 Every buffer a kernel gets starts at a 64-byte boundary and has `SLACK_BYTES` readable bytes past its end, with
 arbitrary contents: a vector load may run over the end, but what it reads there must not reach a result. Stores never
