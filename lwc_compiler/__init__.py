@@ -34,7 +34,14 @@ from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
     from lwc_compiler.model import Model
-    from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe, RetrainOptions, load_recipe
+    from lwc_compiler.recipe import (
+        IterateOptions,
+        LowerOptions,
+        PruneOptions,
+        Recipe,
+        RetrainOptions,
+        load_recipe,
+    )
     from lwc_compiler.runtime.artifact import Artifact
     from lwc_compiler.runtime.session import Session
     from lwc_compiler.training.progress import Progress
@@ -43,6 +50,7 @@ __all__ = [
     "Artifact",
     "ArtifactError",
     "DataError",
+    "IterateOptions",
     "LowerOptions",
     "LwcError",
     "Model",
@@ -60,6 +68,7 @@ __all__ = [
     "__version__",
     "compact",
     "compile",
+    "iterate",
     "load",
     "load_recipe",
     "lower",
@@ -70,6 +79,7 @@ __all__ = [
 
 _LAZY = {
     "Artifact": "runtime.artifact",
+    "IterateOptions": "recipe",
     "LowerOptions": "recipe",
     "Model": "model",
     "PruneOptions": "recipe",
@@ -169,6 +179,48 @@ def retrain(
         val_data,
         RetrainOptions() if options is None else options,
         teacher=None if teacher is None else normalize(_open(teacher)[0], fold_batch_norm=False),
+        workdir=None if workdir is None else Path(workdir),
+        progress=progress,
+    )
+
+
+def iterate(
+    model: str | Path | Model,
+    train_data: str,
+    val_data: str | None = None,
+    *,
+    prune: PruneOptions,
+    retrain: RetrainOptions | None = None,
+    options: IterateOptions | None = None,
+    workdir: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Model:
+    """Prunes a trained model in rounds of prune and retrain, as far as its accuracy holds; see `passes.iterate`.
+
+    Args:
+        model: the trained model; also the teacher where retraining distils.
+        train_data: see `retrain`.
+        val_data: the same, to judge epochs and rounds on; None: the last tenth of `train_data`.
+        prune: what the last round prunes to.
+        retrain: how every round retrains; None: the defaults.
+        options: the rounds; None: the defaults.
+        workdir: where checkpoints are kept: the same call continues from the last one; None: nowhere.
+        progress: called after every few steps.
+
+    Raises:
+        LwcError: see `prune` and `retrain`.
+    """
+    from lwc_compiler.passes.normalize import normalize
+    from lwc_compiler.passes.pipeline import prune_in_rounds
+    from lwc_compiler.recipe import IterateOptions, RetrainOptions
+
+    return prune_in_rounds(
+        normalize(_open(model)[0], fold_batch_norm=False),
+        train_data,
+        val_data,
+        prune,
+        RetrainOptions() if retrain is None else retrain,
+        IterateOptions() if options is None else options,
         workdir=None if workdir is None else Path(workdir),
         progress=progress,
     )

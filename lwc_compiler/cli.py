@@ -134,7 +134,7 @@ def cli() -> None:
     """
 
 
-@cli.command("compile", parts=("prune", "retrain", "lower"))
+@cli.command("compile", parts=("prune", "retrain", "iterate", "lower"))
 @_model
 @click.option("-o", "--output", type=_PATH, metavar="DIR", help="Artifact to write.  [default: <model>.lwc]")
 @click.option(
@@ -221,6 +221,43 @@ def retrain(
     with training_progress() as progress:
         trained = lwc.retrain(model, train_data, val_data, chosen, teacher=teacher, workdir=workdir, progress=progress)
     _save(trained, output, as_json)
+
+
+@cli.command(parts=("prune", "retrain", "iterate"))
+@_model
+@_output_file
+@click.option("--train-data", metavar="DATA", required=True, help=f"Data to train on: {_DATA}.")
+@_val_data
+@_workdir
+@_force
+@_json
+def iterate(
+    model: Path,
+    output: Path,
+    train_data: str,
+    val_data: str | None,
+    workdir: Path | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Prunes and retrains MODEL in rounds, as far as its accuracy holds."""
+    from lwc_compiler.cli_options import part_of
+
+    goal, training, rounds = (part_of(options, part) for part in ("prune", "retrain", "iterate"))
+    _check_file(output, force)
+    with training_progress() as progress:
+        pruned = lwc.iterate(
+            model,
+            train_data,
+            val_data,
+            prune=goal,
+            retrain=training,
+            options=rounds,
+            workdir=workdir,
+            progress=progress,
+        )
+    _save(pruned, output, as_json)
 
 
 @cli.command()

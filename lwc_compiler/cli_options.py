@@ -11,11 +11,25 @@ from typing import Annotated, Any, Literal
 import click
 
 from lwc_compiler.errors import OptionError
-from lwc_compiler.recipe import LowerOptions, Options, PruneOptions, Recipe, RetrainOptions, build, load_recipe
+from lwc_compiler.recipe import (
+    IterateOptions,
+    LowerOptions,
+    Options,
+    PruneOptions,
+    Recipe,
+    RetrainOptions,
+    build,
+    load_recipe,
+)
 
 KEEP = "keep"
 
-_CLASSES: dict[str, type[Options]] = {"prune": PruneOptions, "retrain": RetrainOptions, "lower": LowerOptions}
+_CLASSES: dict[str, type[Options]] = {
+    "prune": PruneOptions,
+    "retrain": RetrainOptions,
+    "iterate": IterateOptions,
+    "lower": LowerOptions,
+}
 
 # Part of the recipe -> field -> help. Defaults and choices are added from the class.
 HELP = {
@@ -24,12 +38,15 @@ HELP = {
         "prunes nothing and lowers the zeros that the model has, as does leaving out all pruning options.",
         "criterion": "What decides which weights go. uniform: the smallest of each layer; global: the smallest of the "
         "whole model; erdos-renyi-kernel: densities that follow the layers' shapes; these three take --sparsity. std: "
-        "those below --quality standard deviations of their layer; per-layer: the densities given by --density.",
+        "those below --quality standard deviations of their layer; per-layer: the densities given by --density; "
+        "sensitivity: the densities that lose least on the data, for --sparsity over the whole.",
         "quality": "With std: threshold in standard deviations of the layer's weights, above 0.",
         "densities": "With per-layer: weights to keep / all weights of a layer, in (0, 1]; the layer by its weight's "
         "or node's name. Can be given many times.",
         "structure": "What is pruned together. element: single weights; Rx1: blocks of R consecutive output "
         "channels; N:M: at most N of M consecutive inputs are kept.",
+        "score": "What a weight is measured by. magnitude: its size; activation: its size times the norm of what it is "
+        "multiplied with on the data, for pruning without retraining.",
         "keep": "Layer that is not pruned, by its weight's or node's name; *, ? and [...] match as in a shell. Can be "
         "given many times.",
         "keep_first": "Whether the first layer stays as it is.",
@@ -40,10 +57,12 @@ HELP = {
         "batch_size": "Samples in a training batch, at least 1.",
         "loss": "What training minimizes. auto: distillation from the original model when the data has no labels, "
         "cross-entropy for integer labels, mse for others.",
+        "distill": "Share of the original model's outputs in the loss, in [0, 1], for data with labels.",
         "optimizer": "adamw, or sgd with momentum.",
         "learning_rate": "Highest learning rate, above 0.",
         "momentum": "Momentum of sgd, in [0, 1).",
-        "weight_decay": "Weight decay, at least 0.",
+        "weight_decay": "L2 regularization: weight decay, at least 0.",
+        "l1": "L1 regularization: weights move towards 0 by this times the learning rate, at least 0.",
         "schedule": "How the learning rate falls. cosine: to 0 over the run; step: times --step-factor every "
         "--step-epochs epochs.",
         "step_epochs": "With the step schedule: epochs between two steps, at least 1.",
@@ -51,10 +70,36 @@ HELP = {
         "clip_norm": "Largest L2 norm of the whole gradient, above 0; longer ones are scaled down.",
         "accumulate": "Batches whose mean gradient makes one step, at least 1.",
         "batch_norm": "train: batch statistics, and scale and shift are trained; frozen: all stay as they are.",
+        "dropout": "Dropout after a node or tensor, with its ratio in [0, 1); 0 takes one of the model's own away. Can "
+        "be given many times.",
+        "adjust_dropout": "Whether dropout ratios shrink with the square root of the connections that are left.",
+        "freeze": "Layers that are not trained: conv, fc, or a layer by its weight's or node's name; *, ? and [...] "
+        "match as in a shell. Can be given many times.",
+        "grow": "Whether pruned weights may come back. shadow: they go on learning unseen; gradient: those with the "
+        "highest gradients replace the smallest.",
+        "grow_fraction": "With --grow gradient: weights that are replaced at first, in (0, 1).",
+        "mask_interval": "Steps between two changes of the masks, with --grow or the gradual schedule; at least 1.",
+        "codebook": "Kept weights of the layers of a kind (conv or fc) share 2^BITS trained values, BITS from 1 to 8. "
+        "Can be given for both.",
         "temperature": "Softmax temperature of distillation, above 0.",
         "patience": "Stop after this many epochs without a better validation metric, at least 1.",
         "seed": "Seed of the order of the samples, at least 0.",
         "threads": "Threads of the training, at least 0; 0: as many as there are cores.",
+    },
+    "iterate": {
+        "schedule": "How the density falls. geometric: by the same factor every round; cubic: fast at first; gradual: "
+        "step by step in one training; targets: as --round-target says.",
+        "rounds": "Rounds of pruning and retraining, at least 1.",
+        "targets": "With the targets schedule: sparsity of a round, or quality factor with std; once for each round.",
+        "max_accuracy_drop": "Stop when the validation metric has fallen by more than this (0.01 is one point), and "
+        "keep the sparsest model that holds; at least 0.",
+        "ramp": "With the gradual schedule: share of the epochs after which all is pruned, in (0, 1].",
+        "learning_rate_factors": "Learning rate of a round / --learning-rate, above 0; once for each round, the last "
+        "one counts on.",
+        "alternate": "Whether fully connected layers and convolutions are pruned and retrained in turns, the others "
+        "being fixed.",
+        "remove_dead": "Whether neurons without inputs or outputs lose their other connections after a round.",
+        "reinitialize": "Whether the weights that are left are drawn anew every round, for comparison.",
     },
     "lower": {
         "target": "What the machine code is made for: a name that `lwc targets` lists; host: this machine.",
@@ -69,8 +114,18 @@ _FLAGS = {
     ("prune", "keep_first"): "--keep-first/--prune-first",
     ("prune", "keep_depthwise"): "--keep-depthwise/--prune-depthwise",
     ("retrain", "threads"): "--train-threads",
+    ("retrain", "adjust_dropout"): "--adjust-dropout/--fixed-dropout",
+    ("iterate", "schedule"): "--round-schedule",
+    ("iterate", "targets"): "--round-target",
+    ("iterate", "learning_rate_factors"): "--learning-rate-factor",
+    ("iterate", "alternate"): "--alternate/--together",
+    ("iterate", "remove_dead"): "--remove-dead/--keep-dead",
+    ("iterate", "reinitialize"): "--reinitialize/--keep-weights",
     ("lower", "shapes"): "--shape",
 }
+
+
+_METAVARS = {"densities": "NAME=DENSITY", "dropout": "NAME=RATIO", "codebook": "KIND=BITS", "shapes": "NAME=D,D,..."}
 
 
 class _Assignment(click.ParamType[tuple[str, Any]]):
@@ -132,7 +187,7 @@ def whole_recipe(file: Path | None, train_data: str | None, val_data: str | None
 
 
 def _option(part: str, field: str, text: str) -> click.Option:
-    kind, multiple, metavar = _click_type(_CLASSES[part].model_fields[field].annotation)
+    kind, multiple = _click_type(_CLASSES[part].model_fields[field].annotation)
     default = _CLASSES[part].model_fields[field].default
     flag = _FLAGS.get((part, field), "--" + field.replace("_", "-"))
     if isinstance(default, bool):
@@ -144,23 +199,23 @@ def _option(part: str, field: str, text: str) -> click.Option:
         type=str if (part, field) == ("prune", "sparsity") else kind,
         default=None,
         multiple=multiple,
-        metavar=metavar,
+        metavar=_METAVARS.get(field, "NAME" if kind is str and multiple else None),
         help=f"{text}  [default: {shown}]",
     )
 
 
-def _click_type(annotation: Any) -> tuple[Any, bool, str | None]:
-    """Click's type, whether the option can be given many times, and how its value is shown."""
+def _click_type(annotation: Any) -> tuple[Any, bool]:
+    """Click's type, and whether the option can be given many times."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         return _click_type(arguments[0])
     if origin in (typing.Union, types.UnionType):
         return _click_type(next(argument for argument in arguments if argument is not type(None)))
     if origin is Literal:
-        return click.Choice(arguments), False, None
+        return click.Choice(arguments), False
     if origin is tuple:
-        return str, True, "NAME"
+        return _click_type(arguments[0])[0], True
     if origin is dict:
         many = typing.get_origin(arguments[1]) is tuple
-        return _Assignment(int if many else float, many), True, "NAME=D,D,..." if many else "NAME=DENSITY"
-    return annotation, False, None
+        return _Assignment(_click_type(arguments[1])[0], many), True
+    return annotation, False

@@ -16,16 +16,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler as lwc
 from lwc_compiler.errors import ArtifactError, DataError
 from lwc_compiler.model import Model
+from lwc_compiler.reproduce import networks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +42,6 @@ DENSE_EPOCHS = 60
 # Zeros after each round of pruning and epochs of retraining (iterative pruning, section 3.4 of the paper). The last
 # round leaves 1 weight in 12.
 ROUNDS = ((0.6, 60), (0.8, 60), (0.917, 150))
-CLASSES = LAYERS[-1]
 PIXEL_MAX = 16
 
 logger = logging.getLogger(__name__)
@@ -160,37 +158,8 @@ def _run(folder: Path, progress: Callable[[Progress], None] | None) -> DemoResul
 
 
 def lenet_300_100() -> Model:
-    """An untrained LeNet-300-100 for 8 x 8 images: `pixels` (batch, 64) float32 in 0..1 to `scores` (batch, 10).
-
-    Weights are drawn from a normal distribution with variance 2 / inputs (He et al. 2015, equation 10).
-    """
-    generator = np.random.default_rng(SEED)
-    nodes, weights = [], []
-    value = "pixels"
-    for index, (fan_in, fan_out) in enumerate(pairwise(LAYERS), 1):
-        last = fan_out == CLASSES
-        drawn = generator.standard_normal((fan_out, fan_in)) * np.sqrt(2 / fan_in)
-        weights.append(numpy_helper.from_array(drawn.astype(np.float32), f"fc{index}.weight"))
-        weights.append(numpy_helper.from_array(np.zeros(fan_out, np.float32), f"fc{index}.bias"))
-        result = "scores" if last else f"fc{index}.out"
-        nodes.append(
-            helper.make_node(
-                "Gemm", [value, f"fc{index}.weight", f"fc{index}.bias"], [result], name=f"fc{index}", transB=1
-            )
-        )
-        value = result
-        if not last:
-            value = f"relu{index}.out"
-            nodes.append(helper.make_node("Relu", [result], [value], name=f"relu{index}"))
-    graph = helper.make_graph(
-        nodes,
-        NAME,
-        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", LAYERS[0]])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", CLASSES])],
-        weights,
-    )
-    proto = helper.make_model(graph, producer_name="lwc", opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return Model(proto, NAME)
+    """An untrained LeNet-300-100 for 8 x 8 images: `pixels` (batch, 64) float32 in 0..1 to `scores` (batch, 10)."""
+    return networks.lenet_300_100(networks.he_normal(SEED), pixels=LAYERS[0])
 
 
 def load_digits() -> dict[str, NDArray[Any]]:

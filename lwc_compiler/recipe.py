@@ -21,7 +21,7 @@ else:  # pragma: no cover
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
-Criterion = Literal["uniform", "global", "std", "erdos-renyi-kernel", "per-layer"]
+Criterion = Literal["uniform", "global", "std", "erdos-renyi-kernel", "per-layer", "sensitivity"]
 Structure = Literal["element", "2x1", "4x1", "8x1", "1:2", "1:4", "2:4", "2:8", "4:8"]
 
 
@@ -38,12 +38,15 @@ class PruneOptions(Options):
         criterion: `uniform`: every site gets `sparsity`; `global`: one magnitude threshold over all sites; `std`: a
             site's threshold is `quality` x the standard deviation of its weights (section 3, the paper's rule);
             `erdos-renyi-kernel`: densities proportional to (in + out + kh + kw) / (in * out * kh * kw);
-            `per-layer`: densities from `densities`.
+            `per-layer`: densities from `densities`; `sensitivity`: the densities that lose least on data, found by a
+            scan of every site (section 3.4 and figure 6).
         sparsity: pruned / all over the prunable sites, in [0, 1). None with `std` and `per-layer`.
         quality: quality factor of `std`, > 0.
         densities: site name (weight initializer or node name) -> kept / all, in (0, 1].
         structure: `element`; `Rx1`: blocks of R consecutive output channels; `N:M`: at most N kept of M consecutive
             inputs.
+        score: what a weight is measured by. `magnitude`: |w|; `activation`: |w| x the L2 norm of the input it is
+            multiplied with, over calibration data (Sun et al. 2024, "Wanda"), for pruning without retraining.
         keep: sites never pruned (weight or node names, shell-style wildcards).
         keep_first: keep the first layer (the sites that read a graph input through no other site).
         keep_depthwise: keep depthwise convolutions.
@@ -54,6 +57,7 @@ class PruneOptions(Options):
     quality: Positive | None = None
     densities: dict[str, Annotated[float, Field(gt=0.0, le=1.0)]] = {}
     structure: Structure = "element"
+    score: Literal["magnitude", "activation"] = "magnitude"
     keep: tuple[str, ...] = ()
     keep_first: bool = True
     keep_depthwise: bool = True
@@ -66,6 +70,10 @@ class PruneOptions(Options):
         for other in {"sparsity", "quality", "densities"} - {needs}:
             if getattr(self, other) not in (None, {}):
                 raise ValueError(f"criterion '{self.criterion}' takes '{needs}', not '{other}'")
+        if self.score == "activation" and self.criterion == "std":
+            raise ValueError(
+                "criterion 'std' goes by the weights alone: it takes score 'magnitude'"
+            )
         return self
 
 
@@ -75,33 +83,91 @@ class RetrainOptions(Options):
     Attributes:
         loss: `auto` takes `distillation` when the data has no labels, else `cross-entropy` for integer labels and
             `mse` for float labels.
+        distill: weight a of the teacher in (1 - a) x loss + a x distillation, for data with labels (Hinton et al.
+            2015, section 2); 0: no teacher.
         optimizer: `adamw` or `sgd` (with momentum).
         learning_rate: peak learning rate.
         schedule: `constant`, `cosine` (to 0 over the run) or `step` (x `step_factor` every `step_epochs`).
         clip_norm: gradients are scaled down to this global L2 norm; None: never.
         accumulate: batches whose mean gradient makes one step.
         batch_norm: `train`: statistics and scale are trained; `frozen`: both stay as they are.
+        weight_decay: L2 regularization: the gradient of weight_decay / 2 x |w|^2 (SGD), or its decoupled form (AdamW).
+        l1: L1 regularization: the gradient of l1 x |w|.
+        dropout: node or tensor name -> ratio, in (0, 1), of the Dropout after it; graphs exported for inference have
+            none of their own. A name with ratio 0 takes a Dropout of the graph away.
+        freeze: weights that stay as they are: `conv`, `fc` (all sites of the kind) or weight and node names with
+            shell-style wildcards.
+        grow: whether pruned weights may come back. `shadow`: pruned weights go on learning unseen, and the highest
+            count (Guo et al. 2016, "Dynamic network surgery"); `gradient`: the share `grow_fraction` of the weights,
+            the smallest, makes room for those with the highest gradients (Evci et al. 2020, section 3).
+        grow_fraction: of `gradient`, at the start; it falls to 0 with the cosine of the run.
+        mask_interval: optimizer steps between two changes of the masks, with `grow` and with gradual pruning.
+        codebook: `conv` or `fc` -> bits: the kept weights of these layers share 2^bits values, which are trained
+            (Han et al. 2016, "Deep Compression", section 3).
         temperature: softmax temperature of `distillation`.
+        adjust_dropout: dropout ratios follow D_r = D_o sqrt(C_ir / C_io) (section 3.2).
         patience: stop after this many epochs without a better validation metric; None: never.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 10
     batch_size: Annotated[int, Field(ge=1)] = 128
     loss: Literal["auto", "cross-entropy", "mse", "bce", "distillation"] = "auto"
+    distill: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: Positive = 1e-3
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    l1: Annotated[float, Field(ge=0.0)] = 0.0
     schedule: Literal["constant", "cosine", "step"] = "cosine"
     step_epochs: Annotated[int, Field(ge=1)] = 10
     step_factor: Positive = 0.1
     clip_norm: Positive | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1
     batch_norm: Literal["train", "frozen"] = "train"
+    dropout: dict[str, Fraction] = {}
+    freeze: tuple[str, ...] = ()
+    grow: Literal["none", "shadow", "gradient"] = "none"
+    grow_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    mask_interval: Annotated[int, Field(ge=1)] = 100
+    codebook: dict[Literal["conv", "fc"], Annotated[int, Field(ge=1, le=8)]] = {}
     temperature: Positive = 1.0
+    adjust_dropout: bool = True
     patience: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
+
+
+class IterateOptions(Options):
+    """Pruning in rounds of prune and retrain (Han et al. 2015, section 3.4).
+
+    Attributes:
+        schedule: how the density falls from all weights to the goal that `prune` sets. `geometric`: by the same factor
+            every round; `cubic`: zeros s(t) = s x (1 - (1 - t)^3), t = round / rounds (Zhu and Gupta 2017); `gradual`:
+            one training in which the cubic schedule runs with the steps; `targets`: as given.
+        rounds: number of rounds; one round is one-shot pruning.
+        targets: with `targets`, the value of a round: zeros / all (in [0, 1)), or quality factors with criterion `std`.
+        max_accuracy_drop: largest loss of the validation metric against the dense model: accuracy as a fraction (0.01
+            is one point), or the loss itself where there is no accuracy. The rounds end when it is exceeded, densities
+            between the last two are tried, and the sparsest model that holds is kept. None: all rounds are done.
+        ramp: with `gradual`, the share of the epochs after which the final density is reached.
+        learning_rate_factors: the learning rate of a round / that of `retrain`; the last one counts for all later
+            rounds. 0.1 and 0.01 are the paper's; 1 is learning-rate rewinding (Renda et al. 2020).
+        alternate: each round prunes and retrains fully connected layers with the convolutions fixed, then the
+            convolutions with fully connected layers fixed (section 3.3).
+        remove_dead: neurons without inputs or without outputs lose their remaining connections after every round
+            (section 3.5).
+        reinitialize: surviving weights are drawn anew every round, for comparison: the paper keeps them.
+    """
+
+    schedule: Literal["geometric", "cubic", "gradual", "targets"] = "geometric"
+    rounds: Annotated[int, Field(ge=1)] = 5
+    targets: tuple[Annotated[float, Field(ge=0.0)], ...] = ()
+    max_accuracy_drop: Annotated[float, Field(ge=0.0)] | None = None
+    ramp: Annotated[float, Field(gt=0.0, le=1.0)] = 0.7
+    learning_rate_factors: tuple[Positive, ...] = (1.0,)
+    alternate: bool = False
+    remove_dead: bool = True
+    reinitialize: bool = False
 
 
 class LowerOptions(Options):
@@ -126,12 +192,14 @@ class Recipe(Options):
     Attributes:
         prune: None keeps the zeros that are in the model (`--sparsity keep`).
         retrain: needs training data.
+        iterate: prune in rounds; needs training data and `prune`. None: prune once.
         train_data: see `lwc_compiler.training.data`; None: no retraining.
         val_data: data the best epoch is chosen on; None: the last tenth of `train_data`.
     """
 
     prune: PruneOptions | None = None
     retrain: RetrainOptions | None = None
+    iterate: IterateOptions | None = None
     lower: LowerOptions = LowerOptions()
     train_data: str | None = None
     val_data: str | None = None

@@ -18,6 +18,9 @@ SIGNATURES = {
     "compact": "(model: str | Path | Model) -> Model",
     "compile": "(model: str | Path | Model, output: str | Path, recipe: Recipe | None = None, *, force: bool = False, "
     "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Artifact",
+    "iterate": "(model: str | Path | Model, train_data: str, val_data: str | None = None, *, prune: PruneOptions, "
+    "retrain: RetrainOptions | None = None, options: IterateOptions | None = None, "
+    "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Model",
     "load": "(directory: str | Path, threads: int | None = None) -> Session",
     "load_recipe": "(path: str | Path) -> Recipe",
     "lower": "(model: str | Path | Model, output: str | Path, options: LowerOptions | None = None, *, "
@@ -32,7 +35,7 @@ ERRORS = {
     *("ArtifactError", "DataError", "LwcError", "ModelError", "OptionError", "TargetError", "ToolchainError"),
     *("TrainingError", "UnsupportedError", "VerificationError"),
 }
-CLASSES = {"Artifact", "LowerOptions", "Model", "PruneOptions", "Recipe", "RetrainOptions", "Session"}
+CLASSES = {"Artifact", "IterateOptions", "LowerOptions", "Model", "PruneOptions", "Recipe", "RetrainOptions", "Session"}
 
 
 def test_names():

@@ -55,8 +55,7 @@ class Node:
     attributes: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
-        values = {a.name: onnx.helper.get_attribute_value(a) for a in self.proto.attribute}
-        object.__setattr__(self, "attributes", {name: _text(value) for name, value in values.items()})
+        object.__setattr__(self, "attributes", attributes_of(self.proto))
 
     def attribute(self, name: str, default: Any = None) -> Any:
         return self.attributes.get(name, default)
@@ -111,6 +110,16 @@ class Node:
         if value is None:
             raise self.refuse(f"input {index} is missing")
         return value
+
+
+def attributes_of(proto: onnx.NodeProto) -> dict[str, Any]:
+    """The node's attributes as Python values, bytes decoded."""
+    return {a.name: _text(onnx.helper.get_attribute_value(a)) for a in proto.attribute}
+
+
+def input_name(proto: onnx.NodeProto, index: int) -> str:
+    """Name of input `index`, '' where it is left out."""
+    return proto.input[index] if index < len(proto.input) else ""
 
 
 def _text(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from lwc_compiler.codegen.converters import (
 )
 from lwc_compiler.codegen.converters_reduce import maximum_of, reduce
 from lwc_compiler.codegen.converters_tensor import pad, reshape
+from lwc_compiler.padding import window_pads
 
 # --- products of matrices --------------------------------------------------------------------------------------------
 
@@ -101,25 +101,6 @@ def _einsum(node: Node) -> Result:
 # --- convolution -----------------------------------------------------------------------------------------------------
 
 
-def window_pads(
-    node: Node, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Padding before and after each spatial dimension of input 0, from `pads` or `auto_pad`."""
-    rank, mode = len(kernel), node.attribute("auto_pad", "NOTSET")
-    if mode == "VALID":
-        return [0] * rank, [0] * rank
-    if mode == "NOTSET":
-        pads = node.attribute("pads", [0] * (2 * rank))
-        return list(pads[:rank]), list(pads[rank:])
-    before, after = [], []
-    for size, k, s, d in zip(node.shape(0)[2:], kernel, strides, dilations, strict=True):
-        total = max((-(-size // s) - 1) * s + (k - 1) * d + 1 - size, 0)
-        less, more = total // 2, total - total // 2
-        before.append(less if mode == "SAME_UPPER" else more)
-        after.append(more if mode == "SAME_UPPER" else less)
-    return before, after
-
-
 @converter("Conv")
 def _conv(node: Node) -> Result:
     rank = len(node.shape(0)) - 2
@@ -127,7 +108,7 @@ def _conv(node: Node) -> Result:
     if function is None:
         raise node.refuse(f"it has {rank} spatial dimensions; 1, 2 and 3 are handled")
     strides, dilations = node.attribute("strides", [1] * rank), node.attribute("dilations", [1] * rank)
-    before, after = window_pads(node, node.shape(1)[2:], strides, dilations)
+    before, after = window_pads(node.attributes, node.shape(0)[2:], node.shape(1)[2:])
     x = function(
         node.expr(0), node.expr(1), strides=strides, padding=before + after, dilation=dilations,
         groups=node.attribute("group", 1),
@@ -151,22 +132,12 @@ def _conv_transpose(node: Node) -> Result:
     (n, channels, *sizes), (_, per_group, *kernel) = node.shape(0), node.shape(1)
     rank, groups, dtype = len(sizes), node.attribute("group", 1), node.dtype(0)
     strides, dilations = node.attribute("strides", [1] * rank), node.attribute("dilations", [1] * rank)
-    extra, wanted = node.attribute("output_padding", [0] * rank), node.attribute("output_shape")
-    spans = [
-        s * (i - 1) + o + (k - 1) * d + 1
-        for s, i, o, k, d in zip(strides, sizes, extra, kernel, dilations, strict=True)
+    extra = node.attribute("output_padding", [0] * rank)
+    before, after = window_pads(node.attributes, sizes, kernel, transposed=True)
+    out = [
+        s * (i - 1) + o + (k - 1) * d + 1 - b - a
+        for s, i, o, k, d, b, a in zip(strides, sizes, extra, kernel, dilations, before, after, strict=True)
     ]
-    mode = node.attribute("auto_pad", "NOTSET")
-    if wanted is None and mode in ("NOTSET", "VALID"):
-        pads = node.attribute("pads", [0] * (2 * rank)) if mode == "NOTSET" else [0] * (2 * rank)
-        before, after = pads[:rank], pads[rank:]
-    else:
-        wanted = [i * s for i, s in zip(sizes, strides, strict=True)] if wanted is None else wanted[-rank:]
-        totals = [span - w for span, w in zip(spans, wanted, strict=True)]
-        halves = [t // 2 for t in totals]
-        before = halves if mode == "SAME_UPPER" else [t - h for t, h in zip(totals, halves, strict=True)]
-        after = [t - b for t, b in zip(totals, before, strict=True)]
-    out = [span - b - a for span, b, a in zip(spans, before, after, strict=True)]
     inputs_per_group = channels // groups
 
     def body(x: Any, w: Any) -> Any:
@@ -202,7 +173,7 @@ def _window(node: Node) -> tuple[list[int], list[int], list[int], list[int], lis
     kernel = list(node.attribute("kernel_shape"))
     strides = list(node.attribute("strides", [1] * len(kernel)))
     dilations = list(node.attribute("dilations", [1] * len(kernel)))
-    before, after = window_pads(node, kernel, strides, dilations)
+    before, after = window_pads(node.attributes, node.shape(0)[2:], kernel)
     ceil = node.attribute("ceil_mode", 0) and node.attribute("auto_pad", "NOTSET") == "NOTSET"
     sizes = []
     for i, size in enumerate(node.shape(0)[2:]):

@@ -33,6 +33,7 @@ from lwc_compiler.codegen.converters import (
     Value,
     describe,
     dtype_of,
+    input_name,
     shape_of,
     tensor,
 )
@@ -117,9 +118,9 @@ def _check_nodes(
             _check_nodes(function.node, _versions(function.opset_import), functions, inner)
         elif operator in CONVERTERS and node.domain in _ONNX_DOMAINS:
             for index in CONSTANT_INPUTS.get(operator, ()):
-                if index < len(node.input) and node.input[index] and node.input[index] not in known:
+                if (name := input_name(node, index)) and name not in known:
                     raise UnsupportedError(
-                        f"{describe(node)} cannot be lowered: its input '{node.input[index]}' must be constant, "
+                        f"{describe(node)} cannot be lowered: its input '{name}' must be constant, "
                         "but is computed from the model's inputs"
                     )
         elif not _has_body(node, versions):

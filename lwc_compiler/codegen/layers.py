@@ -10,18 +10,20 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tvm import relax
 
+from lwc_compiler.codegen.converters import attributes_of, input_name
 from lwc_compiler.codegen.result import LayerDecision
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
 from lwc_compiler.kernels.kernel import Constant, Plan
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul
+from lwc_compiler.padding import window_pads
 from lwc_compiler.passes.sites import node_label
 
 if TYPE_CHECKING:
@@ -93,15 +95,17 @@ class _Extraction:
             for name in node.input:
                 self.readers[name].append(node)
         self.layers: list[Layer] = []
-        self.replaced: dict[int, onnx.NodeProto] = {}  # id of the last node of a group -> the layer's node
-        self.dropped: set[int] = set()  # ids of the other nodes of the groups
+        # A node is known by its first output: no two nodes write the same value.
+        self.replaced: dict[str, onnx.NodeProto] = {}  # last node of a group -> the layer's node
+        self.dropped: set[str] = set()  # the other nodes of the groups
 
     def result(self) -> tuple[onnx.ModelProto, list[Layer]]:
         for node in self.proto.graph.node:
             start = _STARTS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-            if start is not None and id(node) not in self.dropped:
+            if start is not None and node.output[0] not in self.dropped:
                 start(self, node)
-        nodes = [self.replaced.get(id(node), node) for node in self.proto.graph.node if id(node) not in self.dropped]
+        kept = [node for node in self.proto.graph.node if node.output[0] not in self.dropped]
+        nodes = [self.replaced.get(node.output[0], node) for node in kept]
         used = {name for node in nodes for name in node.input} | {v.name for v in self.proto.graph.output}
         graph = helper.make_graph(
             nodes,
@@ -135,7 +139,7 @@ class _Extraction:
         if self.uses[name] != 1 or not self.readers[name]:
             return None
         node = self.readers[name][0]
-        return None if id(node) in self.dropped or id(node) in self.replaced else node
+        return None if node.output[0] in self.dropped or node.output[0] in self.replaced else node
 
     # How a group grows
 
@@ -170,17 +174,18 @@ class _Extraction:
 
     def activation(self, node: onnx.NodeProto) -> Activation | None:
         """The activation `node` is, when a kernel's store can compute it."""
+        attributes = attributes_of(node)
         if node.op_type == "Relu":
             return Activation("relu")
         if node.op_type == "LeakyRelu":
-            return Activation("leaky_relu", _attribute(node, "alpha", 0.01))
+            return Activation("leaky_relu", attributes.get("alpha", 0.01))
         if node.op_type == "HardSwish":
             return Activation("hard_swish")
         if node.op_type == "HardSigmoid":
-            return Activation("hard_sigmoid", _attribute(node, "alpha", 0.2), _attribute(node, "beta", 0.5))
+            return Activation("hard_sigmoid", attributes.get("alpha", 0.2), attributes.get("beta", 0.5))
         if node.op_type != "Clip":
             return None
-        bounds = [_attribute(node, "min", -math.inf), _attribute(node, "max", math.inf)]
+        bounds = [attributes.get("min", -math.inf), attributes.get("max", math.inf)]
         for i, name in enumerate(node.input[1:3]):
             if name:
                 constant = self.array(name)
@@ -200,8 +205,8 @@ class _Extraction:
             _OPERATOR, inputs, [group.output], name=group.nodes[0].name, domain=_DOMAIN,
             index=len(self.layers), shape=shape,
         )  # fmt: skip
-        self.replaced[id(group.nodes[-1])] = layer
-        self.dropped.update(id(node) for node in group.nodes[:-1])
+        self.replaced[group.output] = layer
+        self.dropped.update(node.output[0] for node in group.nodes[:-1])
         decision = None if weight is None else self.decide(group, plan, weight, dense_flops)
         self.layers.append(Layer(plan, decision))
 
@@ -228,8 +233,8 @@ class _Extraction:
 
     def conv(self, node: onnx.NodeProto) -> None:
         weight, x, y = self.array(node.input[1]), self.shape(node.input[0]), self.shape(node.output[0])
-        bias = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if weight is None or x is None or y is None or (bias is None and len(node.input) > 2 and node.input[2]):
+        bias = self.array(input_name(node, 2))
+        if weight is None or x is None or y is None or (bias is None and input_name(node, 2)):
             return
         geometry = _geometry(node, x, y, weight.shape)
         group = self.group(node, bias, y[1], 1 - len(y))
@@ -240,15 +245,15 @@ class _Extraction:
 
     def gemm(self, node: onnx.NodeProto) -> None:
         weight, a = self.array(node.input[1]), self.shape(node.input[0])
-        bias = self.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        if weight is None or a is None or _attribute(node, "transA", 0):
+        bias, attributes = self.array(input_name(node, 2)), attributes_of(node)
+        if weight is None or a is None or attributes.get("transA", 0):
             return
-        weight = _attribute(node, "alpha", 1.0) * (weight.T if _attribute(node, "transB", 0) else weight)
-        if len(node.input) > 2 and node.input[2]:
+        weight = attributes.get("alpha", 1.0) * (weight.T if attributes.get("transB", 0) else weight)
+        if input_name(node, 2):
             per_channel = None if bias is None else _per_channel(bias, weight.shape[1], -1, 2)
             if per_channel is None:
                 return
-            bias = per_channel * np.float32(_attribute(node, "beta", 1.0))
+            bias = per_channel * np.float32(attributes.get("beta", 1.0))
         self.product(node, node.input[0], weight.astype(np.float32), node.input[1], bias)
 
     def matmul(self, node: onnx.NodeProto) -> None:
@@ -309,10 +314,6 @@ class _Group:
         return Epilogue(self.bias, self.residual is not None, self.activation)
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
-
-
 def _per_channel(constant: NDArray[np.float32], channels: int, axis: int, rank: int) -> NDArray[np.float32] | None:
     """`constant` as one value a channel, None when it varies along another axis or would widen the output."""
     if constant.ndim > rank:
@@ -324,37 +325,20 @@ def _per_channel(constant: NDArray[np.float32], channels: int, axis: int, rank: 
 
 
 def _geometry(node: onnx.NodeProto, x: tuple[int, ...], y: tuple[int, ...], weight: tuple[int, ...]) -> ConvGeometry:
-    """The geometry of a Conv or ConvTranspose, with `auto_pad` and `output_shape` resolved by the output's shape."""
-    spatial, transposed = len(x) - 2, node.op_type == "ConvTranspose"
-    kernel, strides = tuple(weight[2:]), tuple(_attribute(node, "strides", [1] * spatial))
-    dilations = tuple(_attribute(node, "dilations", [1] * spatial))
-    output_padding = tuple(_attribute(node, "output_padding", [0] * spatial)) if transposed else ()
-    auto_pad = _attribute(node, "auto_pad", b"NOTSET")
-    if auto_pad == b"NOTSET" and not _attribute(node, "output_shape", None):
-        pads = list(_attribute(node, "pads", [0] * 2 * spatial))
-    elif auto_pad == b"VALID":
-        pads = [0] * 2 * spatial
-    else:
-        begins, ends = [], []
-        for i in range(spatial):
-            reach = dilations[i] * (kernel[i] - 1) + 1
-            small, large = (x[2 + i], y[2 + i]) if transposed else (y[2 + i], x[2 + i])
-            total = (small - 1) * strides[i] + reach - large + (output_padding[i] if transposed else 0)
-            total = total if transposed else max(total, 0)
-            less, more = total // 2, total - total // 2
-            begins.append(less if auto_pad == b"SAME_UPPER" else more)
-            ends.append(more if auto_pad == b"SAME_UPPER" else less)
-        pads = begins + ends
+    """The geometry of a Conv or ConvTranspose of `x` to `y`."""
+    attributes, transposed = attributes_of(node), node.op_type == "ConvTranspose"
+    size, kernel = x[2:], weight[2:]
+    before, after = window_pads(attributes, size, kernel, transposed=transposed)
     return ConvGeometry(
         batch=x[0],
         in_channels=x[1],
-        in_size=tuple(x[2:]),
+        in_size=size,
         out_channels=y[1],
         kernel=kernel,
-        strides=strides,
-        pads=tuple(pads),
-        dilations=dilations,
-        groups=_attribute(node, "group", 1),
+        strides=tuple(attributes.get("strides", [1] * len(size))),
+        pads=(*before, *after),
+        dilations=tuple(attributes.get("dilations", [1] * len(size))),
+        groups=attributes.get("group", 1),
         transposed=transposed,
-        output_padding=output_padding,
+        output_padding=tuple(attributes.get("output_padding", ())) if transposed else (),
     )

@@ -14,6 +14,7 @@ import numpy as np
 
 from lwc_compiler.kernels.builder import KernelBuilder, pieces, smaller, splat, unravel
 from lwc_compiler.kernels.kernel import Constant
+from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -157,11 +158,7 @@ def gemm_kernel(name: str, layout: GemmLayout, epilogue: Epilogue, *, constant: 
                         if bias is not None:
                             value = value + b.load(bias, column + start, lay.lanes)
                         at = b.let("at", batch * (lay.m * lay.n) + (row + r) * lay.n + column + start)
-                        if residual is not None:
-                            value = value + b.load(residual, at, lay.lanes)
-                        if epilogue.activation is not None:
-                            value = epilogue.activation.apply(value, lay.lanes)
-                        b.store(y, at, value, lay.lanes)
+                        store_result(b, y, at, value, residual, epilogue.activation, lay.lanes)
     return b.build(name, lay.batch * lay.panels * lay.chunks, 4 * (panel_size + held_size))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lwc_compiler.kernels.builder import KernelBuilder, divide, modulo, unravel
+from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
     from lwc_compiler.kernels.kernel import Kernel
@@ -54,9 +55,5 @@ def interleave_kernel(
             with b.loop("i", 0, count) as i:
                 value = b.load(x, source + p * phase_size + skip + i)
                 at = target + first + i * strides[2]
-                if residual is not None:
-                    value = value + b.load(residual, at)
-                if epilogue.activation is not None:
-                    value = epilogue.activation.apply(value, 1)
-                b.store(y, at, value)
+                store_result(b, y, at, value, residual, epilogue.activation)
     return b.build("interleave", planes)

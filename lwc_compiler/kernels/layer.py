@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from lwc_compiler.kernels.builder import KernelBuilder
+
 
 @dataclass(frozen=True)
 class Activation:
@@ -45,6 +47,17 @@ class Activation:
             return tirx.min(tirx.max(line, zero), one)
         line = value * splat(1 / 6, lanes) + splat(0.5, lanes)
         return value * tirx.min(tirx.max(line, zero), one)
+
+
+def store_result(
+    b: KernelBuilder, y: Any, at: Any, value: Any, residual: Any | None, activation: Activation | None, lanes: int = 1
+) -> None:
+    """Stores a layer's sums with the bias in them: adds the residual, which is laid out like `y`, and activates."""
+    if residual is not None:
+        value = value + b.load(residual, at, lanes)
+    if activation is not None:
+        value = activation.apply(value, lanes)
+    b.store(y, at, value, lanes)
 
 
 @dataclass(frozen=True, eq=False)

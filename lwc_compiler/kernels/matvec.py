@@ -13,6 +13,7 @@ import numpy as np
 
 from lwc_compiler.kernels.builder import KernelBuilder, smaller, unravel
 from lwc_compiler.kernels.kernel import Constant
+from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,12 +100,7 @@ def matvec_kernel(name: str, layout: MatvecLayout, epilogue: Epilogue) -> Kernel
                 b.store(sums, row - first, b.load(sums, row - first) + total)
         with b.loop("row", first, last) as row:
             at = b.let("at", vector * layout.outputs + row)
-            value = b.load(sums, row - first)
-            if residual is not None:
-                value = value + b.load(residual, at)
-            if epilogue.activation is not None:
-                value = epilogue.activation.apply(value, 1)
-            b.store(y, at, value)
+            store_result(b, y, at, b.load(sums, row - first), residual, epilogue.activation)
     return b.build(name, layout.vectors * layout.chunks, 4 * layout.chunk)
 
 

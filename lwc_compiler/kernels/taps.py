@@ -32,6 +32,7 @@ from lwc_compiler.kernels.builder import (
     unravel,
 )
 from lwc_compiler.kernels.kernel import Constant
+from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -400,11 +401,7 @@ class _Writer:
                 at = out + (r * image + v // t.tile_vectors * p.width.out + start)
                 for piece, lanes in pieces(min(t.lanes, lay.tile_width - start), t.lanes):
                     value = register.get() if lanes == t.lanes else register.part(piece, lanes)
-                    if self.residual is not None:
-                        value = value + b.load(self.residual, at + piece, lanes)
-                    if self.activation is not None:
-                        value = self.activation.apply(value, lanes)
-                    b.store(self.y, at + piece, value, lanes)
+                    store_result(b, self.y, at + piece, value, self.residual, self.activation, lanes)
 
 
 def _floor_divide(value: Any, by: int) -> Any:

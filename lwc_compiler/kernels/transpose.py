@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lwc_compiler.kernels.builder import KernelBuilder, smaller
+from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
     from lwc_compiler.kernels.builder import Register
@@ -44,12 +45,7 @@ def transpose_kernel(name: str, rows: int, columns: int, epilogue: Epilogue) -> 
                     register.set(b.load(x, source + i * columns, lanes))
                 _transpose(b, square)
                 for i, register in enumerate(square):
-                    value = register.get()
-                    if residual is not None:
-                        value = value + b.load(residual, target + i * rows, lanes)
-                    if epilogue.activation is not None:
-                        value = epilogue.activation.apply(value, lanes)
-                    b.store(y, target + i * rows, value, lanes)
+                    store_result(b, y, target + i * rows, register.get(), residual, epilogue.activation, lanes)
     return b.build(name, -(-columns // strip))
 
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from lwc_compiler.model import Model, infer_shapes
 from lwc_compiler.passes.normalize import channel_affine
+from lwc_compiler.passes.sites import find_sites
 from lwc_compiler.passes.surgeon import Constant, Graph, Node, Tensor, evaluate, rewritten, unique_name
 
 Floats = NDArray[np.float64]
@@ -63,6 +64,41 @@ def compact(model: Model) -> Model:
         if name in before and before[name] != shape
     ]
     return replace(model, masks=masks).after("compact", proto, options={}, layers=layers)
+
+
+def prune_dead(model: Model) -> Model:
+    """Masks the remaining connections of neurons that `compact` would remove (Han et al. 2015, section 3.5).
+
+    The model keeps its shape, and its outputs up to rounding: what a constant neuron adds goes into the biases of its
+    readers. Weights without a mask get one when they lose connections. A model in which that takes more than new values
+    (a reader that has no bias, or scales it) is left as it is.
+    """
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.proto.graph.initializer}
+    # Masks follow the cuts: with the place of every entry in place of a mask, they say what is left.
+    places: dict[str, Any] = {name: np.arange(array.size).reshape(array.shape) for name, array in tensors.items()}
+    small = compact(replace(model, masks=places))
+    left = {tensor.name: numpy_helper.to_array(tensor) for tensor in small.proto.graph.initializer}
+    scaled = any(item.name == "beta" and item.f != 1 for node in model.proto.graph.node for item in node.attribute)
+    fits = all(name in tensors and array.size == small.masks[name].size for name, array in left.items())
+    if scaled or not fits:
+        return model
+    masks, proto = dict(model.masks), ModelProto()
+    proto.CopyFrom(model.proto)
+    sites = {site.weight for site in find_sites(model.proto)}
+    for tensor in proto.graph.initializer:
+        before, after = tensors[tensor.name], left.get(tensor.name)
+        if after is None or after.dtype != np.float32:
+            continue
+        full = np.zeros(before.size, np.float32)
+        full[small.masks[tensor.name].ravel()] = after.ravel()
+        if after.shape == before.shape and np.array_equal(full.reshape(before.shape), before):
+            continue
+        tensor.CopyFrom(numpy_helper.from_array(full.reshape(before.shape), tensor.name))
+        if tensor.name in sites:
+            alive = np.zeros(before.size, np.bool_)
+            alive[small.masks[tensor.name].ravel()] = True
+            masks[tensor.name] = masks.get(tensor.name, np.True_) & alive.reshape(before.shape)
+    return replace(model, proto=proto, masks=masks)
 
 
 def _weight_shapes(proto: ModelProto) -> dict[str, tuple[int, ...]]:
@@ -489,7 +525,9 @@ class _Surgery:
                     Constant(unique_name(f"{node.inputs[1].name}_bias", self.taken), values),
                 ]
             else:
-                self._replace(node, 2, values)
+                name = self._replace(node, 2, values)
+                if not keep.all():
+                    self.cuts.append((name, -1, keep))
         return None
 
     def _compress(self, node: Node, slot: int, axis: int, keep: Bools) -> None:

@@ -37,8 +37,15 @@ def lower(model: Model, options: LowerOptions) -> Lowered:
         TargetError: the target is unknown.
         ToolchainError: there is no C compiler, or it failed.
     """
+    find_target(options.target)
+    return lower_static(
+        normalize(model, shapes=dict(options.shapes), batch=options.batch, fold_batch_norm=True), options
+    )
+
+
+def lower_static(model: Model, options: LowerOptions) -> Lowered:
+    """`lower` for a model that is normalized already, with static shapes and BatchNormalization folded."""
     target = find_target(options.target)
-    model = normalize(model, shapes=dict(options.shapes), batch=options.batch, fold_batch_norm=True)
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
     from lwc_compiler.codegen.assemble import assemble

@@ -13,6 +13,7 @@ from onnx import GraphProto, ModelProto, TensorProto, TensorShapeProto, helper, 
 
 from lwc_compiler.errors import OptionError, UnsupportedError
 from lwc_compiler.model import Model, infer_shapes
+from lwc_compiler.passes.dropout import find_dropouts
 from lwc_compiler.passes.surgeon import (
     Constant,
     Graph,
@@ -106,7 +107,9 @@ def normalize(
         "batch": batch,
         "shapes": None if shapes is None else {name: list(shape) for name, shape in shapes.items()},
     }
-    return replace(model, masks=masks).after("normalize", proto, options=options)
+    # Training wants to know where Dropout was.
+    dropout = find_dropouts(model.proto.graph)
+    return replace(model, masks=masks).after("normalize", proto, options=options, dropout=dropout)
 
 
 def _to_float32(graph: GraphProto) -> None:

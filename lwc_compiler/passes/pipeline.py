@@ -19,7 +19,7 @@ from lwc_compiler.passes.compact import compact
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.sites import constant_tensors, find_sites
-from lwc_compiler.recipe import LowerOptions, Recipe, RetrainOptions
+from lwc_compiler.recipe import IterateOptions, LowerOptions, PruneOptions, Recipe, RetrainOptions
 from lwc_compiler.report.table import Report, layer_report, with_lowered
 from lwc_compiler.runtime.artifact import Artifact, check_destination, write_artifact
 from lwc_compiler.targets import find_target
@@ -45,28 +45,22 @@ def compile_model(
     # What can be refused is refused before any long work.
     if recipe.retrain and not recipe.train_data:
         raise OptionError("retraining needs training data: give --train-data, or leave the retraining options out")
+    if recipe.iterate and not (recipe.prune and recipe.train_data):
+        raise OptionError("pruning in rounds needs a goal and training data: give --sparsity and --train-data")
     check_destination(directory, force=force)
     target = find_target(recipe.lower.target)
     original = normalize(source, fold_batch_norm=False)
     _check_lowerable(original, recipe.lower, thorough=recipe.train_data is not None)
 
-    model = prune(original, recipe.prune) if recipe.prune else mark_zeros(original)
-    if recipe.train_data:
-        from lwc_compiler.passes.retrain import retrain
-
-        options = recipe.retrain or RetrainOptions()
-        model = retrain(
-            model, recipe.train_data, recipe.val_data, options, teacher=original, workdir=workdir, progress=progress
-        )
-    elif recipe.prune:
-        logger.warning("there is no training data: the model was pruned without retraining, its accuracy not measured")
+    model = _pruned_and_retrained(original, recipe, workdir, progress)
 
     # TVM and ONNX Runtime take a second to import.
-    from lwc_compiler.passes.lower import lower
+    from lwc_compiler.passes.lower import lower_static
     from lwc_compiler.runtime.verify import verify
 
     logger.info("lowering for %s", target.name)
-    lowered = lower(compact(_static(model, recipe.lower)), recipe.lower)
+    static = _static(model, recipe.lower)
+    lowered = lower_static(compact(static), recipe.lower)
     logger.info("checking the code against ONNX Runtime")
     verification = verify(model, lowered)
     return write_artifact(
@@ -75,9 +69,60 @@ def compile_model(
         model,
         recipe=recipe,
         source_sha256=source_sha256,
-        report=with_lowered(_report(model, recipe), lowered),
+        report=with_lowered(_report(model, static, recipe), lowered),
         verification=verification,
         force=force,
+    )
+
+
+def _pruned_and_retrained(
+    original: Model, recipe: Recipe, workdir: Path | None, progress: Callable[[Progress], None] | None
+) -> Model:
+    if recipe.iterate and recipe.prune and recipe.train_data:
+        return prune_in_rounds(
+            original,
+            recipe.train_data,
+            recipe.val_data,
+            recipe.prune,
+            recipe.retrain or RetrainOptions(),
+            recipe.iterate,
+            workdir=workdir,
+            progress=progress,
+        )
+    model = prune(original, recipe.prune) if recipe.prune else mark_zeros(original)
+    if recipe.train_data:
+        from lwc_compiler.passes.retrain import retrain
+
+        return retrain(
+            model,
+            recipe.train_data,
+            recipe.val_data,
+            recipe.retrain or RetrainOptions(),
+            teacher=original,
+            workdir=workdir,
+            progress=progress,
+        )
+    if recipe.prune:
+        logger.warning("there is no training data: the model was pruned without retraining, its accuracy not measured")
+    return model
+
+
+def prune_in_rounds(
+    model: Model,
+    train_data: str,
+    val_data: str | None,
+    goal: PruneOptions,
+    training: RetrainOptions,
+    options: IterateOptions,
+    *,
+    workdir: Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Model:
+    """`passes.iterate` for a normalized model, with the prune pass."""
+    from lwc_compiler.passes.iterate import iterate
+
+    return iterate(
+        model, train_data, val_data, goal, training, options, pruner=prune, workdir=workdir, progress=progress
     )
 
 
@@ -100,12 +145,15 @@ def mark_zeros(model: Model) -> Model:
     return replace(model, masks={name: mask for name, mask in masks.items() if not np.all(mask)} | model.masks)
 
 
-def _static(model: Model, options: LowerOptions, *, fold_batch_norm: bool = True) -> Model:
-    return normalize(model, shapes=dict(options.shapes), batch=options.batch, fold_batch_norm=fold_batch_norm)
+def _static(model: Model, options: LowerOptions) -> Model:
+    return normalize(model, shapes=dict(options.shapes), batch=options.batch, fold_batch_norm=True)
 
 
-def _report(model: Model, recipe: Recipe) -> Report:
-    """The table of the layers, with activations measured on some of the data, or on random inputs without data."""
+def _report(model: Model, static: Model, recipe: Recipe) -> Report:
+    """The table of the layers, with activations measured on some of the data, or on random inputs without data.
+
+    `static` is `model` with static shapes, as it is lowered.
+    """
     from lwc_compiler.report.activations import measure_activations
 
     feeds: list[Mapping[str, NDArray[Any]]] = []
@@ -119,6 +167,5 @@ def _report(model: Model, recipe: Recipe) -> Report:
         size = fixed or _MEASURED_SAMPLES
         batches = islice(open_source(data, specs).batches(size), max(1, _MEASURED_SAMPLES // size))
         feeds = [batch.inputs for batch in batches if fixed in (None, batch.samples)]
-    static = _static(model, recipe.lower, fold_batch_norm=False)
     measured = measure_activations(model if feeds else static, feeds, source=f"samples of {data}")
     return layer_report(static, measured)

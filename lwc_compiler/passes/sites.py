@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -76,6 +76,11 @@ class Site:
     def size(self) -> int:
         """Number of weights."""
         return math.prod(self.shape)
+
+    @property
+    def kind(self) -> Literal["conv", "fc"]:
+        """What the paper sets apart: convolutions, and fully connected layers (Gemm, MatMul)."""
+        return "conv" if self.op_types[0].startswith("Conv") else "fc"
 
     @property
     def matrix_shape(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from lwc_compiler.errors import TrainingError
 from lwc_compiler.model import Model, load_model, write_proto
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe import PruneOptions, RetrainOptions
+from lwc_compiler.training.checkpoint import load_checkpoint
 from lwc_compiler.training.loop import Job
+from lwc_compiler.training.masking import Pruning
 
 JOB, MODEL, TEACHER, MASKS, CHECKPOINT, LOG = (
     "job.json",
@@ -25,9 +28,18 @@ JOB, MODEL, TEACHER, MASKS, CHECKPOINT, LOG = (
 
 
 def write_job(
-    directory: Path, model: Model, train_data: str, val_data: str | None, options: RetrainOptions, teacher: Model | None
+    directory: Path,
+    model: Model,
+    train_data: str,
+    val_data: str | None,
+    options: RetrainOptions,
+    *,
+    frozen: tuple[str, ...] = (),
+    dropout: dict[str, float] | None = None,
+    pruning: Pruning | None = None,
+    teacher: Model | None = None,
 ) -> None:
-    """Writes everything the child needs; the fingerprint says which checkpoints belong to it.
+    """Writes everything the child needs, see `Job`; the fingerprint says which checkpoints belong to it.
 
     Raises:
         TrainingError: the directory cannot be written.
@@ -37,6 +49,9 @@ def write_job(
         "val_data": val_data,
         "options": options.model_dump(mode="json"),
         "masks": sorted(model.masks),
+        "frozen": frozen,
+        "dropout": dropout or {},
+        "pruning": None if pruning is None else asdict(pruning) | {"goal": pruning.goal.model_dump(mode="json")},
     }
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -64,10 +79,29 @@ def read_job(directory: Path) -> Job:
         train_data=settings["train_data"],
         val_data=settings["val_data"],
         options=RetrainOptions.model_validate_json(json.dumps(settings["options"])),
+        frozen=tuple(settings["frozen"]),
+        dropout=settings["dropout"],
+        pruning=_read_pruning(settings["pruning"]),
         teacher=load_model(directory / TEACHER).proto if settings["teacher"] else None,
         checkpoint=directory / CHECKPOINT,
         fingerprint=settings["fingerprint"],
     )
+
+
+def is_finished(directory: Path) -> bool:
+    """Whether the job in `directory` was trained to the end before."""
+    found = load_checkpoint(directory / CHECKPOINT)
+    if found is None:
+        return False
+    settings = json.loads((directory / JOB).read_text(encoding="utf-8"))
+    return bool(found[0]["finished"] and found[0]["fingerprint"] == settings["fingerprint"])
+
+
+def _read_pruning(settings: dict[str, Any] | None) -> Pruning | None:
+    if settings is None:
+        return None
+    goal = PruneOptions.model_validate_json(json.dumps(settings["goal"]))
+    return Pruning(goal, tuple(settings["sites"]), settings["ramp"])
 
 
 def fingerprint(settings: dict[str, Any], files: list[Path]) -> str:

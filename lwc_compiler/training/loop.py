@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import onnx
 from numpy.typing import NDArray
 
 from lwc_compiler.errors import DataError, TrainingError
-from lwc_compiler.model import convert_opset
+from lwc_compiler.passes.sites import find_sites
 from lwc_compiler.recipe import RetrainOptions
-from lwc_compiler.training.batching import computes_the_same, fixed_batch, input_specs, with_open_batch
 from lwc_compiler.training.checkpoint import Groups, load_checkpoint, save_checkpoint
-from lwc_compiler.training.data import Batch, LabelSpec, Source, open_source
+from lwc_compiler.training.data import Batch, LabelSpec, Source
+from lwc_compiler.training.dropout import insert_dropout
+from lwc_compiler.training.evaluate import Evaluator, Score, only, open_data
 from lwc_compiler.training.gradient import (
     Arrays,
     build_gradient,
@@ -27,112 +28,99 @@ from lwc_compiler.training.gradient import (
     nearby,
     rewrite_for_gradients,
 )
-from lwc_compiler.training.graph import OPSET, TrainingGraph
 from lwc_compiler.training.losses import LOSS, PER_SAMPLE, SAMPLE_WEIGHTS
-from lwc_compiler.training.objective import Objective
+from lwc_compiler.training.masking import MaskChanges, Masks, Pruning
 from lwc_compiler.training.optimizer import OPTIMIZERS, learning_rate
 from lwc_compiler.training.progress import Progress
 from lwc_compiler.training.session import open_session
-from lwc_compiler.training.weights import Weights, detach
+from lwc_compiler.training.sharing import SharedWeights
 
 Report = Callable[[Progress], None]
+DROPOUT_STREAM = 1  # sets the random numbers of dropout apart from the order of the samples
+REPORT_SECONDS = 0.1
 
 
-@dataclass
-class Score:
-    """A measurement on validation data: mean loss, and accuracy where labels are classes."""
+@dataclass(frozen=True)
+class Job:
+    """What to train, on what, and where the checkpoint goes.
 
-    loss: float
-    accuracy: float | None
+    Attributes:
+        proto: the user's model.
+        masks: weight name -> kept entries.
+        train_data: see `lwc_compiler.training.data`.
+        val_data: the same; None: the last tenth of `train_data`.
+        options: how to train; `freeze` and `dropout` are not read from here.
+        checkpoint: file.
+        fingerprint: of all the rest.
+        frozen: names of weights that stay as they are.
+        dropout: tensor name -> ratio.
+        pruning: how masks may change; None: they do not.
+        teacher: the original model.
+    """
 
-    @property
-    def metric(self) -> float:
-        """What epochs are compared by and users are shown."""
-        return self.loss if self.accuracy is None else self.accuracy
-
-    def better_than(self, other: Score) -> bool:
-        """Higher accuracy, then lower loss."""
-        if self.accuracy is not None and other.accuracy is not None and self.accuracy != other.accuracy:
-            return self.accuracy > other.accuracy
-        return self.loss < other.loss
+    proto: onnx.ModelProto
+    masks: Masks
+    train_data: str
+    val_data: str | None
+    options: RetrainOptions
+    checkpoint: Path
+    fingerprint: str
+    frozen: tuple[str, ...] = ()
+    dropout: dict[str, float] = field(default_factory=dict)
+    pruning: Pruning | None = None
+    teacher: onnx.ModelProto | None = None
 
 
 class Trainer:
-    """A model ready to train: sessions, weights and optimizer.
+    """A model ready to train: sessions, weights, masks and optimizer.
 
     Attributes:
-        weights: trained weights and statistics, changed in place by `step`.
-        objective: the loss.
+        evaluator: measures the weights as they are.
+        weights: trained weights and statistics, changed in place by `step`; pruned ones are exactly 0.
+        masks: weight name -> kept entries.
+        changes: when masks change; None: they do not.
+        optimizer: holds the state, and the shadows of pruned weights where these go on learning.
         batch: samples that go through the graph at once.
         group: batches whose mean gradient makes one step.
-        optimizer: holds the masks and the state.
+        steps_per_epoch: optimizer steps.
     """
 
-    def __init__(
-        self,
-        proto: onnx.ModelProto,
-        masks: dict[str, NDArray[np.bool_]],
-        data: Source,
-        labels: LabelSpec | None,
-        options: RetrainOptions,
-        teacher: onnx.ModelProto | None,
-    ) -> None:
+    def __init__(self, job: Job, data: Source, labels: LabelSpec | None) -> None:
         """Builds the graphs and checks the gradient on the first batch of `data`.
 
         Args:
-            proto: the user's model.
-            masks: weight name -> kept entries.
-            data: gives shapes and the first batch.
+            job: what to train.
+            data: the training data.
             labels: of all data that is going to be used.
-            options: how to train.
-            teacher: the original model.
 
         Raises:
             LwcError: the model cannot be trained, or not on this data; the message says why.
         """
-        self._specs = input_specs(proto)
-        bare, self.weights = detach(proto, set(masks), options.batch_norm == "train")
-        for name, mask in masks.items():
+        options = job.options
+        self.evaluator = Evaluator(job.proto, job.masks, data, labels, options, job.teacher)
+        self.weights, self.batch, self.group = self.evaluator.weights, self.evaluator.batch, self.evaluator.group
+        self.masks = {name: mask for name, mask in job.masks.items() if name in self.weights.trained}
+        for name, mask in self.masks.items():
             np.copyto(self.weights.trained[name], 0, where=~mask)
-        bare = convert_opset(bare, OPSET)
-        first = next(data.batches(2 * max(options.batch_size, fixed_batch(self._specs) or 1)))
-        bare, self.batch, self.group = self._choose_batch(bare, data, options, first)
-        shapes = {name: (self.batch, *shape) for name, shape in data.shapes.items()}
-        graph = TrainingGraph(bare, shapes)
-        if teacher is not None:
-            teacher = convert_opset(teacher, OPSET)
-            if self.batch != fixed_batch(self._specs):
-                teacher = with_open_batch(teacher, fixed_batch(self._specs))
-        self.objective = Objective(graph, self.batch, labels, options, teacher)
-        self._measured = [PER_SAMPLE, *([] if self.objective.class_axis is None else [self.objective.logits])]
-        self._forward = open_session(graph.to_proto(self._measured), options.threads)
-        self._build_backward(graph, options)
-        trained = {name: self.weights.trained[name] for name in self._gradients}
-        self.optimizer = OPTIMIZERS[options.optimizer](trained, masks, self.weights.decayed, options)
+        self._build_backward(job)
+        self.steps_per_epoch = math.ceil(data.samples // self.batch / self.group)
+        self.changes = self._plan_changes(job)
+        shadowed = self.changes.sites if self.changes is not None and self.changes.shadows else {}
+        trained = self.weights.trained
+        learned = {name: trained[name].copy() if name in shadowed else trained[name] for name in self._gradients}
+        masks = {name: mask for name, mask in self.masks.items() if name not in shadowed}
+        self.optimizer = OPTIMIZERS[options.optimizer](learned, masks, self.weights.decayed, options)
+        self.shared = SharedWeights(job.proto, learned, self.masks, options)
         self._seed = options.seed
-        self._check(first.part(0, self.batch))
+        self._check(self.evaluator.first.part(0, self.batch))
 
-    def _choose_batch(
-        self, bare: onnx.ModelProto, data: Source, options: RetrainOptions, first: Batch
-    ) -> tuple[onnx.ModelProto, int, int]:
-        """The model, its batch, and how many batches make a step."""
-        wanted, built_in = min(options.batch_size, data.samples), fixed_batch(self._specs)
-        if built_in is None or built_in == wanted:
-            return bare, wanted, options.accumulate
-        opened = with_open_batch(bare, built_in, self.weights.arrays())
-        if data.samples >= 2 * built_in and computes_the_same(
-            bare, opened, built_in, first.inputs, self.weights.arrays()
-        ):
-            return opened, wanted, options.accumulate
-        if data.samples < built_in:
-            raise DataError(f"the model takes batches of {built_in} samples only, and the data has {data.samples}")
-        return bare, built_in, options.accumulate * max(1, round(wanted / built_in))
-
-    def _build_backward(self, graph: TrainingGraph, options: RetrainOptions) -> None:
-        self._rewritten = graph.copy()
-        updated = rewrite_for_gradients(self._rewritten, set(self.weights.statistics))
-        proto = build_gradient(self._rewritten, list(self.weights.trained))
-        self._backward = open_session(proto, options.threads)
+    def _build_backward(self, job: Job) -> None:
+        graph = self.evaluator.graph.copy()
+        self._dropouts = insert_dropout(graph, job.dropout)
+        updated = rewrite_for_gradients(graph, set(self.weights.statistics))
+        self._rewritten = graph
+        proto = build_gradient(graph, [name for name in self.weights.trained if name not in job.frozen])
+        self._backward = open_session(proto, job.options.threads)
         outputs = [output.name for output in self._backward.get_outputs()]
         self._gradients: Arrays = {
             name: np.zeros_like(w) for name, w in self.weights.trained.items() if gradient_name(name) in outputs
@@ -149,27 +137,60 @@ class Trainer:
             if name in self._feeds:
                 self._binding.bind_ortvalue_input(name, shared(array))
 
+    def _plan_changes(self, job: Job) -> MaskChanges | None:
+        if job.pruning is None:
+            return None
+        sites = {
+            site.weight: site
+            for site in find_sites(job.proto)
+            if site.weight in job.pruning.sites and site.weight in self._gradients
+        }
+        for name, site in sites.items():
+            self.masks.setdefault(name, np.ones(site.shape, np.bool_))
+        return MaskChanges(sites, job.pruning, job.options, job.options.epochs * self.steps_per_epoch)
+
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def step(self, batches: list[Batch], rate: float) -> float:
         """One optimizer step on the mean gradient of `batches` (`self.batch` samples each); returns the mean loss."""
-        loss = self._run_backward(batches[0], len(batches))
+        rng = np.random.default_rng([self._seed, self.optimizer.steps, DROPOUT_STREAM])
+        loss = self._run_backward(batches[0], len(batches), rng)
         if len(batches) > 1:
             total = {name: array.copy() for name, array in self._gradients.items()}
             for batch in batches[1:]:
-                loss += self._run_backward(batch, len(batches))
+                loss += self._run_backward(batch, len(batches), rng)
                 for name, array in self._gradients.items():
                     total[name] += array
         else:
             total = self._gradients
         if not math.isfinite(loss):
             return loss
+        if self.changes is not None and self.changes.due(self.optimizer.steps):
+            self._change_masks(self.changes, total)
+        self.shared.combine(total)
         self.optimizer.step(total, rate)
+        self._hide_shadows()
         return loss
 
-    def _run_backward(self, batch: Batch, parts: int) -> float:
+    def _change_masks(self, changes: MaskChanges, gradients: Arrays) -> None:
+        step = self.optimizer.steps
+        self.masks |= changes.choose(step, self.optimizer.weights, self.masks, gradients)
+        if not changes.shadows or step == changes.last:  # then the shadows are given up
+            self.optimizer.set_masks(self.masks)
+
+    def _hide_shadows(self) -> None:
+        """The network sees what the optimizer changed, without what is pruned."""
+        for name, learned in self.optimizer.weights.items():
+            seen = self.weights.trained[name]
+            if seen is not learned:
+                np.copyto(seen, learned)
+                np.copyto(seen, 0, where=~self.masks[name])
+
+    def _run_backward(self, batch: Batch, parts: int, rng: np.random.Generator) -> float:
         """Gradients of the mean loss over `parts` such batches into the buffers, new statistics into the weights."""
-        feeds = self._feed(batch) | {SAMPLE_WEIGHTS: np.full(self.batch, 1 / (self.batch * parts), np.float32)}
+        feeds = batch.inputs | self.evaluator.objective.targets(batch)
+        feeds |= {dropout.input: dropout.mask(rng) for dropout in self._dropouts}
+        feeds[SAMPLE_WEIGHTS] = np.full(self.batch, 1 / (self.batch * parts), np.float32)
         held = {name: shared(array) for name, array in feeds.items() if name in self._feeds}
         for name, value in held.items():
             self._binding.bind_ortvalue_input(name, value)
@@ -178,53 +199,24 @@ class Trainer:
             np.copyto(self.weights.statistics[name], array)
         return float(self._loss)
 
-    def _feed(self, batch: Batch) -> dict[str, NDArray[Any]]:
-        return batch.inputs | self.objective.targets(batch)
-
-    # -- measuring ----------------------------------------------------------------------------------------------------
-
-    def measure(self, data: Source) -> Score:
-        """Loss and accuracy over all of `data`, with BatchNormalization using its running statistics."""
-        total, count, right, predictions = 0.0, 0, 0, 0
-        for batch in data.batches(self.batch):
-            full = self._fill(batch)
-            feeds = self._feed(full) | self.weights.arrays()
-            losses, *logits = self._forward.run(self._measured, self._only(self._forward, feeds))
-            total += float(losses[: batch.samples].sum(dtype=np.float64))
-            count += batch.samples
-            if logits and batch.labels is not None:
-                found = self.objective.correct(logits[0][: batch.samples], batch.labels)
-                right, predictions = right + found[0], predictions + found[1]
-        return Score(total / count, right / predictions if predictions else None)
-
-    def _fill(self, batch: Batch) -> Batch:
-        """`batch` with its first samples repeated up to the size of the graph."""
-        if batch.samples == self.batch:
-            return batch
-        index = np.arange(self.batch) % batch.samples
-        labels = None if batch.labels is None else batch.labels[index]
-        return Batch({name: array[index] for name, array in batch.inputs.items()}, labels)
-
-    @staticmethod
-    def _only(session: Any, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {value.name: feeds[value.name] for value in session.get_inputs()}
-
     def _check(self, batch: Batch) -> None:
         """Checks the gradient at the start, and that the rewritten graph computes what the model does."""
         import onnxruntime
 
         options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
-        feeds = self._feed(self._fill(batch)) | {SAMPLE_WEIGHTS: np.full(self.batch, 1 / self.batch, np.float32)}
+        batch = self.evaluator.fill(batch)
+        feeds = self.evaluator.feeds(batch) | {SAMPLE_WEIGHTS: np.full(self.batch, 1 / self.batch, np.float32)}
+        feeds |= {dropout.input: dropout.nothing() for dropout in self._dropouts}
         point = self.weights.arrays()
 
         def losses(weights: Arrays) -> NDArray[np.float32]:
-            fed = self._only(self._backward, feeds | weights)
+            fed = only(self._backward, feeds | weights)
             result: NDArray[np.float32] = self._backward.run([PER_SAMPLE], fed, options)[0]
             return result
 
         if not self._updates:
-            plain = self._forward.run([PER_SAMPLE], self._only(self._forward, feeds | point))[0]
+            plain = self.evaluator.losses(batch, point)
             gap = float(np.abs(losses(point) - plain).max())
             if gap > 1e-3 * max(1.0, float(np.abs(plain).max())):
                 raise TrainingError(f"the graph that was rewritten for training is off: its loss differs by {gap:.2g}")
@@ -233,14 +225,35 @@ class Trainer:
         mean = lambda weights: float(losses(weights).mean(dtype=np.float64))  # noqa: E731
         moved = point | nearby({name: point[name] for name in self._gradients}, self._seed)
         names = [gradient_name(name) for name in self._gradients]
-        values = self._backward.run(names, self._only(self._backward, feeds | moved))
+        values = self._backward.run(names, only(self._backward, feeds | moved))
         check_gradient(self._rewritten, mean, moved, dict(zip(self._gradients, values, strict=True)), self._seed)
 
     # -- state --------------------------------------------------------------------------------------------------------
 
+    @property
+    def density(self) -> float | None:
+        """Kept / all over the weights with a mask; None without masks."""
+        total = sum(mask.size for mask in self.masks.values())
+        return sum(int(np.count_nonzero(mask)) for mask in self.masks.values()) / total if total else None
+
+    def complete(self) -> bool:
+        """Whether the masks have the density that they are to end with."""
+        return self.changes is None or self.changes.reached(self.optimizer.steps)
+
+    def result(self) -> Groups:
+        """Copies of weights, statistics and masks as they are now."""
+        weights = {name: array.copy() for name, array in self.weights.arrays().items()}
+        return {"best": weights, "best_masks": {name: mask.copy() for name, mask in self.masks.items()}}
+
     def state(self) -> Groups:
         """Everything that changes from step to step."""
-        return {"weights": self.weights.trained, "statistics": self.weights.statistics, "state": self.optimizer.state}
+        return {
+            "weights": self.weights.trained,
+            "statistics": self.weights.statistics,
+            "learned": self.optimizer.weights,
+            "state": self.optimizer.state,
+            "masks": self.masks,
+        }
 
     def restore(self, groups: Groups, steps: int) -> None:
         """Puts `state()` of another process back."""
@@ -248,6 +261,8 @@ class Trainer:
             for name, array in arrays.items():
                 np.copyto(array, groups[group][name])
         self.optimizer.steps = steps
+        if self.changes is not None and not (self.changes.shadows and steps <= self.changes.last):
+            self.optimizer.set_masks(self.masks)
 
 
 def shared(array: NDArray[Any]) -> Any:
@@ -257,20 +272,6 @@ def shared(array: NDArray[Any]) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
-@dataclass(frozen=True)
-class Job:
-    """What to train, on what, and where the checkpoint goes."""
-
-    proto: onnx.ModelProto
-    masks: dict[str, NDArray[np.bool_]]
-    train_data: str
-    val_data: str | None
-    options: RetrainOptions
-    teacher: onnx.ModelProto | None
-    checkpoint: Path
-    fingerprint: str
-
-
 def train(job: Job, report: Report) -> None:
     """Trains to the end, from the checkpoint where there is one; the result is in the last checkpoint.
 
@@ -278,10 +279,12 @@ def train(job: Job, report: Report) -> None:
         LwcError: what `Trainer` raises; the loss diverged; the checkpoint is of another job.
     """
     options = job.options
-    data, validation, labels = open_data(job)
-    trainer = Trainer(job.proto, job.masks, data, labels, options, job.teacher)
-    steps = steps_per_epoch(data.samples, trainer)
+    data, validation, labels = open_data(job.proto, job.train_data, job.val_data)
+    trainer = Trainer(job, data, labels)
     found = load_checkpoint(job.checkpoint)
+    history: list[dict[str, Any]] = []
+    best_epoch: int | None = None
+    best: Groups = {}
     if found is not None:
         meta, groups = found
         if meta["fingerprint"] != job.fingerprint:
@@ -290,82 +293,49 @@ def train(job: Job, report: Report) -> None:
                 "delete it or take another directory"
             )
         trainer.restore(groups, meta["steps"])
-        history, best_epoch, best = meta["history"], meta["best_epoch"], groups["best"]
-    else:
-        score = trainer.measure(validation)
-        history = [{"epoch": 0, "train_loss": None, "val_loss": score.loss, "metric": score.metric, "seconds": 0.0}]
-        best_epoch, best = 0, copies(trainer.weights)
-        report(Progress(0, options.epochs, 0, steps, None, score.metric, None))
-    scores = [to_score(entry, trainer) for entry in history]
-    clock = Clock(options.epochs * steps, (len(history) - 1) * steps)
+        history, best_epoch = meta["history"], meta["best_epoch"]
+        best = {name: groups[name] for name in ("best", "best_masks") if name in groups}
+    scores = [Score(entry["val_loss"], entry["accuracy"]) for entry in history]
+    monitor = Monitor(trainer, options, len(history), report)
     for epoch in range(len(history), options.epochs + 1):
-        if options.patience is not None and epoch - 1 - best_epoch >= options.patience:
-            break
-        started = time.monotonic()
-        train_loss = run_epoch(trainer, data, epoch, steps, options, scores[-1].metric, clock, report)
-        score = trainer.measure(validation)
+        train_loss = run_epoch(trainer, data, epoch, options, monitor) if epoch else None
+        score = trainer.evaluator.measure(validation)
         if not math.isfinite(score.loss):
             raise TrainingError(diverged(score.loss, f"the validation loss after epoch {epoch}", options))
-        if score.better_than(scores[best_epoch]):
-            best_epoch, best = epoch, copies(trainer.weights)
+        if trainer.complete() and (best_epoch is None or score.better_than(scores[best_epoch])):
+            best_epoch, best = epoch, trainer.result()
         scores.append(score)
-        seconds = round(time.monotonic() - started, 3)
         history.append(
             {
                 "epoch": epoch,
                 "train_loss": train_loss,
                 "val_loss": score.loss,
                 "metric": score.metric,
-                "seconds": seconds,
+                "accuracy": score.accuracy,
+                "density": trainer.density,
             }
         )
-        meta = {
-            "fingerprint": job.fingerprint,
-            "steps": trainer.optimizer.steps,
-            "history": history,
-            "best_epoch": best_epoch,
-            "loss": trainer.objective.kind,
-            "metric": "loss" if trainer.objective.class_axis is None else "accuracy",
-        }
-        save_checkpoint(job.checkpoint, meta, trainer.state() | {"best": best})
-        report(Progress(epoch, options.epochs, steps, steps, train_loss, score.metric, clock.left(epoch * steps)))
+        patient = options.patience is None or best_epoch is None or epoch - best_epoch < options.patience
+        finished = epoch == options.epochs or not patient
+        if epoch:
+            meta = {
+                "fingerprint": job.fingerprint,
+                "finished": finished,
+                "steps": trainer.optimizer.steps,
+                "history": history,
+                "best_epoch": best_epoch,
+                "loss": trainer.evaluator.objective.kind,
+                "metric": trainer.evaluator.objective.metric,
+            }
+            save_checkpoint(job.checkpoint, meta, trainer.state() | best)
+        monitor.finished(epoch, train_loss, score.metric, None if best_epoch is None else scores[best_epoch].metric)
+        if finished:
+            break
 
 
-def open_data(job: Job) -> tuple[Source, Source, LabelSpec | None]:
-    """Training and validation data, and what the labels of both are."""
-    specs = input_specs(job.proto)
-    data = open_source(job.train_data, specs)
-    if job.val_data is None:
-        return *data.split(), data.labels
-    validation = open_source(job.val_data, specs)
-    if validation.shapes != data.shapes:
-        raise DataError(f"validation data has shapes {validation.shapes}, training data {data.shapes}")
-    ours, theirs = data.labels, validation.labels
-    if ours is None or theirs is None:
-        if ours is not theirs:
-            name = "training" if ours is None else "validation"
-            raise DataError(f"the {name} data has no labels, but the other data has")
-        return data, validation, None
-    if (ours.kind, ours.shape) != (theirs.kind, theirs.shape):
-        raise DataError(
-            f"the labels of the validation data are {theirs.kind} {('N', *theirs.shape)}, "
-            f"those of the training data {ours.kind} {('N', *ours.shape)}"
-        )
-    return data, validation, ours.join(theirs)
-
-
-def run_epoch(
-    trainer: Trainer,
-    data: Source,
-    epoch: int,
-    steps: int,
-    options: RetrainOptions,
-    metric: float,
-    clock: Clock,
-    report: Report,
-) -> float:
+def run_epoch(trainer: Trainer, data: Source, epoch: int, options: RetrainOptions, monitor: Monitor) -> float:
     """One pass over the data in an order that depends on seed and epoch only; returns the mean loss."""
-    total, step = 0.0, 0
+    total, step, steps = 0.0, 0, trainer.steps_per_epoch
     order = np.random.default_rng([options.seed, epoch]).permutation(data.samples)
     for step, group in enumerate(groups_of(full_batches(data, trainer.batch, order), trainer.group), start=1):
         done = (epoch - 1) * steps + step - 1
@@ -374,9 +344,7 @@ def run_epoch(
         if not math.isfinite(loss):
             raise TrainingError(diverged(loss, f"the loss at step {step} of epoch {epoch}", options))
         total += loss
-        clock.tick()
-        if clock.due():
-            report(Progress(epoch, options.epochs, step, steps, total / step, metric, clock.left(done + 1)))
+        monitor.stepped(epoch, step, total / step)
     if step == 0:
         raise DataError(f"data has no full batch of {trainer.batch} samples in epoch {epoch}")
     return total / step
@@ -399,11 +367,6 @@ def groups_of(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
         yield group
 
 
-def steps_per_epoch(samples: int, trainer: Trainer) -> int:
-    """Optimizer steps."""
-    return math.ceil(samples // trainer.batch / trainer.group)
-
-
 def diverged(loss: float, what: str, options: RetrainOptions) -> str:
     """The message for a loss that is not a number any more."""
     advice = f"lower the learning rate (it is {options.learning_rate:g}; try {options.learning_rate / 10:g})"
@@ -412,35 +375,49 @@ def diverged(loss: float, what: str, options: RetrainOptions) -> str:
     return f"training diverged: {what} is {loss}; {advice}"
 
 
-def copies(weights: Weights) -> Arrays:
-    """All arrays, copied."""
-    return {name: array.copy() for name, array in weights.arrays().items()}
+class Monitor:
+    """Reports on a training while it runs, at most ten times a second within an epoch."""
 
-
-def to_score(entry: dict[str, Any], trainer: Trainer) -> Score:
-    """The score an entry of the history was written from."""
-    return Score(entry["val_loss"], None if trainer.objective.class_axis is None else entry["metric"])
-
-
-class Clock:
-    """Time left, from the steps of this process; at most ten reports a second."""
-
-    def __init__(self, steps: int, done: int) -> None:
-        self._steps, self._start_at = steps, done
+    def __init__(self, trainer: Trainer, options: RetrainOptions, finished: int, report: Report) -> None:
+        """`finished`: epochs that were done before, the measurement of the untrained model being one."""
+        self._trainer, self._epochs, self._steps, self._report = (
+            trainer,
+            options.epochs,
+            trainer.steps_per_epoch,
+            report,
+        )
+        self._metric: float | None = None
+        self._best: float | None = None
+        self._start_at = max(finished - 1, 0) * self._steps
         self._started = self._reported = time.monotonic()
-        self._now = self._started
 
-    def tick(self) -> None:
-        self._now = time.monotonic()
+    def stepped(self, epoch: int, step: int, loss: float) -> None:
+        """A step is done; `loss` is the mean of the epoch so far."""
+        if time.monotonic() - self._reported >= REPORT_SECONDS:
+            self._reported = time.monotonic()
+            self._send(epoch, step, loss)
 
-    def due(self) -> bool:
-        if self._now - self._reported < 0.1:
-            return False
-        self._reported = self._now
-        return True
+    def finished(self, epoch: int, loss: float | None, metric: float, best: float | None) -> None:
+        """An epoch is done and measured."""
+        self._metric, self._best = metric, best
+        self._send(epoch, self._steps if epoch else 0, loss)
 
-    def left(self, done: int) -> float | None:
-        """Seconds, after `done` steps of the whole run."""
-        if done <= self._start_at:
-            return None
-        return (self._steps - done) * (time.monotonic() - self._started) / (done - self._start_at)
+    def _send(self, epoch: int, step: int, loss: float | None) -> None:
+        done = max(epoch - 1, 0) * self._steps + step
+        left = None
+        if done > self._start_at:
+            seconds = time.monotonic() - self._started
+            left = (self._epochs * self._steps - done) * seconds / (done - self._start_at)
+        self._report(
+            Progress(
+                epoch=epoch,
+                epochs=self._epochs,
+                step=step,
+                steps=self._steps,
+                loss=loss,
+                metric=self._metric,
+                seconds_left=left,
+                density=self._trainer.density,
+                best=self._best,
+            )
+        )

@@ -132,6 +132,11 @@ class LossBuilder:
         loss = self.sample_mean(g.add("ReduceSum", terms, g.indices(axis), keepdims=1), len(shape))
         return g.add("Mul", loss, g.constant(temperature**2))
 
+    def mixed(self, first: str, second: str, share: float) -> str:
+        """(1 - share) x first + share x second."""
+        g = self.graph
+        return g.add("Add", g.add("Mul", first, g.constant(1 - share)), g.add("Mul", second, g.constant(share)))
+
     def sample_mean(self, value: str, rank: int) -> str:
         """Mean over everything but the batch."""
         g = self.graph

@@ -17,18 +17,22 @@ from lwc_compiler.training.session import open_session
 
 Targets = dict[str, NDArray[Any]]
 CLASS_ACTIVATIONS = ("Softmax", "LogSoftmax")
+LABELS = "lwc/labels"
 
 
 class Objective:
     """A loss attached to a graph.
 
-    Losses on labels read the first output. Distillation reads all of them and sums: a divergence for a head of classes
-    (one that ends in Softmax, or the first output when the labels are integers), a squared error for any other.
+    Losses on labels read the first output, as does the share of distillation that `options.distill` adds to them.
+    Distillation alone reads all outputs and sums: a divergence for a head of classes (one that ends in Softmax, or the
+    first output when the labels are integers), a squared error for any other.
 
     Attributes:
         kind: the loss.
         heads: what it reads.
-        class_axis: axis of the first head that integer labels index into; None: there is no accuracy.
+        class_axis: class axis of the first head; None: there are no classes to be right or wrong about.
+        metric: what epochs are compared by: `accuracy` where labels are classes; `agreement`, the share of the
+            predictions that the teacher makes too, where there are classes but no labels; otherwise `loss`.
     """
 
     def __init__(
@@ -57,11 +61,12 @@ class Objective:
         heads = [find_head(graph, output) for output in graph.outputs]
         self.heads = heads if self.kind == "distillation" else heads[:1]
         check_heads(graph, self.heads, batch)
-        self._temperature = options.temperature
+        self._temperature, self._distill = options.temperature, options.distill
         self.class_axis, self._target_shape = self._fit_labels(graph, labels)
-        if self.kind == "distillation":
+        self.metric = "loss" if self.class_axis is None else "agreement" if labels is None else "accuracy"
+        if self._distills:
             if teacher is None:
-                raise OptionError("loss 'distillation' needs the original model as the teacher")
+                raise OptionError("distillation needs the original model as the teacher")
             if options.temperature != 1 and not any(classes for _, classes in self._teacher_reads()):
                 raise OptionError(
                     f"a temperature of {options.temperature:g} needs outputs that are classes; nothing says so: the "
@@ -70,7 +75,11 @@ class Objective:
             shapes = {name: shape for name, (_, shape) in graph.inputs.items()}
             self._teacher = Teacher(TrainingGraph(teacher, shapes), self._teacher_reads(), options.threads)
         builder = LossBuilder(graph, batch)
-        builder.finish([self._attach(builder, head, target_name(i)) for i, head in enumerate(self.heads)])
+        builder.finish([self._attach(builder, i) for i in range(len(self.heads))])
+
+    @property
+    def _distills(self) -> bool:
+        return self.kind == "distillation" or self._distill > 0
 
     @property
     def logits(self) -> str:
@@ -79,17 +88,30 @@ class Objective:
 
     def targets(self, batch: Batch) -> Targets:
         """Target input name -> array, for a batch of the graph's size."""
-        if self.kind == "distillation":
-            return {target_name(i): output for i, output in enumerate(self._teacher.outputs(batch.inputs))}
-        assert batch.labels is not None
-        dtype = np.int64 if self.kind == "cross-entropy" else np.float32
-        labels = batch.labels.reshape(batch.samples, *self._target_shape)
-        return {target_name(0): np.ascontiguousarray(labels, dtype)}
+        targets: Targets = {}
+        if self._distills:
+            targets = {teacher_name(i): output for i, output in enumerate(self._teacher.outputs(batch.inputs))}
+        if self.kind != "distillation":
+            assert batch.labels is not None
+            dtype = np.int64 if self.kind == "cross-entropy" else np.float32
+            labels = batch.labels.reshape(batch.samples, *self._target_shape)
+            targets[LABELS] = np.ascontiguousarray(labels, dtype)
+        return targets
 
-    def correct(self, logits: NDArray[np.float32], labels: NDArray[Any]) -> tuple[int, int]:
-        """Number of right predictions, and of predictions."""
+    def correct(self, logits: NDArray[np.float32], batch: Batch, targets: Targets) -> tuple[int, int]:
+        """Number of right predictions, and of predictions.
+
+        Args:
+            logits: value of `self.logits` for the first samples of the batch that the graph ran on.
+            batch: these samples.
+            targets: what `targets` gave for the whole batch.
+        """
         predicted = logits.argmax(axis=self.class_axis)
-        return int((predicted == labels.reshape(predicted.shape)).sum()), predicted.size
+        if batch.labels is None:
+            expected = targets[teacher_name(0)][: len(logits)].argmax(axis=self.class_axis)
+        else:
+            expected = batch.labels.reshape(predicted.shape)
+        return int((predicted == expected).sum()), predicted.size
 
     def _fit_labels(self, graph: TrainingGraph, labels: LabelSpec | None) -> tuple[int | None, tuple[int, ...]]:
         """Class axis and shape of one sample's target."""
@@ -103,7 +125,9 @@ class Objective:
             if self.kind == "bce" and (labels.low < 0 or labels.high > 1):
                 raise DataError(f"loss 'bce' wants labels from 0 to 1, found {labels.low:g} to {labels.high:g}")
             return None, shape[1:]
-        if labels is None or labels.kind != "int":
+        if labels is None:
+            return (head.axis if head.activation in CLASS_ACTIVATIONS else None), ()
+        if labels.kind != "int":
             return None, ()
         axis = class_axis(head, shape[1:], labels.shape)
         if labels.low < 0 or labels.high >= shape[axis]:
@@ -121,16 +145,24 @@ class Objective:
     def _teacher_reads(self) -> list[tuple[Head, bool]]:
         return [(head, self._divergence_axis(head) is not None) for head in self.heads]
 
-    def _attach(self, builder: LossBuilder, head: Head, target: str) -> str:
+    def _attach(self, builder: LossBuilder, index: int) -> str:
+        head, student = self.heads[index], None
         if self.kind == "cross-entropy":
             assert self.class_axis is not None
-            return builder.cross_entropy(head.value, self.class_axis, target)
-        if self.kind == "bce":
-            return builder.bce(head.value, target)
-        axis = self._divergence_axis(head) if self.kind == "distillation" else None
-        if axis is not None:
-            return builder.divergence(head.value, axis, target, self._temperature)
-        return builder.mse(head.output, target)
+            student = builder.cross_entropy(head.value, self.class_axis, LABELS)
+        elif self.kind == "bce":
+            student = builder.bce(head.value, LABELS)
+        elif self.kind == "mse":
+            student = builder.mse(head.output, LABELS)
+        if not self._distills:
+            assert student is not None
+            return student
+        axis = self._divergence_axis(head)
+        if axis is None:
+            taught = builder.mse(head.output, teacher_name(index))
+        else:
+            taught = builder.divergence(head.value, axis, teacher_name(index), self._temperature)
+        return taught if student is None else builder.mixed(student, taught, self._distill)
 
 
 class Teacher:
@@ -159,9 +191,9 @@ class Teacher:
         return result
 
 
-def target_name(head: int) -> str:
-    """Name of the graph input that takes the targets of a head."""
-    return f"lwc/target_{head}"
+def teacher_name(head: int) -> str:
+    """Name of the graph input that takes the teacher's values of a head."""
+    return f"lwc/teacher_{head}"
 
 
 def choose_loss(asked: str, labels: LabelSpec | None) -> Kind:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,14 +11,17 @@ from numpy.typing import NDArray
 
 from lwc_compiler.recipe import RetrainOptions
 
-Arrays = dict[str, NDArray[np.float32]]
+Array = NDArray[np.float32]
+Arrays = dict[str, Array]
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # the defaults of Kingma and Ba 2015
 
 
-class Optimizer:
+class Optimizer(ABC):
     """Changes weights in place.
 
     Attributes:
+        weights: name -> array.
+        pruned: name -> entries whose gradient counts as 0; what is 0 there, in weights and state, stays exactly 0.
         state: slot/name -> array (moments, momentum), for checkpoints.
         steps: steps done.
     """
@@ -28,13 +32,22 @@ class Optimizer:
         self, weights: Arrays, masks: Mapping[str, NDArray[np.bool_]], decayed: set[str], options: RetrainOptions
     ) -> None:
         self.weights = weights
-        self.pruned = {name: ~masks[name] for name in weights if name in masks}
+        self.pruned: dict[str, NDArray[np.bool_]] = {}
         self.decay = {name: options.weight_decay if name in decayed else 0.0 for name in weights}
+        self.l1 = {name: options.l1 if name in decayed else 0.0 for name in weights}
         self.clip_norm = options.clip_norm
         self.momentum = options.momentum
         self.state: Arrays = {f"{slot}/{name}": np.zeros_like(w) for slot in self.slots for name, w in weights.items()}
         self.steps = 0
         self._scratch = np.empty(max(w.size for w in weights.values()), np.float32)
+        self.set_masks(masks)
+
+    def set_masks(self, masks: Mapping[str, NDArray[np.bool_]]) -> None:
+        """From now on weights outside `masks` (name -> kept entries) are 0, and their state is."""
+        self.pruned = {name: ~masks[name] for name in self.weights if name in masks}
+        for name, pruned in self.pruned.items():
+            for array in (self.weights[name], *(self.state[f"{slot}/{name}"] for slot in self.slots)):
+                np.copyto(array, 0, where=pruned)
 
     def step(self, gradients: Arrays, learning_rate: float) -> None:
         """One update; `gradients` are overwritten."""
@@ -51,31 +64,20 @@ class Optimizer:
                 scratch = self._scratch[: weight.size].reshape(weight.shape)
                 self.update(name, weight, gradients[name], learning_rate, scratch)
 
-    def update(
-        self,
-        name: str,
-        weight: NDArray[np.float32],
-        gradient: NDArray[np.float32],
-        learning_rate: float,
-        scratch: NDArray[np.float32],
-    ) -> None:
+    @abstractmethod
+    def update(self, name: str, weight: Array, gradient: Array, learning_rate: float, scratch: Array) -> None:
         """Updates one weight; `scratch` is memory of its shape."""
-        raise NotImplementedError
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2).
+
+    L1 is decoupled in the same way: after a step, weights move towards 0 by learning rate x l1 and stop there.
+    """
 
     slots = ("first", "second")
 
-    def update(
-        self,
-        name: str,
-        weight: NDArray[np.float32],
-        gradient: NDArray[np.float32],
-        learning_rate: float,
-        scratch: NDArray[np.float32],
-    ) -> None:
+    def update(self, name: str, weight: Array, gradient: Array, learning_rate: float, scratch: Array) -> None:
         first, second = self.state[f"first/{name}"], self.state[f"second/{name}"]
         first *= BETA1
         np.multiply(gradient, 1 - BETA1, out=scratch)
@@ -92,26 +94,26 @@ class AdamW(Optimizer):
         if self.decay[name]:
             weight *= 1 - learning_rate * self.decay[name]
         weight -= scratch
+        if self.l1[name]:
+            np.clip(weight, -learning_rate * self.l1[name], learning_rate * self.l1[name], out=scratch)
+            weight -= scratch
 
 
 class SGD(Optimizer):
-    """Gradient descent with momentum v <- mu v + g + decay w, w <- w - lr v (Sutskever et al. 2013)."""
+    """Gradient descent with momentum: v <- mu v + g + decay w + l1 sign(w), w <- w - lr v (Sutskever et al. 2013)."""
 
     slots = ("momentum",)
 
-    def update(
-        self,
-        name: str,
-        weight: NDArray[np.float32],
-        gradient: NDArray[np.float32],
-        learning_rate: float,
-        scratch: NDArray[np.float32],
-    ) -> None:
+    def update(self, name: str, weight: Array, gradient: Array, learning_rate: float, scratch: Array) -> None:
         velocity = self.state[f"momentum/{name}"]
         velocity *= self.momentum
         velocity += gradient
         if self.decay[name]:
             np.multiply(weight, self.decay[name], out=scratch)
+            velocity += scratch
+        if self.l1[name]:
+            np.sign(weight, out=scratch)
+            scratch *= self.l1[name]
             velocity += scratch
         np.multiply(velocity, learning_rate, out=scratch)
         weight -= scratch

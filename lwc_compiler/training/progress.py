@@ -16,7 +16,11 @@ class Progress:
         steps: optimizer steps an epoch has.
         loss: mean training loss of this epoch so far; None before its first step.
         metric: validation metric of the last finished epoch (accuracy, or the validation loss where there is none).
-        seconds_left: estimate for the whole run; None until a step was timed.
+        seconds_left: estimate for the training that runs; None until a step was timed.
+        density: kept / all weights of the layers that have masks; None without masks.
+        best: metric of the best epoch so far.
+        round: the round of pruning that runs, from 1; 0 outside of rounds.
+        rounds: how many there will be.
     """
 
     epoch: int
@@ -26,3 +30,7 @@ class Progress:
     loss: float | None
     metric: float | None
     seconds_left: float | None
+    density: float | None = None
+    best: float | None = None
+    round: int = 0
+    rounds: int = 0

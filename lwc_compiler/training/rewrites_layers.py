@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil
 
 import numpy as np
 
 from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.padding import window_pads
 from lwc_compiler.training.graph import Node, TrainingGraph
 
 
 def explicit_pads(g: TrainingGraph, node: Node) -> bool:
     """The gradients of convolution and pooling ignore `auto_pad`."""
-    mode = node.attributes.get("auto_pad", "NOTSET")
-    if mode == "NOTSET":
+    if node.attributes.get("auto_pad", "NOTSET") == "NOTSET":
         return False
     space = g.shape(node.inputs[0])[2:]
     kernel = node.attributes.get("kernel_shape") or g.shape(node.inputs[1])[2:]
-    strides = node.attributes.get("strides") or [1] * len(space)
-    dilations = node.attributes.get("dilations") or [1] * len(space)
-    extra = node.attributes.get("output_padding") or [0] * len(space)
-    begin, end = [], []
-    for size, k, stride, dilation, more in zip(space, kernel, strides, dilations, extra, strict=True):
-        extent = (k - 1) * dilation + 1
-        if mode == "VALID":
-            total = 0
-        elif node.op == "ConvTranspose":
-            total = max(stride * (size - 1) + more + extent - size * stride, 0)
-        else:
-            total = max((ceil(size / stride) - 1) * stride + extent - size, 0)
-        less = total // 2
-        begin.append(less if mode == "SAME_UPPER" else total - less)
-        end.append(total - begin[-1])
+    before, after = window_pads(node.attributes, space, kernel, transposed=node.op == "ConvTranspose")
     kept = {k: v for k, v in node.attributes.items() if k not in ("auto_pad", "pads", "output_shape")}
-    g.add_many(node.op, node.inputs, node.outputs, pads=begin + end, **kept)
+    g.add_many(node.op, node.inputs, node.outputs, pads=before + after, **kept)
     return True
 
 

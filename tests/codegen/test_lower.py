@@ -133,6 +133,24 @@ def test_transposed_and_auto_padded(tmp_path) -> None:
     compare(transposed(), tmp_path, LowerOptions(), [1, 6, 7, 5])
 
 
+@pytest.mark.parametrize("weight", ["w", "x"])
+@pytest.mark.parametrize(
+    ("attributes", "size"),
+    [
+        ({"auto_pad": "SAME_UPPER", "strides": [2, 2], "output_shape": [5, 5]}, 5),
+        ({"auto_pad": "VALID", "strides": [2, 2], "output_shape": [3, 3]}, 3),
+        ({"auto_pad": "SAME_LOWER", "strides": [4, 4]}, 6),
+    ],
+    ids=["beyond the input", "shape and mode", "stride beyond the kernel"],
+)
+def test_transposed_to_a_given_size(tmp_path, attributes: dict, size: int, weight: str) -> None:
+    """As a layer, whose weight is constant, and by Relax, where the weight is the input itself."""
+    node = ("ConvTranspose", ["x", weight], ["y"], attributes)
+    weights = {"w": normal(2, 2, 2, 2)} if weight == "w" else {}
+    model = make([node], weights, {"x": [2, 2, 2, 2]}, {"y": [2, 2, size, size]})
+    compare(model, tmp_path, LowerOptions(), [2, 2, 2, 2])
+
+
 def test_what_follows_a_layer_is_fused_into_it() -> None:
     model = normalize(residual_block(), batch=1, shapes={}, fold_batch_norm=True)
     rest, layers = extract_layers(model.proto, find_target("x86-64-v3"))

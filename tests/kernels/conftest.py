@@ -2,7 +2,12 @@ import pytest
 from harness import TARGETS, build
 
 
-@pytest.fixture(scope="module", params=TARGETS, ids=lambda target: target.name)
+def pytest_generate_tests(metafunc):
+    if "case" in metafunc.fixturenames:
+        metafunc.parametrize("case", metafunc.cls.cases, ids=lambda case: case.name)
+
+
+@pytest.fixture(scope="class", params=TARGETS, ids=lambda target: target.name)
 def built(request, tmp_path_factory):
-    """All cases of the module, compiled for one target."""
-    return build(request.module.CASES, request.param, tmp_path_factory.mktemp("kernels"))
+    """All cases of the class, compiled for one target."""
+    return build(request.cls.cases, request.param, tmp_path_factory.mktemp("kernels"))

@@ -1,4 +1,4 @@
-"""Runs plans the way the library does, with buffers that show every access outside of them."""
+"""What every kernel is tested for. Plans run as in the library, with buffers that show every access outside of them."""
 
 import ctypes
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import tvm_ffi
 
 from lwc_compiler.codegen.kernel_build import compile_kernels
 from lwc_compiler.codegen.link import find_compiler, link_library
@@ -146,17 +147,28 @@ def run(built: Built, case: Case, *, split: bool) -> np.ndarray:
     return output.data.view(np.float32).reshape(case.expected.shape).copy()
 
 
-def check_values(built: Built, case: Case) -> None:
-    """The result is the float64 reference, to 1e-5 of its scale; no NaN from outside a buffer gets into it."""
-    error = np.abs(run(built, case, split=False) - case.expected)
-    assert np.isfinite(error).all(), f"{np.isnan(error).sum()} of {error.size} results are not finite"
-    assert error.max() <= 1e-5 * case.scale, f"error {error.max() / (case.scale or 1):.2g} of the scale"
+class KernelTests:
+    """The tests of every kernel: a module's test class inherits them and says which `cases` it has."""
+
+    cases: list[Case]
+
+    def test_same_as_float64(self, built: Built, case: Case) -> None:
+        """The result is the float64 reference, to 1e-5 of its scale; no NaN from outside a buffer gets into it."""
+        error = np.abs(run(built, case, split=False) - case.expected)
+        assert np.isfinite(error).all(), f"{np.isnan(error).sum()} of {error.size} results are not finite"
+        assert error.max() <= 1e-5 * case.scale, f"error {error.max() / (case.scale or 1):.2g} of the scale"
+
+    def test_tiles_can_be_split(self, built: Built, case: Case) -> None:
+        """Tiles computed in two calls give the same bits."""
+        whole, parts = run(built, case, split=False), run(built, case, split=True)
+        assert np.array_equal(whole.view(np.uint32), parts.view(np.uint32))
 
 
-def check_split(built: Built, case: Case) -> None:
-    """Tiles computed in two calls give the same bits."""
-    whole, parts = run(built, case, split=False), run(built, case, split=True)
-    assert np.array_equal(whole.view(np.uint32), parts.view(np.uint32))
+def check_same_kernels(one: Plan, two: Plan) -> None:
+    """Weights are data: where only they differ, the functions are the same and the library needs them once."""
+    assert one.format == two.format
+    for a, b in zip(one.steps, two.steps, strict=True):
+        assert tvm_ffi.structural_equal(a.kernel.func, b.kernel.func)
 
 
 def sparse(generator: np.random.Generator, shape: tuple[int, ...], density: object, axis: int) -> np.ndarray:

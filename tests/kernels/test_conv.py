@@ -4,18 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-import tvm_ffi
-from harness import (
-    TARGETS,
-    Built,
-    Case,
-    check_split,
-    check_values,
-    finish,
-    make_epilogue,
-    sparse,
-    variant,
-)
+from harness import TARGETS, Case, KernelTests, check_same_kernels, finish, make_epilogue, sparse, variant
 
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
@@ -200,14 +189,8 @@ def make_cases() -> list[Case]:
 CASES = make_cases()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_same_as_float64(built: Built, case: Case) -> None:
-    check_values(built, case)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_tiles_can_be_split(built: Built, case: Case) -> None:
-    check_split(built, case)
+class TestConvolutions(KernelTests):
+    cases = CASES
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
@@ -223,12 +206,8 @@ def test_tiles_can_be_split(built: Built, case: Case) -> None:
 )
 @pytest.mark.parametrize("density", [0.1, 1.0])
 def test_layers_alike_share_their_kernels(target, geometry: ConvGeometry, density: float) -> None:
-    """Weights are data: where only they differ, the functions are the same and the library needs them once."""
     plan = plan_conv_transpose if geometry.transposed else plan_conv
     weight = sparse(np.random.default_rng(0), weight_shape(geometry), density, 1 if geometry.transposed else 0)
     # other places of the zeros, but as many single ones and as many blocks: no reason to choose another format
     other = 2 * (np.flip(weight, 0) if geometry.transposed else np.flip(weight, range(1, weight.ndim)))
-    one, two = (plan(np.ascontiguousarray(w), geometry, Epilogue(), target) for w in (weight, other))
-    assert one.format == two.format
-    for a, b in zip(one.steps, two.steps, strict=True):
-        assert tvm_ffi.structural_equal(a.kernel.func, b.kernel.func)
+    check_same_kernels(*(plan(np.ascontiguousarray(w), geometry, Epilogue(), target) for w in (weight, other)))

@@ -2,18 +2,7 @@
 
 import numpy as np
 import pytest
-import tvm_ffi
-from harness import (
-    TARGETS,
-    Built,
-    Case,
-    check_split,
-    check_values,
-    finish,
-    make_epilogue,
-    sparse,
-    variant,
-)
+from harness import TARGETS, Case, KernelTests, check_same_kernels, finish, make_epilogue, sparse, variant
 
 from lwc_compiler.kernels.layer import Epilogue
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul
@@ -94,25 +83,13 @@ def make_cases() -> list[Case]:
 CASES = make_cases()
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_same_as_float64(built: Built, case: Case) -> None:
-    check_values(built, case)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_tiles_can_be_split(built: Built, case: Case) -> None:
-    check_split(built, case)
+class TestProducts(KernelTests):
+    cases = CASES
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize("density", [0.1, 1.0])
 def test_layers_alike_share_their_kernels(target, rows: int, density: float) -> None:
-    """Weights are data: where only they differ, the functions are the same and the library needs them once."""
-    one, two = (
-        plan_matmul(sparse(np.random.default_rng(seed), (96, 40), density, 1), rows, Epilogue(), target)
-        for seed in (1, 2)
-    )
-    assert one.format == two.format
-    for a, b in zip(one.steps, two.steps, strict=True):
-        assert tvm_ffi.structural_equal(a.kernel.func, b.kernel.func)
+    weights = [sparse(np.random.default_rng(seed), (96, 40), density, 1) for seed in (1, 2)]
+    check_same_kernels(*(plan_matmul(weight, rows, Epilogue(), target) for weight in weights))

@@ -1,8 +1,7 @@
 """The kernel of convolutions is right in every format and tiling, whether the cost model likes it or not."""
 
 import numpy as np
-import pytest
-from harness import Built, Case, check_split, check_values, finish, make_epilogue, sparse
+from harness import Case, KernelTests, finish, make_epilogue, sparse
 from test_conv import conv, reference, weight_shape
 
 from lwc_compiler.kernels.cost import Choice, tilings
@@ -46,11 +45,5 @@ PAIRS = [(geometry, fmt) for geometry in GEOMETRIES for fmt in FORMATS for _ in 
 CASES = [make_case(number, *pair) for number, pair in enumerate(PAIRS)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_same_as_float64(built: Built, case: Case) -> None:
-    check_values(built, case)
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_tiles_can_be_split(built: Built, case: Case) -> None:
-    check_split(built, case)
+class TestEveryChoice(KernelTests):
+    cases = CASES

@@ -105,7 +105,7 @@ def test_plain_training_without_masks_and_without_validation_data(model, digits)
 def test_distillation_needs_no_labels(model, pruned, digits):
     result = retrain(pruned, str(digits / "plain.npy"), None, options(temperature=2.0), teacher=model)
     entry = result.provenance[-1]
-    assert (entry["loss"], entry["metric"]) == ("distillation", "loss")
+    assert entry["loss"] == "distillation"
     assert entry["history"][-1]["val_loss"] < 0.5 * entry["history"][0]["val_loss"]
 
 
@@ -124,8 +124,6 @@ def test_a_killed_run_is_resumed_bit_by_bit(pruned, digits, tmp_path):
     parts = retrain(pruned, *arguments, workdir=tmp_path / "parts", progress=seen.append)
     assert min(progress.epoch for progress in seen) > 1
     assert parts.proto.SerializeToString() == whole.proto.SerializeToString()
-    for entry in (*whole.provenance[-1]["history"], *parts.provenance[-1]["history"]):
-        del entry["seconds"]
     assert parts.provenance == whole.provenance
 
 

@@ -64,7 +64,7 @@ def test_cross_entropy_of_many_positions_is_their_mean(build, rng, shape, axis):
     found, objective = losses(build, "y = Neg(x)", x, labels)
     picked = np.take_along_axis(-log_softmax(-x.astype(np.float64), axis), np.expand_dims(labels, axis), axis)
     np.testing.assert_allclose(found, picked.reshape(BATCH, -1).mean(axis=1), rtol=1e-5)
-    right, count = objective.correct(-x, labels)
+    right, count = objective.correct(-x, Batch({"x": x}, labels), {})
     assert (right, count) == (int(((-x).argmax(axis) == labels).sum()), labels.size)
 
 
@@ -95,8 +95,7 @@ def test_bce_is_taken_before_a_last_sigmoid_and_is_finite_far_out(build, body):
 def test_distillation_of_classes(build, z, temperature):
     body, teacher = "n = Neg(x) y = Softmax(n)", "n = Mul(x, x) y = Softmax(n)"
     found, objective = losses(build, body, z, None, teacher, temperature=temperature)
-    assert objective.kind == "distillation"
-    assert objective.class_axis is None
+    assert (objective.kind, objective.class_axis, objective.metric) == ("distillation", 1, "agreement")
     exact = z.astype(np.float64)
     p, q = (log_softmax(v / temperature, 1) for v in (exact**2, -exact))
     np.testing.assert_allclose(found, temperature**2 * (np.exp(p) * (p - q)).sum(axis=1) / 1, rtol=2e-5)
