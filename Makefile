@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 # pip says what went wrong; it need not say what went right.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+COMMA := ,
 # Linking needs a C compiler: where the system has none, PyPI's is installed.
-ZIG := $(if $(shell command -v cc || command -v gcc || command -v clang),,[zig])
+ZIG := $(if $(shell command -v cc || command -v gcc || command -v clang),,$(COMMA)zig)
 
 .PHONY: help demo test lint types unit clean
 
@@ -44,7 +45,7 @@ clean:
 
 .venv/demo.stamp: pyproject.toml | .venv/bin/python
 	@echo "installing lwc and what it needs (a few minutes the first time)"
-	@$(PIP) -e '.$(ZIG)'
+	@$(PIP) -e '.[plots$(ZIG)]'
 	@touch $@
 
 .venv/test.stamp: pyproject.toml | .venv/bin/python

@@ -410,6 +410,35 @@ def inspect(path: Path, as_json: bool) -> None:
 
 
 @cli.command()
+@_model
+@click.option("-o", "--output", type=_PATH, required=True, metavar="DIR", help="Report to write.")
+@click.option(
+    "--dense",
+    type=_PATH,
+    metavar="FILE",
+    help="The model before pruning, whose weights the plots then show too.  [default: none]",
+)
+@_force
+@_json
+def report(model: Path, output: Path, dense: Path | None, force: bool, as_json: bool) -> None:
+    """Writes the report of a pruned MODEL: report.md, report.json and plots."""
+    from lwc_compiler.model import load_model
+    from lwc_compiler.passes.normalize import normalize
+    from lwc_compiler.report.render import to_json, to_rich
+    from lwc_compiler.report.write import check_report_destination, write_report
+
+    check_report_destination(output, force=force)
+    pruned = normalize(load_model(model), fold_batch_norm=False)
+    original = None if dense is None else normalize(load_model(dense), fold_batch_norm=False)
+    written = write_report(output, pruned, original, force=force)
+    if as_json:
+        _print_json(to_json(written))
+        return
+    _print_rich(to_rich(written))
+    click.echo(f"wrote {output}")
+
+
+@cli.command()
 @_json
 def targets(as_json: bool) -> None:
     """Lists what code can be made for."""

@@ -50,13 +50,13 @@ def _progress_bar(stack: ExitStack) -> Callable[[Progress], None]:
 
 def _progress_lines() -> Callable[[Progress], None]:
     """A line for the first and the last epoch of a training, and between them one every few seconds."""
-    epoch, spoken = -1, 0.0
+    seen, spoken = (0, -1), 0.0
 
     def show(now: Progress) -> None:
-        nonlocal epoch, spoken
-        if now.epoch != epoch:
-            epoch = now.epoch
-            if epoch in (0, now.epochs) or time.monotonic() - spoken > _SECONDS_A_LINE:
+        nonlocal seen, spoken
+        if (now.round, now.epoch) != seen:
+            seen = now.round, now.epoch
+            if now.epoch in (0, now.epochs) or time.monotonic() - spoken > _SECONDS_A_LINE:
                 spoken = time.monotonic()
                 logger.info("retrain: %s", _training_line(now))
 
@@ -64,11 +64,20 @@ def _progress_lines() -> Callable[[Progress], None]:
 
 
 def _training_line(now: Progress) -> str:
-    parts = [f"epoch {now.epoch}/{now.epochs}"]
+    parts = [f"round {now.round}/{now.rounds}"] if now.round else []
+    parts.append(f"epoch {now.epoch}/{now.epochs}")
+    if now.density is not None:
+        parts.append(f"density {100 * now.density:.3g} %")
     if now.loss is not None:
         parts.append(f"loss {now.loss:.4g}")
     if now.metric is not None:
         parts.append(f"validation {now.metric:.4g}")
+    if now.best is not None:
+        parts.append(f"best {now.best:.4g}")
     if now.seconds_left is not None:
-        parts.append(f"{now.seconds_left:.0f} s left")
+        parts.append(f"{_duration(now.seconds_left)} left")
     return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -157,6 +157,7 @@ def write_twice(directory, lowered, model, **changes):
         "source_sha256": "",
         "report": Report("twice", (), {"weights, dense": 24, "library": len(lowered.library)}),
         "verification": Verification({"doubled": 1e-7, "same": 0.0}, 1e-4, 2),
+        "figures": {},
     }
     return write_artifact(directory, lowered, model, **{**arguments, **changes})
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from onnx import numpy_helper
 from lwc_compiler.errors import OptionError
 from lwc_compiler.model import Model
 from lwc_compiler.passes.compact import prune_dead
-from lwc_compiler.passes.retrain import retrain
+from lwc_compiler.passes.retrain import frozen_weights, retrain
 from lwc_compiler.passes.sites import constant_tensors, find_sites
 from lwc_compiler.recipe import IterateOptions, PruneOptions, RetrainOptions
 from lwc_compiler.sparsity.schedule import between, rounds, target_of
@@ -25,6 +26,9 @@ from lwc_compiler.training.runtime_check import require_training
 
 # Densities that are tried between the last round that holds and the first that does not.
 _TRIES_BETWEEN = 2
+
+# Stage of a round -> what stays as it is in it.
+_FROZEN: dict[str, tuple[str, ...]] = {"all": (), "fc": ("conv",), "conv": ("fc",)}
 
 Pruner = Callable[[Model, PruneOptions], Model]
 
@@ -77,6 +81,7 @@ def iterate(
     run = _Run(model, train_data, val_data, training, options, pruner, workdir, progress, len(stages))
     best, entries, best_round, tries = model, [], 0, 0
     held_stage: PruneOptions | None = None
+    failed_stage: PruneOptions | None = None
     current = model
     while stages:
         stage = stages.pop(0)
@@ -89,11 +94,14 @@ def iterate(
         _log(outcome.entries[-1], metric, run.rounds)
         if held is not False:
             best, best_round, held_stage, current = outcome.model, run.number, stage, outcome.model
-            continue
-        # Nothing sparser will hold either, but something between the two may.
-        middle = between(held_stage, stage) if options.schedule != "gradual" and tries < _TRIES_BETWEEN else None
-        stages, tries = ([] if middle is None else [middle]), tries + 1
-        run.rounds = run.number + len(stages)
+        else:
+            failed_stage = stage
+        if failed_stage is not None:
+            # Nothing sparser will hold either, but something between the two may.
+            more = options.schedule != "gradual" and tries < _TRIES_BETWEEN
+            middle = between(held_stage, failed_stage) if more else None
+            stages, tries = ([] if middle is None else [middle]), tries + 1
+            run.rounds = run.number + len(stages)
     if options.max_accuracy_drop is not None and best_round == 0:
         logger.warning(
             "no round holds the %s within %g of the dense model's %.4f: the model is returned as it was; "
@@ -142,18 +150,21 @@ class _Run:
         self._dense, self._train_data, self._val_data = dense, train_data, val_data
         self._training, self._options, self._pruner = training, options, pruner
         self._workdir, self._progress = workdir, progress
+        self._sites: dict[str, None] = {}  # all that were pruned so far
 
     def round(self, model: Model, stage: PruneOptions) -> _Outcome:
         """Prunes `model` to `stage` and retrains it."""
         self.number += 1
         outcome = _Outcome(model, math.nan, [])
-        for name, others in self._parts(model, stage):
+        parts = self._parts(model, stage)
+        for name, _ in parts:  # what cannot be trained is refused before anything is
+            frozen_weights(model, (*self._training.freeze, *_FROZEN[name]))
+        for name, others in parts:
             part = stage
             if others:
                 densities = {key: value for key, value in stage.densities.items() if key not in others}
-                part = stage.model_copy(update={"keep": (*stage.keep, *others), "densities": densities})
-            frozen = () if name == "all" else ("conv" if name == "fc" else "fc",)
-            after, entry = self._train(outcome.model, part, name, frozen)
+                part = stage.model_copy(update={"keep": (*stage.keep, *map(escape, others)), "densities": densities})
+            after, entry = self._train(outcome.model, part, name)
             outcome = _Outcome(after, entry["metric"], [*outcome.entries, entry])
         return outcome
 
@@ -170,13 +181,12 @@ class _Run:
             return [("all", ())]
         return [("fc", tuple(names["conv"])), ("conv", tuple(names["fc"]))]
 
-    def _train(
-        self, model: Model, stage: PruneOptions, name: str, frozen: tuple[str, ...]
-    ) -> tuple[Model, dict[str, Any]]:
+    def _train(self, model: Model, stage: PruneOptions, name: str) -> tuple[Model, dict[str, Any]]:
         from lwc_compiler.training.masking import Pruning
 
         pruned = self._pruner(model, stage)
         sites = _pruned_sites(pruned)
+        target = target_of(stage)
         pruning, gradual = None, self._options.schedule == "gradual"
         if gradual or self._training.grow != "none":
             if stage.criterion in ("per-layer", "sensitivity"):
@@ -186,7 +196,7 @@ class _Run:
             pruning = Pruning(stage, tuple(sites), self._options.ramp if gradual else 0.0)
         start = replace(model, provenance=pruned.provenance) if gradual else pruned
         if self._options.reinitialize:
-            start = _reinitialized(start, self._training.seed + self.number)
+            start = _reinitialized(start, set(sites), self._training.seed + self.number)
         factors = self._options.learning_rate_factors
         rate = self._training.learning_rate * factors[min(self.number, len(factors)) - 1]
         trained = retrain(
@@ -194,7 +204,7 @@ class _Run:
             self._train_data,
             self._val_data,
             self._training.model_copy(
-                update={"learning_rate": rate, "freeze": (*self._training.freeze, *frozen)},
+                update={"learning_rate": rate, "freeze": (*self._training.freeze, *_FROZEN[name])},
             ),
             teacher=self._dense,
             pruning=pruning,
@@ -203,19 +213,19 @@ class _Run:
         )
         after = prune_dead(trained) if self._options.remove_dead else trained
         last = trained.provenance[-1]
-        kept = {weight: int(after.masks[weight].sum()) for weight in sites}
+        kept = {weight: int(after.masks[weight].sum()) for weight in self._sites}
         return after, {
             "round": self.number,
             "stage": name,
-            "target": target_of(stage),
-            "density": sum(kept.values()) / sum(after.masks[weight].size for weight in sites),
+            "target": target,
+            "density": sum(kept.values()) / sum(after.masks[weight].size for weight in kept),
             "metric_pruned": None if gradual else last["history"][0]["metric"],
             "metric": last["history"][last["best_epoch"]]["metric"],
             "held": None,
             "best_epoch": last["best_epoch"],
             "learning_rate": rate,
             "dropout": last["dropout"],
-            "dead": sum(int(trained.masks[weight].sum()) - kept[weight] for weight in sites),
+            "dead": sum(int(trained.masks[weight].sum()) - count for weight, count in kept.items()),
             "sites": {weight: count / after.masks[weight].size for weight, count in kept.items()},
             "history": last["history"],
         }
@@ -247,17 +257,17 @@ def _pruned_sites(model: Model) -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in sites.items() if "kept_because" not in entry}
 
 
-def _reinitialized(model: Model, seed: int) -> Model:
-    """The model with its masked weights drawn anew, normal with variance 2 / kept inputs (He et al. 2015, eq. 10)."""
+def _reinitialized(model: Model, names: set[str], seed: int) -> Model:
+    """The model with these weights drawn anew, normal with variance 2 / kept inputs (He et al. 2015, eq. 10)."""
     from lwc_compiler.training.weights import attach
 
     generator = np.random.default_rng(seed)
     constants = constant_tensors(model.proto.graph)
     drawn = {}
     for site in find_sites(model.proto):
-        mask = model.masks.get(site.weight)
-        if mask is None:
+        if site.weight not in names:
             continue
+        mask = model.masks[site.weight]
         inputs = max(1.0, float(mask.sum()) / site.matrix_shape[0])
         values = generator.standard_normal(site.shape) * math.sqrt(2 / inputs)
         drawn[site.weight] = np.where(mask, values, 0).astype(numpy_helper.to_array(constants[site.weight]).dtype)

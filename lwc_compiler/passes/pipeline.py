@@ -70,6 +70,7 @@ def compile_model(
         recipe=recipe,
         source_sha256=source_sha256,
         report=with_lowered(_report(model, static, recipe), lowered),
+        figures=_figures(original, model) if recipe.iterate else {},
         verification=verification,
         force=force,
     )
@@ -143,6 +144,13 @@ def mark_zeros(model: Model) -> Model:
     constants = constant_tensors(model.proto.graph)
     masks = {site.weight: numpy_helper.to_array(constants[site.weight]) != 0 for site in find_sites(model.proto)}
     return replace(model, masks={name: mask for name, mask in masks.items() if not np.all(mask)} | model.masks)
+
+
+def _figures(dense: Model, pruned: Model) -> Mapping[str, Any] | None:
+    """The plots of the report; None without matplotlib."""
+    from lwc_compiler.report.plots import figures_of, plots_available
+
+    return figures_of(dense, pruned) if plots_available() else None
 
 
 def _static(model: Model, options: LowerOptions) -> Model:

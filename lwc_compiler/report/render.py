@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from lwc_compiler.report.table import LayerRow, Report, Total
+from lwc_compiler.report.table import LayerRow, Report, Total, last_entry
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+NO_PLOTS = "reports come without plots: install lwc-compiler[plots]"
+
+# Metrics that are fractions and shown in percent: name -> whether higher is better. All others are better when lower.
+FRACTIONS = {"accuracy": True, "agreement": True, "error": False, "disagreement": False}
 
 _NUMBERS = ("weights", "FLOP", "Act%", "Weights%", "FLOP%", "bytes")
 _OPEN = "-"
@@ -28,8 +34,13 @@ def to_json(report: Report) -> dict[str, Any]:
     }
 
 
-def to_markdown(report: Report) -> str:
-    """The content of `report.md`."""
+def to_markdown(report: Report, plots: Sequence[str] | None = ()) -> str:
+    """The content of `report.md`.
+
+    Args:
+        report: the rounds come from its provenance.
+        plots: their files, relative to the report; None: say that they could not be drawn.
+    """
     columns, rows = table_cells(report)
     rules = ("---:" if column in _NUMBERS else "---" for column in columns)
     lines = [f"# {report.model}", ""]
@@ -40,6 +51,14 @@ def to_markdown(report: Report) -> str:
     )
     lines += ["", legend, "", "| size | bytes |", "| --- | ---: |"]
     lines += [_markdown_row((what, f"{size:,}")) for what, size in report.sizes.items()]
+    if iterated := last_entry(report.passes, "iterate"):
+        lines += ["", "## Rounds", "", *_rounds(iterated)]
+    if plots is None:
+        lines += ["", NO_PLOTS]
+    elif plots:
+        lines += ["", "## Plots"]
+        for plot in plots:
+            lines += ["", f"![{PurePosixPath(plot).stem}]({plot})"]
     return "\n".join(lines) + "\n"
 
 
@@ -103,6 +122,40 @@ def _numbers(row: LayerRow | Total) -> list[str]:
     """The paper's columns."""
     counts = [quantity(row.weights), quantity(row.flops)]
     return counts + [percent(share) for share in (row.activation_density, row.density, row.flops_kept)]
+
+
+def _rounds(iterated: Mapping[str, Any]) -> list[str]:
+    """The table of the rounds of `iterate`, and what it is compared with."""
+    metric = iterated["metric"]
+
+    def shown(value: float | None) -> str:
+        if value is None:
+            return _OPEN
+        return f"{100 * value:.2f} %" if metric in FRACTIONS else f"{value:.4g}"
+
+    before, after = f"{metric} before retraining", f"{metric} after"
+    columns = ["round", "stage", "Weights%", "times fewer", before, after]
+    columns += ["held", "best epoch", "learning rate", "dead connections"]
+    lines = [_markdown_row(columns), _markdown_row("---" if name in ("stage", "held") else "---:" for name in columns)]
+    for entry in iterated["rounds"]:
+        best = entry["round"] == iterated["best_round"]
+        cells = (
+            f"{entry['round']}{' (best)' if best else ''}",
+            entry["stage"],
+            percent(entry["density"]),
+            f"{1 / entry['density']:.3g}" if entry["density"] else _OPEN,
+            shown(entry["metric_pruned"]),
+            shown(entry["metric"]),
+            {True: "yes", False: "no", None: _OPEN}[entry["held"]],
+            str(entry["best_epoch"]),
+            f"{entry['learning_rate']:g}",
+            f"{entry['dead']:,}",
+        )
+        lines.append(_markdown_row(f"**{cell}**" if best else cell for cell in cells))
+    legend = f"The dense model's {metric} is {shown(iterated['dense_metric'])}."
+    if not iterated["best_round"]:
+        legend += " No round holds it: the model was left as it was."
+    return [*lines, "", legend]
 
 
 def _markdown_row(cells: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ weights times the density of the layer's input. The network's own input counts a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -170,9 +170,7 @@ def layer_report(model: Model, activations: Activations | None = None) -> Report
     constants = constant_tensors(model.proto.graph)
     shapes = static_shapes(model.proto)
     handed_on = handed_on_tensors(model.proto, sites)
-    pruned: Mapping[str, Mapping[str, str]] = next(
-        (entry["sites"] for entry in reversed(model.provenance) if entry.get("pass") == "prune"), {}
-    )
+    pruned: Mapping[str, Mapping[str, str]] = (last_entry(model.provenance, "prune") or {}).get("sites", {})
     counts = activations.counts if activations else {}
     rows: dict[str, LayerRow] = {}
     stored = dict.fromkeys(("dense", "csr", "relative index"), 0)
@@ -216,6 +214,11 @@ def with_lowered(report: Report, lowered: Lowered) -> Report:
             "workspace": lowered.workspace_bytes,
         },
     )
+
+
+def last_entry(passes: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
+    """What the provenance says of the last run of pass `name`; None when it did not run."""
+    return next((entry for entry in reversed(tuple(passes)) if entry.get("pass") == name), None)
 
 
 def handed_on_tensors(proto: onnx.ModelProto, sites: Sequence[Site]) -> dict[str, str]:

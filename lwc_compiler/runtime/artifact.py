@@ -13,11 +13,11 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,6 +28,8 @@ from lwc_compiler.recipe import Recipe
 from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from lwc_compiler.codegen.result import Lowered
     from lwc_compiler.model import Model
     from lwc_compiler.report.table import Report
@@ -171,7 +173,7 @@ def check_destination(directory: Path, *, force: bool) -> None:
         ArtifactError: the parent directory is missing or read-only; something is there and `force` is not given; what
             is there is not an artifact, which `force` never replaces.
     """
-    _check_place(directory, force=force)
+    check_place(directory, force=force)
     if not os.path.lexists(directory):
         return
     if (
@@ -189,12 +191,12 @@ def check_file(path: Path, *, force: bool) -> None:
         ArtifactError: the parent directory is missing or read-only; something is there and `force` is not given; what
             is there is not a file.
     """
-    _check_place(path, force=force)
+    check_place(path, force=force)
     if path.is_dir():
         raise ArtifactError(f"{path} is a directory: give a file name")
 
 
-def _check_place(path: Path, *, force: bool) -> None:
+def check_place(path: Path, *, force: bool) -> None:
     parent = path.absolute().parent
     if not parent.is_dir():
         raise ArtifactError(f"cannot write {path}: there is no directory {parent}; create it first")
@@ -213,6 +215,7 @@ def write_artifact(
     source_sha256: str,
     report: Report,
     verification: Verification,
+    figures: Mapping[str, Figure] | None,
     force: bool = False,
 ) -> Artifact:
     """Writes the artifact of a lowered model.
@@ -224,6 +227,7 @@ def write_artifact(
         recipe: what was asked for.
         source_sha256: hash of the model file that was compiled; empty when there was none.
         report: what becomes `report.json` and `report.md`.
+        figures: file name -> plot, for the folder `plots`; None: they could not be drawn.
         verification: outcome of the check against ONNX Runtime.
         force: replace the artifact that is there; it stays as it is when anything fails.
 
@@ -231,15 +235,14 @@ def write_artifact(
         ArtifactError: the directory cannot be written; nothing is left behind.
     """
     from lwc_compiler.model import save_model
-    from lwc_compiler.report.render import to_json, to_markdown
+    from lwc_compiler.report.write import write_report_files
 
     check_destination(directory, force=force)
-    with _written_whole(directory) as new:
+    with written_whole(directory) as new:
         (new / f"lib{lowered.name}.so").write_bytes(lowered.library)
         (new / f"{lowered.name}.h").write_text(lowered.header, encoding="utf-8")
         save_model(model, new / f"{lowered.name}.onnx")
-        (new / "report.json").write_text(_json(to_json(report)), encoding="utf-8")
-        (new / "report.md").write_text(to_markdown(report), encoding="utf-8")
+        write_report_files(new, report, figures)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             lwc_version=__version__,
@@ -256,7 +259,11 @@ def write_artifact(
             tools={**tool_versions(), "compiler": lowered.compiler},
             verification=verification,
             layers=lowered.layers,
-            files={path.name: FileEntry(path.stat().st_size, sha256_of(path)) for path in sorted(new.iterdir())},
+            files={
+                path.relative_to(new).as_posix(): FileEntry(path.stat().st_size, sha256_of(path))
+                for path in sorted(new.rglob("*"))
+                if path.is_file()
+            },
         )
         (new / MANIFEST).write_text(_json(manifest.model_dump(mode="json")), encoding="utf-8")
     return Artifact(directory, manifest)
@@ -308,8 +315,8 @@ def _refuse_newer(directory: Path, values: Any) -> None:
 
 def _check_file(directory: Path, name: str, entry: FileEntry) -> None:
     path = directory / name
-    if Path(name).name != name:
-        raise ArtifactError(f"{directory / MANIFEST} is damaged: '{name}' is not a plain file name")
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ArtifactError(f"{directory / MANIFEST} is damaged: '{name}' is not a file of the directory")
     try:
         actual = FileEntry(path.stat().st_size, sha256_of(path))
     except FileNotFoundError:
@@ -324,7 +331,7 @@ def _check_file(directory: Path, name: str, entry: FileEntry) -> None:
 
 
 @contextmanager
-def _written_whole(directory: Path) -> Iterator[Path]:
+def written_whole(directory: Path) -> Iterator[Path]:
     """An empty directory to fill, which becomes `directory` when the block ends well and vanishes when it does not."""
     parent = directory.absolute().parent
     try:

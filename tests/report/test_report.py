@@ -329,6 +329,74 @@ def test_markdown(pruned):
     ]
 
 
+def test_markdown_links_plots_or_says_why_there_are_none(pruned):
+    plain = to_markdown(layer_report(pruned))
+    drawn = to_markdown(layer_report(pruned), ["plots/density.svg", "plots/mask-1.svg"])
+    assert drawn == plain + "\n## Plots\n\n![density](plots/density.svg)\n\n![mask-1](plots/mask-1.svg)\n"
+    missing = to_markdown(layer_report(pruned), None)
+    assert missing == plain + "\nreports come without plots: install lwc-compiler[plots]\n"
+
+
+def iterated(name="accuracy", **changes):
+    """A provenance entry of two rounds."""
+    first = {
+        "round": 1,
+        "stage": "fc",
+        "target": 0.6,
+        "density": 0.4,
+        "metric": 0.98125,
+        "metric_pruned": 0.5,
+        "held": True,
+        "best_epoch": 7,
+        "learning_rate": 0.0001,
+        "dropout": {},
+        "dead": 1234,
+        "sites": {},
+        "history": [],
+    }
+    second = {**first, "round": 2, "stage": "all", "density": 0.08, "metric": 0.9, "held": False, **changes}
+    return {
+        "pass": "iterate",
+        "options": {},
+        "metric": name,
+        "dense_metric": 0.9836,
+        "rounds": [first, second],
+        "best_round": 1,
+    }
+
+
+def test_markdown_tells_of_rounds(pruned):
+    report = layer_report(replace(pruned, provenance=(*pruned.provenance, iterated())))
+    lines = to_markdown(report).splitlines()
+    columns = "round | stage | Weights% | times fewer | accuracy before retraining | accuracy after"
+    best = "**1 (best)** | **fc** | **40** | **2.5** | **50.00 %** | **98.12 %**"
+    assert lines[lines.index("## Rounds") :] == [
+        "## Rounds",
+        "",
+        f"| {columns} | held | best epoch | learning rate | dead connections |",
+        "| ---: | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
+        f"| {best} | **yes** | **7** | **0.0001** | **1,234** |",
+        "| 2 | all | 8 | 12.5 | 50.00 % | 90.00 % | no | 7 | 0.0001 | 1,234 |",
+        "",
+        "The dense model's accuracy is 98.36 %.",
+    ]
+    assert json.loads(json.dumps(to_json(report)))["passes"][-1] == iterated()
+
+
+def test_rounds_without_accuracy_and_without_a_limit(pruned):
+    entry = iterated("loss", held=None, metric=0.012345, density=0.0, metric_pruned=None)
+    text = to_markdown(layer_report(replace(pruned, provenance=(entry,))))
+    assert "| loss before retraining | loss after |" in text
+    assert "| 2 | all | 0 | - | - | 0.01235 | - |" in text
+    assert text.endswith("The dense model's loss is 0.9836.\n")
+
+
+def test_rounds_of_which_none_holds_are_said_to_be(pruned):
+    text = to_markdown(layer_report(replace(pruned, provenance=({**iterated(), "best_round": 0},))))
+    assert "best)" not in text
+    assert text.endswith("is 98.36 %. No round holds it: the model was left as it was.\n")
+
+
 def test_sizes_are_those_of_the_packed_weights(pruned):
     sizes = layer_report(pruned).sizes
     # stem stays dense: 144 bytes. conv keeps 29 of 288 in 8 rows, fc 128 of 1280 in 10 rows: 4 + 2 bytes each.

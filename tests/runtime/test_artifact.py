@@ -27,6 +27,7 @@ def write(twice, twice_model, artifact):
             "source_sha256": "",
             "report": Report("twice", (), {}),
             "verification": manifest.verification,
+            "figures": {},
         }
         return write_artifact(directory, twice, twice_model, **{**arguments, **changes})
 
@@ -145,9 +146,9 @@ def test_full_disk_leaves_nothing(tmp_path):
     script = (
         "import sys, pathlib\n"
         "from lwc_compiler.errors import ArtifactError\n"
-        "from lwc_compiler.runtime.artifact import _written_whole\n"
+        "from lwc_compiler.runtime.artifact import written_whole\n"
         "try:\n"
-        "    with _written_whole(pathlib.Path(sys.argv[1])) as new:\n"
+        "    with written_whole(pathlib.Path(sys.argv[1])) as new:\n"
         "        (new / 'big').write_bytes(bytes(1 << 20))\n"
         "except ArtifactError as error:\n"
         "    sys.exit(str(error))\n"
@@ -184,7 +185,7 @@ def test_newer_layout_is_refused_in_a_sentence(artifact):
         (lambda values: values.update(threads="many"), "threads: "),
         (lambda values: values.update(surprise=1), "surprise: "),
         (lambda values: values["files"].pop("libtwice.so"), "files does not list libtwice.so"),
-        (lambda values: values["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "not a plain file name"),
+        (lambda values: values["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "not a file of the directory"),
     ],
 )
 def test_damaged_manifest_is_refused(artifact, edit, message):
