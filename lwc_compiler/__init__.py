@@ -34,16 +34,19 @@ from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
     from lwc_compiler.model import Model
+    from lwc_compiler.passes.sensitivity import ScanProgress
     from lwc_compiler.recipe import (
         IterateOptions,
         LowerOptions,
         PruneOptions,
         Recipe,
         RetrainOptions,
+        SensitivityOptions,
         load_recipe,
     )
     from lwc_compiler.runtime.artifact import Artifact
     from lwc_compiler.runtime.session import Session
+    from lwc_compiler.sparsity.curves import Sensitivity
     from lwc_compiler.training.progress import Progress
 
 __all__ = [
@@ -59,6 +62,8 @@ __all__ = [
     "PruneOptions",
     "Recipe",
     "RetrainOptions",
+    "Sensitivity",
+    "SensitivityOptions",
     "Session",
     "TargetError",
     "ToolchainError",
@@ -75,6 +80,7 @@ __all__ = [
     "prune",
     "retrain",
     "save",
+    "sensitivity",
 ]
 
 _LAZY = {
@@ -85,6 +91,8 @@ _LAZY = {
     "PruneOptions": "recipe",
     "Recipe": "recipe",
     "RetrainOptions": "recipe",
+    "Sensitivity": "sparsity.curves",
+    "SensitivityOptions": "recipe",
     "Session": "runtime.session",
     "load_recipe": "recipe",
 }
@@ -129,16 +137,58 @@ def compile(  # noqa: A001 - the verb of the project
     )
 
 
-def prune(model: str | Path | Model, options: PruneOptions) -> Model:
+def prune(model: str | Path | Model, options: PruneOptions, data: str | None = None) -> Model:
     """Removes the connections with the smallest weights; see `passes.prune`.
+
+    Args:
+        model: the trained model.
+        options: which connections go.
+        data: what the criterion `sensitivity` and the score `activation` measure on, in the forms of `retrain`; for
+            the former also the file of a scan (`Sensitivity.save`).
 
     Raises:
         ModelError: the model cannot be read, or has nothing to prune.
-        OptionError: the options do not fit the model.
+        OptionError: the options do not fit the model, or need data.
+        DataError: the data cannot be read, or does not fit the model.
     """
-    from lwc_compiler.passes import normalize, prune
+    from lwc_compiler.passes.normalize import normalize
+    from lwc_compiler.passes.pipeline import pruner_for
 
-    return prune.prune(normalize.normalize(_open(model)[0], fold_batch_norm=False), options)
+    normal = normalize(_open(model)[0], fold_batch_norm=False)
+    return pruner_for(normal, options, data)(normal, options)
+
+
+def sensitivity(
+    model: str | Path | Model,
+    data: str,
+    options: SensitivityOptions | None = None,
+    *,
+    workdir: str | Path | None = None,
+    progress: Callable[[ScanProgress], None] | None = None,
+) -> Sensitivity:
+    """Measures how good the network is with each layer pruned alone; see `passes.sensitivity`.
+
+    Args:
+        model: the trained model.
+        data: what to measure on, in the forms of `retrain`; labels are not needed.
+        options: None: the defaults.
+        workdir: where every measurement is kept: the same call makes only those that are missing; None: nowhere.
+        progress: called after every measurement.
+
+    Raises:
+        ModelError, DataError, OptionError: the model, the data or the options are not usable, or do not fit each other.
+        UnsupportedError: no loss can be computed for the model.
+    """
+    from lwc_compiler.passes.normalize import normalize
+    from lwc_compiler.passes.sensitivity import sensitivity
+
+    return sensitivity(
+        normalize(_open(model)[0], fold_batch_norm=False),
+        data,
+        options,
+        workdir=None if workdir is None else Path(workdir),
+        progress=progress,
+    )
 
 
 def retrain(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import lwc_compiler as lwc
-from lwc_compiler.cli_progress import training_progress
+from lwc_compiler.cli_progress import scan_progress, training_progress
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -177,15 +177,85 @@ def compile_command(
 @cli.command(parts=("prune",))
 @_model
 @_output_file
+@click.option(
+    "--data",
+    metavar="DATA",
+    help="Data that --criterion sensitivity and --score activation measure on, in the forms of --train-data, or the "
+    "FILE.json of `lwc sensitivity`.  [default: none]",
+)
 @_force
 @_json
-def prune(model: Path, output: Path, force: bool, as_json: bool, **options: Any) -> None:
+def prune(model: Path, output: Path, data: str | None, force: bool, as_json: bool, **options: Any) -> None:
     """Sets the smallest weights of MODEL to zero."""
     from lwc_compiler.cli_options import part_of
 
     chosen = part_of(options, "prune")
     _check_file(output, force)
-    _save(lwc.prune(model, chosen), output, as_json)
+    _save(lwc.prune(model, chosen, data), output, as_json)
+
+
+@cli.command(parts=("sensitivity",))
+@_model
+@click.option("--data", metavar="DATA", required=True, help=f"Data to measure on, with or without labels: {_DATA}.")
+@click.option(
+    "--budget",
+    metavar="KIND=VALUE",
+    help="Suggest the densities that lose least. density=D: this share of all weights is kept; flops=F: this share of "
+    "the FLOPs is left; bytes=N: the weights pack into about N bytes.  [default: none]",
+)
+@click.option(
+    "--workdir",
+    type=_PATH,
+    metavar="DIR",
+    help="Keep every measurement here: the same command makes only those that are missing.  [default: keep none]",
+)
+@click.option("-o", "--output", type=_PATH, metavar="FILE.json", help="Write all points.  [default: none]")
+@_force
+@_json
+def sensitivity(
+    model: Path,
+    data: str,
+    budget: str | None,
+    workdir: Path | None,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Shows how good MODEL is when one layer alone is pruned.
+
+    Nothing is retrained. With a budget, it suggests the densities that meet it with the least loss.
+    """
+    from lwc_compiler.cli_options import part_of
+    from lwc_compiler.model import load_model
+    from lwc_compiler.passes.normalize import normalize
+    from lwc_compiler.passes.sensitivity import suggest
+    from lwc_compiler.sparsity.allocation import Budget
+
+    limit = None if budget is None else Budget.parse(budget)
+    chosen = part_of(options, "sensitivity")
+    if output is not None:
+        _check_file(output, force)
+    opened = normalize(load_model(model), fold_batch_norm=False)
+    with scan_progress() as progress:
+        found = lwc.sensitivity(opened, data, chosen, workdir=workdir, progress=progress)
+    suggestion = None if limit is None else suggest(opened, found, limit)
+    if output is not None:
+        found.save(output, suggestion)
+    if as_json:
+        _print_json(found.to_json(suggestion))
+        return
+    columns, rows = found.cells(suggestion)
+    _print_table(columns, [tuple(row) for row in rows])
+    dense = found.dense.loss if found.metric == "loss" else found.dense.accuracy
+    click.echo(f"{found.metric} of the model as it is: {dense:.4g} on {found.samples} samples of {data}")
+    click.echo("holds to: the lowest density without a loss above 1 %; quality: its threshold / standard deviation")
+    if suggestion is not None:
+        parts = " ".join(f"--density {name}={density:.4g}" for name, density in suggestion.densities.items())
+        score = f" --score {found.score} --data {data}" if found.score == "activation" else ""
+        click.echo(
+            f"next: lwc prune {model} -o pruned.onnx --criterion per-layer --structure {found.structure}{score} {parts}"
+        )
 
 
 @cli.command(parts=("retrain",))

@@ -18,6 +18,7 @@ from lwc_compiler.recipe import (
     PruneOptions,
     Recipe,
     RetrainOptions,
+    SensitivityOptions,
     build,
     load_recipe,
 )
@@ -28,6 +29,7 @@ _CLASSES: dict[str, type[Options]] = {
     "prune": PruneOptions,
     "retrain": RetrainOptions,
     "iterate": IterateOptions,
+    "sensitivity": SensitivityOptions,
     "lower": LowerOptions,
 }
 
@@ -100,6 +102,15 @@ HELP = {
         "being fixed.",
         "remove_dead": "Whether neurons without inputs or outputs lose their other connections after a round.",
         "reinitialize": "Whether the weights that are left are drawn anew every round, for comparison.",
+    },
+    "sensitivity": {
+        "structure": "What is pruned together, as for `prune`.",
+        "score": "What a weight is measured by, as for `prune`.",
+        "samples": "Samples that each measurement is the mean over, at least 1.",
+        "loss": "What is measured beside the accuracy. auto: the distance to the model's own outputs when the data has "
+        "no labels, cross-entropy for integer labels, mse for others.",
+        "batch_size": "Samples that go through the network at once, at least 1.",
+        "workers": "Threads that measure, at least 0; 0: as many as there are cores.",
     },
     "lower": {
         "target": "What the machine code is made for: a name that `lwc targets` lists; host: this machine.",

@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lwc_compiler.passes.sensitivity import ScanProgress
     from lwc_compiler.training.progress import Progress
 
 _SECONDS_A_LINE = 2.0
@@ -30,6 +31,21 @@ def training_progress() -> Iterator[Callable[[Progress], None]]:
             show(progress)
 
         yield report
+
+
+@contextmanager
+def scan_progress() -> Iterator[Callable[[ScanProgress], None]]:
+    """A function that shows the progress of a sensitivity scan: as a line every few seconds, and at the end."""
+    spoken = time.monotonic()
+
+    def report(now: ScanProgress) -> None:
+        nonlocal spoken
+        if now.done == now.total or time.monotonic() - spoken > _SECONDS_A_LINE:
+            spoken = time.monotonic()
+            left = "" if now.seconds_left is None else f", {_duration(now.seconds_left)} left"
+            logger.info("scan: %d/%d measurements%s", now.done, now.total, left)
+
+    yield report
 
 
 def _progress_bar(stack: ExitStack) -> Callable[[Progress], None]:

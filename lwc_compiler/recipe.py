@@ -25,6 +25,10 @@ Criterion = Literal["uniform", "global", "std", "erdos-renyi-kernel", "per-layer
 Structure = Literal["element", "2x1", "4x1", "8x1", "1:2", "1:4", "2:4", "2:8", "4:8"]
 
 
+# Curves bend where few weights are left, so most densities are there.
+_SCANNED = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
+
+
 class Options(BaseModel):
     """Base of all options: frozen, and unknown keys are refused."""
 
@@ -71,9 +75,7 @@ class PruneOptions(Options):
             if getattr(self, other) not in (None, {}):
                 raise ValueError(f"criterion '{self.criterion}' takes '{needs}', not '{other}'")
         if self.score == "activation" and self.criterion == "std":
-            raise ValueError(
-                "criterion 'std' goes by the weights alone: it takes score 'magnitude'"
-            )
+            raise ValueError("criterion 'std' goes by the weights alone: it takes score 'magnitude'")
         return self
 
 
@@ -168,6 +170,29 @@ class IterateOptions(Options):
     alternate: bool = False
     remove_dead: bool = True
     reinitialize: bool = False
+
+
+class SensitivityOptions(Options):
+    """How the layers are measured.
+
+    Attributes:
+        structure: of the masks, as in `PruneOptions`.
+        score: of the masks, as in `PruneOptions`.
+        densities: kept / all weights at which each layer is measured; an `N:M` structure adds N / M and leaves out what
+            is above.
+        samples: samples of the data that each measurement is the mean over; they are held in memory.
+        loss: as in `RetrainOptions`; `auto` takes the distance to the dense model's outputs where there are no labels.
+        batch_size: samples that go through the network at once.
+        workers: threads that measure; 0: as many as there are cores. The result does not depend on it.
+    """
+
+    structure: Structure = "element"
+    score: Literal["magnitude", "activation"] = "magnitude"
+    densities: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] = _SCANNED
+    samples: Annotated[int, Field(ge=1)] = 1000
+    loss: Literal["auto", "cross-entropy", "mse", "bce", "distillation"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] = 100
+    workers: Annotated[int, Field(ge=0)] = 0
 
 
 class LowerOptions(Options):

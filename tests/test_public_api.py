@@ -25,17 +25,30 @@ SIGNATURES = {
     "load_recipe": "(path: str | Path) -> Recipe",
     "lower": "(model: str | Path | Model, output: str | Path, options: LowerOptions | None = None, *, "
     "force: bool = False) -> Artifact",
-    "prune": "(model: str | Path | Model, options: PruneOptions) -> Model",
+    "prune": "(model: str | Path | Model, options: PruneOptions, data: str | None = None) -> Model",
     "retrain": "(model: str | Path | Model, train_data: str, val_data: str | None = None, "
     "options: RetrainOptions | None = None, *, teacher: str | Path | Model | None = None, "
     "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Model",
+    "sensitivity": "(model: str | Path | Model, data: str, options: SensitivityOptions | None = None, *, "
+    "workdir: str | Path | None = None, progress: Callable[[ScanProgress], None] | None = None) -> Sensitivity",
     "save": "(model: Model, path: str | Path) -> None",
 }
 ERRORS = {
     *("ArtifactError", "DataError", "LwcError", "ModelError", "OptionError", "TargetError", "ToolchainError"),
     *("TrainingError", "UnsupportedError", "VerificationError"),
 }
-CLASSES = {"Artifact", "IterateOptions", "LowerOptions", "Model", "PruneOptions", "Recipe", "RetrainOptions", "Session"}
+CLASSES = {
+    "Artifact",
+    "IterateOptions",
+    "LowerOptions",
+    "Model",
+    "PruneOptions",
+    "Recipe",
+    "RetrainOptions",
+    "Sensitivity",
+    "SensitivityOptions",
+    "Session",
+}
 
 
 def test_names():

@@ -78,7 +78,8 @@ def prune_dead(model: Model) -> Model:
     places: dict[str, Any] = {name: np.arange(array.size).reshape(array.shape) for name, array in tensors.items()}
     small = compact(replace(model, masks=places))
     left = {tensor.name: numpy_helper.to_array(tensor) for tensor in small.proto.graph.initializer}
-    scaled = any(item.name == "beta" and item.f != 1 for node in model.proto.graph.node for item in node.attribute)
+    gemms = [node for node in model.proto.graph.node if node.op_type == "Gemm"]
+    scaled = any(item.name == "beta" and item.f != 1 for node in gemms for item in node.attribute)
     fits = all(name in tensors and array.size == small.masks[name].size for name, array in left.items())
     if scaled or not fits:
         return model
@@ -89,7 +90,8 @@ def prune_dead(model: Model) -> Model:
         before, after = tensors[tensor.name], left.get(tensor.name)
         if after is None or after.dtype != np.float32:
             continue
-        full = np.zeros(before.size, np.float32)
+        # Of what is cut, only weights become 0: a divisor or a variance of a dead channel must not.
+        full = np.zeros(before.size, np.float32) if tensor.name in sites else before.flatten()
         full[small.masks[tensor.name].ravel()] = after.ravel()
         if after.shape == before.shape and np.array_equal(full.reshape(before.shape), before):
             continue

@@ -26,7 +26,7 @@ def find_dropouts(graph: onnx.GraphProto) -> dict[str, float]:
             continue
         ratio = next((helper.get_attribute_value(item) for item in node.attribute if item.name == "ratio"), None)
         if ratio is None and len(node.input) > 1 and node.input[1] in constants:
-            ratio = float(numpy_helper.to_array(constants[node.input[1]]))
+            ratio = float(numpy_helper.to_array(constants[node.input[1]]).item())
         tensor = node.input[0]
         while tensor in producers and producers[tensor].op_type in ("Identity", "Dropout"):
             tensor = producers[tensor].input[0]
@@ -47,12 +47,13 @@ def dropout_ratios(model: Model, asked: Mapping[str, float], *, adjust: bool) ->
         adjust: whether the ratios follow the connections.
 
     Raises:
-        OptionError: `asked` names something that is not computed in the graph.
+        OptionError: `asked` names something that is not computed in the graph, or the graph's own ratio is none.
     """
     graph = model.proto.graph
     producers = {name: node for node in graph.node for name in node.output if name}
     labels = {node_label(node): node.output[0] for node in graph.node}
-    known: dict[str, float] = next((entry["dropout"] for entry in model.provenance if entry.get("dropout")), {})
+    normalized = (entry.get("dropout") for entry in model.provenance if entry["pass"] == "normalize")
+    known: dict[str, float] = next(filter(None, normalized), {})
     ratios = {name: ratio for name, ratio in known.items() if name in producers}
     for name, ratio in asked.items():
         tensor = name if name in producers else labels.get(name)
@@ -62,6 +63,12 @@ def dropout_ratios(model: Model, asked: Mapping[str, float], *, adjust: bool) ->
                 f"such as '{next(iter(labels), '')}'"
             )
         ratios[tensor] = ratio
+    for tensor, ratio in ratios.items():
+        if not 0 <= ratio < 1:
+            raise OptionError(
+                f"the Dropout after '{tensor}' has the ratio {ratio:g} in the model; ratios are at least 0 and below "
+                f"1: name another one for '{tensor}'"
+            )
     wanted = {tensor: ratio for tensor, ratio in ratios.items() if ratio > 0}
     if not adjust or not wanted:
         return wanted

@@ -76,6 +76,8 @@ def iterate(
     stages = rounds(goal, options)
     if options.schedule == "gradual" and options.reinitialize:
         raise OptionError("re-initializing starts a round anew, and the gradual schedule has no rounds")
+    if goal.score == "activation" and (options.schedule == "gradual" or training.grow != "none"):
+        raise OptionError("score 'activation' is measured between trainings, not within one: take 'magnitude'")
     dense, metric = _measure(model, train_data, val_data, training)
     logger.info("dense model: %s %.4f", metric, dense)
     run = _Run(model, train_data, val_data, training, options, pruner, workdir, progress, len(stages))

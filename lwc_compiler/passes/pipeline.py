@@ -19,14 +19,24 @@ from lwc_compiler.passes.compact import compact
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.sites import constant_tensors, find_sites
-from lwc_compiler.recipe import IterateOptions, LowerOptions, PruneOptions, Recipe, RetrainOptions
+from lwc_compiler.recipe import (
+    IterateOptions,
+    LowerOptions,
+    PruneOptions,
+    Recipe,
+    RetrainOptions,
+    SensitivityOptions,
+)
 from lwc_compiler.report.table import Report, layer_report, with_lowered
 from lwc_compiler.runtime.artifact import Artifact, check_destination, write_artifact
+from lwc_compiler.sparsity.curves import Sensitivity, load_sensitivity
 from lwc_compiler.targets import find_target
 from lwc_compiler.training.progress import Progress
 
 # Samples that activation densities are measured on.
 _MEASURED_SAMPLES = 128
+
+Pruner = Callable[[Model, PruneOptions], Model]
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +100,10 @@ def _pruned_and_retrained(
             workdir=workdir,
             progress=progress,
         )
-    model = prune(original, recipe.prune) if recipe.prune else mark_zeros(original)
+    model = mark_zeros(original)
+    if recipe.prune:
+        data = recipe.val_data or recipe.train_data
+        model = pruner_for(original, recipe.prune, data, workdir)(original, recipe.prune)
     if recipe.train_data:
         from lwc_compiler.passes.retrain import retrain
 
@@ -122,9 +135,41 @@ def prune_in_rounds(
     """`passes.iterate` for a normalized model, with the prune pass."""
     from lwc_compiler.passes.iterate import iterate
 
+    pruner = pruner_for(model, goal, val_data or train_data, workdir)
     return iterate(
-        model, train_data, val_data, goal, training, options, pruner=prune, workdir=workdir, progress=progress
+        model, train_data, val_data, goal, training, options, pruner=pruner, workdir=workdir, progress=progress
     )
+
+
+def pruner_for(model: Model, options: PruneOptions, data: str | None, workdir: Path | None = None) -> Pruner:
+    """The prune pass with the measurements that `options` ask for.
+
+    Args:
+        model: normalized and not pruned yet; the sensitivity of its layers is measured here, once.
+        options: criterion, score and structure are read.
+        data: to measure on, or the file of a scan; None: nothing is measured, and `prune` says so when that matters.
+        workdir: where the scan keeps its measurements.
+    """
+    scan: Sensitivity | None = None
+    if options.criterion == "sensitivity" and data is not None:
+        if Path(data).suffix == ".json":
+            scan = load_sensitivity(Path(data))
+        else:
+            from lwc_compiler.passes.sensitivity import sensitivity
+
+            logger.info("measuring the sensitivity of the layers")
+            settings = SensitivityOptions(structure=options.structure, score=options.score)
+            scan = sensitivity(model, data, settings, workdir=workdir)
+
+    def pruner(current: Model, stage: PruneOptions) -> Model:
+        norms = None
+        if stage.score == "activation" and data is not None:
+            from lwc_compiler.passes.calibration import input_norms
+
+            norms = input_norms(current, data)
+        return prune(current, stage, sensitivity=scan, norms=norms)
+
+    return pruner
 
 
 def _check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> None:

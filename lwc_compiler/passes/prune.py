@@ -1,12 +1,12 @@
-"""The prune pass: removes the connections with the smallest weights (Han et al. 2015, section 3)."""
+"""The prune pass: removes the connections that matter least (Han et al. 2015, section 3)."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -17,11 +17,21 @@ from lwc_compiler.errors import ModelError, OptionError
 from lwc_compiler.model import Model
 from lwc_compiler.passes.sites import SITE_OPERATORS, Site, constant_tensors, find_sites
 from lwc_compiler.recipe import PruneOptions
+from lwc_compiler.sparsity.allocation import Curve, quality_factors
 from lwc_compiler.sparsity.masks import Layer, choose_masks
 
+if TYPE_CHECKING:
+    from lwc_compiler.sparsity.curves import Sensitivity
 
-def prune(model: Model, options: PruneOptions) -> Model:
-    """Masks the weights of `model` by magnitude and sets the masked ones to zero.
+
+def prune(
+    model: Model,
+    options: PruneOptions,
+    *,
+    sensitivity: Sensitivity | None = None,
+    norms: Mapping[str, NDArray[np.float32]] | None = None,
+) -> Model:
+    """Masks the weights of `model` with the lowest scores and sets the masked ones to zero.
 
     Rewrite: `W -> W * M` for every site that is not kept, with `M` added to `Model.masks`. What was masked before, and
     what is exactly zero, stays pruned. Biases and all other tensors are left alone.
@@ -34,18 +44,24 @@ def prune(model: Model, options: PruneOptions) -> Model:
     - weights that are not float32, and weights that something else reads too (a tied embedding, a graph output).
 
     The provenance entry holds `density` (kept / all over the pruned sites) and `sites`: weight name -> `density` and
-    either `requested` (None where the criterion sets no density a site) or, for a kept site, `kept_because`.
+    either `requested` (None where the criterion sets no density a site) or, for a kept site, `kept_because`. With the
+    criterion `sensitivity` a pruned site also has `quality`: the threshold on |w| that gives this density / the
+    standard deviation of the weights.
 
     Args:
         model: left unchanged.
-        options: criterion, structure and what to keep.
+        options: criterion, score, structure and what to keep.
+        sensitivity: what `passes.sensitivity.sensitivity` found for this model, for the criterion `sensitivity`; also
+            when the model was pruned further since.
+        norms: what `passes.calibration.input_norms` found for this model, for the score `activation`.
 
     Returns:
         A model that shares no weights with `model`.
 
     Raises:
         ModelError: no site can be pruned, or a weight holds NaN or Inf.
-        OptionError: a name or pattern matches no site, names contradict each other, or a density is out of reach.
+        OptionError: a name or pattern matches no site, names contradict each other, a density is out of reach, or
+            `sensitivity` or `norms` is missing or of another model.
     """
     sites = find_sites(model.proto)
     if not sites:
@@ -72,6 +88,8 @@ def prune(model: Model, options: PruneOptions) -> Model:
             kept=site.to_matrix(before[site.weight]),
             shape=site.shape,
             row_groups=site.row_groups,
+            norms=_norms(site, options, norms),
+            curve=_curve(site, options, sensitivity),
         )
         for site in pruned
     }
@@ -86,6 +104,9 @@ def prune(model: Model, options: PruneOptions) -> Model:
             entries[name]["kept_because"] = reasons[name]
         else:
             entries[name]["requested"] = choices[name].requested
+            if options.criterion == "sensitivity":
+                left = np.where(before[name], weights[name], 0)
+                entries[name]["quality"] = quality_factors({name: left}, {name: entries[name]["density"]})[name]
     return replace(model, masks={**model.masks, **masks}).after(
         "prune",
         _with_masks(model.proto, masks, weights),
@@ -93,6 +114,33 @@ def prune(model: Model, options: PruneOptions) -> Model:
         density=sum(int(mask.sum()) for mask in masks.values()) / sum(site.size for site in pruned),
         sites=entries,
     )
+
+
+def _norms(
+    site: Site, options: PruneOptions, norms: Mapping[str, NDArray[np.float32]] | None
+) -> NDArray[np.float32] | None:
+    """The norms of what `site` reads, with the score `activation`."""
+    if options.score != "activation":
+        return None
+    shape = (site.row_groups, site.matrix_shape[1])
+    if norms is None or site.weight not in norms or norms[site.weight].shape != shape:
+        raise OptionError(
+            f"score 'activation' needs the norms of the inputs of '{site.weight}', {shape[0]} x {shape[1]} numbers "
+            "measured on calibration data: give data (in Python: prune(..., norms=input_norms(model, data)))"
+        )
+    return norms[site.weight]
+
+
+def _curve(site: Site, options: PruneOptions, sensitivity: Sensitivity | None) -> Curve | None:
+    """What pruning `site` costs, with the criterion `sensitivity`."""
+    if options.criterion != "sensitivity":
+        return None
+    if sensitivity is None:
+        raise OptionError(
+            "criterion 'sensitivity' needs a sensitivity scan of the model: give data, or the file that `lwc "
+            "sensitivity` writes (in Python: prune(..., sensitivity=sensitivity(model, data)))"
+        )
+    return sensitivity.curve(site.weight, site.shape, options.structure, options.score)
 
 
 def _names(site: Site) -> tuple[str, ...]:

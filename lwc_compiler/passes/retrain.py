@@ -16,6 +16,7 @@ from lwc_compiler.model import Model
 from lwc_compiler.passes.dropout import dropout_ratios
 from lwc_compiler.passes.sites import constant_tensors, find_sites, node_label
 from lwc_compiler.recipe import PruneOptions, RetrainOptions, build
+from lwc_compiler.sparsity.masks import parse_structure
 from lwc_compiler.training.progress import Progress
 from lwc_compiler.training.runtime_check import require_training
 
@@ -142,8 +143,9 @@ def frozen_weights(model: Model, patterns: Iterable[str]) -> tuple[str, ...]:
             names = ", ".join(f"'{site.weight}'" for site in sites[:5])
             raise OptionError(f"freeze: '{pattern}' matches no layer; there are {names}, and the kinds conv and fc")
         labels = {label for site in found for label in site.nodes}
+        results = {name for site in found for name in site.outputs}
         for node in model.proto.graph.node:
-            if node_label(node) in labels:
+            if node_label(node) in labels or (node.op_type == "Add" and results.intersection(node.input)):
                 frozen |= dict.fromkeys(name for name in node.input if name in constants)
         frozen |= dict.fromkeys(site.weight for site in found)
     if sites and all(site.weight in frozen for site in sites):
@@ -162,7 +164,9 @@ def current_pruning(model: Model) -> Pruning:
     sites = [site for site in find_sites(model.proto) if site.weight in model.masks]
     if not sites:
         raise OptionError("nothing is pruned, so nothing can grow back: prune first, or leave `grow` out")
-    densities = {site.weight: float(model.masks[site.weight].mean()) for site in sites}
+    # A structure can keep a weight more than its share where groups are cut off or counts are odd.
+    highest = parse_structure(structure).highest_density
+    densities = {site.weight: min(float(model.masks[site.weight].mean()), highest) for site in sites}
     goal: PruneOptions = build(
         PruneOptions, {"criterion": "per-layer", "densities": densities, "structure": structure}, "grow"
     )

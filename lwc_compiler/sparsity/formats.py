@@ -212,7 +212,7 @@ class NofM(Format):
         # The columns with values come first, then the first ones without.
         positions = np.sort(np.argsort(groups == 0, axis=2, kind="stable")[:, :, : self.kept], axis=2)
         values = np.take_along_axis(groups, positions, axis=2)
-        return Packed(self, (rows, columns), {"values": values, "positions": _pack_bits(positions, self.bits)})
+        return Packed(self, (rows, columns), {"values": values, "positions": pack_bits(positions, self.bits)})
 
     def unpack(self, packed: Packed) -> Matrix:
         rows, columns = packed.shape
@@ -234,19 +234,19 @@ class NofM(Format):
 
     def _positions(self, packed: Packed) -> NDArray[np.int64]:
         values = packed.arrays["values"]
-        return _unpack_bits(packed.arrays["positions"], self.bits, values.size).reshape(values.shape)
+        return unpack_bits(packed.arrays["positions"], self.bits, values.size).reshape(values.shape)
 
 
 @dataclass(frozen=True)
 class RelativeIndex(Format):
     """Values with the gaps between them in k bits (Han et al. 2015, section 4: 5 bits for Gemm, 8 for convolutions).
 
-    The matrix is read in row-major order, rows after one another. Where a gap does not fit into k bits, entries with
-    value zero are put in ("fillers", Han et al. 2016, figure 2). With n entries, fillers included:
+    The matrix is read in row-major order, rows after one another; see `gaps_between` for the numbers, fillers included.
+    With n values:
 
-    - `values`: float32 (n,).
-    - `gaps`: uint8 (ceil(n·k / 8),): the number of zeros left out before each entry, k bits, least significant bit
-      first, the last byte filled up with zero bits. A filler has the largest gap, 2^k - 1.
+    - `values`: float32 (n,), the values that are not zero.
+    - `gaps`: uint8 (ceil(entries·k / 8),): k bits for each gap, least significant bit first, the last byte filled up
+      with zero bits. What follows the gap of the last value means nothing.
 
     Attributes:
         bits: k, 1 to 16.
@@ -263,15 +263,9 @@ class RelativeIndex(Format):
 
     def pack(self, matrix: Matrix) -> Packed:
         flat = np.ascontiguousarray(matrix).ravel()
-        position = np.flatnonzero(flat)
-        zeros = np.diff(position, prepend=-1) - 1
-        entry = np.cumsum((zeros >> self.bits) + 1) - 1
-        entries = int(entry[-1]) + 1 if entry.size else 0
-        values = np.zeros(entries, np.float32)
-        gaps = np.full(entries, (1 << self.bits) - 1)
-        values[entry] = flat[position]
-        gaps[entry] = zeros & ((1 << self.bits) - 1)
-        return Packed(self, _shape(matrix), {"values": values, "gaps": _pack_bits(gaps, self.bits)})
+        places = np.flatnonzero(flat)
+        gaps = pack_bits(gaps_between(places, self.bits), self.bits)
+        return Packed(self, _shape(matrix), {"values": flat[places], "gaps": gaps})
 
     def unpack(self, packed: Packed) -> Matrix:
         flat = np.zeros(packed.shape[0] * packed.shape[1], np.float32)
@@ -279,15 +273,45 @@ class RelativeIndex(Format):
         return flat.reshape(packed.shape)
 
     def validate(self, packed: Packed) -> None:
-        entries = packed.arrays["values"].size
-        _require_shape(self, packed, "values", (entries,))
-        _require_shape(self, packed, "gaps", (-(-entries * self.bits // 8),))
-        inside = entries == 0 or self._places(packed)[-1] < packed.shape[0] * packed.shape[1]
+        values = packed.arrays["values"].size
+        _require_shape(self, packed, "values", (values,))
+        places = self._places(packed)
+        _require(places.size == values, f"{self.name}: there are gaps for {places.size} of the {values} values")
+        inside = values == 0 or places[-1] < packed.shape[0] * packed.shape[1]
         _require(bool(inside), f"{self.name}: the gaps lead beyond the last weight")
 
     def _places(self, packed: Packed) -> NDArray[np.int64]:
-        """Row-major index of each entry; strictly ascending, whatever the gaps."""
-        return np.cumsum(_unpack_bits(packed.arrays["gaps"], self.bits, packed.arrays["values"].size) + 1) - 1
+        """Row-major index of each value; strictly ascending, whatever the gaps."""
+        gaps = packed.arrays["gaps"]
+        entries = unpack_bits(gaps, self.bits, gaps.size * 8 // self.bits)
+        return places_after(entries, self.bits)[: packed.arrays["values"].size]
+
+
+def gaps_between(places: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
+    """Relative indices of ascending `places`: the number of places left out before each, in numbers of `bits` bits.
+
+    The largest number, 2^bits - 1, is a filler: so many places are left out and none is taken. Fillers come before a
+    gap that does not fit. Those of Han et al. 2016 (figure 2) are entries with value zero; here the number says that
+    there is no value, so none is stored.
+
+    Args:
+        places: int64 (n,), strictly ascending, from 0.
+        bits: 1 or more; with 1 the numbers are a bitmap whose zero bits mark the places.
+    """
+    filler = (1 << bits) - 1
+    fillers, rest = np.divmod(np.diff(places, prepend=-1) - 1, filler)
+    last = np.cumsum(fillers + 1) - 1  # where the numbers of each place end
+    gaps = np.full(int(last[-1]) + 1 if last.size else 0, filler)
+    gaps[last] = rest
+    return gaps
+
+
+def places_after(gaps: NDArray[Any], bits: int) -> NDArray[np.int64]:
+    """The inverse of `gaps_between`; strictly ascending, whatever the gaps."""
+    taken = gaps != (1 << bits) - 1
+    ends = np.cumsum(gaps + taken, dtype=np.int64)
+    places: NDArray[np.int64] = ends[taken] - 1
+    return places
 
 
 def _shape(matrix: Matrix) -> tuple[int, int]:
@@ -311,8 +335,8 @@ def _require_shape(layout: Format, packed: Packed, name: str, shape: tuple[int, 
     _require(found == shape, f"{layout.name}: '{name}' has shape {found}, not {shape}")
 
 
-def _pack_bits(numbers: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
-    """The low `bits` of each number, least significant bit first, without gaps."""
+def pack_bits(numbers: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+    """The low `bits` of each number, least significant bit first, one number after the other; uint8."""
     flat = numbers.ravel()
     parts = [
         np.packbits((flat[start : start + _CHUNK, None] >> np.arange(bits)) & 1, bitorder="little")
@@ -321,11 +345,11 @@ def _pack_bits(numbers: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
     return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
 
-def _unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
-    """The inverse of `_pack_bits` for `count` numbers."""
+def unpack_bits(packed: NDArray[np.uint8], bits: int, count: int) -> NDArray[np.int64]:
+    """The inverse of `pack_bits` for `count` numbers, which `packed` must hold."""
     numbers = np.empty(count, np.int64)
     for start in range(0, count, _CHUNK):
         part = numbers[start : start + _CHUNK]
         digits = np.unpackbits(packed[start * bits // 8 :], count=part.size * bits, bitorder="little")
-        part[:] = digits.reshape(-1, bits) @ (1 << np.arange(bits))
+        part[:] = digits.reshape(part.size, bits) @ (1 << np.arange(bits))
     return numbers

@@ -1,9 +1,10 @@
-"""Masks by magnitude: which weights of which layer are kept, for a criterion and a structure.
+"""Masks by score: which weights of which layer are kept, for a criterion and a structure.
 
 Everything here works on the matrix view of a weight (rows = output channels, columns = inputs of one channel; see
-`lwc_compiler.passes.sites.Site`). Weights are pruned in units: single weights, or blocks of R consecutive rows in one
-column (fewer in the last block when the rows are no multiple of R). A unit's score is the root mean square of its
-weights, which is |w| for a single weight: one threshold means the same for every structure and for smaller last blocks.
+`lwc_compiler.passes.sites.Site`). The score of a weight is |w|, or |w| x the norm of its input where a layer has norms.
+Weights are pruned in units: single weights, or blocks of R consecutive rows in one column (fewer in the last block when
+the rows are no multiple of R). A unit's score is the root mean square of its weights' scores: one threshold means the
+same for every structure and for smaller last blocks.
 
 Rules that hold for every criterion:
 - A weight that is already zero or masked stays pruned: pruning again can only remove more.
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe import PruneOptions
+from lwc_compiler.sparsity.allocation import Budget, Curve, allocate
 
 Mask = NDArray[np.bool_]
 
@@ -65,12 +67,25 @@ class Layer:
         kept: the weights not pruned before, bool (rows, columns).
         shape: shape of the weight as stored, for the Erdős-Rényi-kernel rule.
         row_groups: ranges of equally many rows that read different inputs (convolution groups); no block crosses them.
+        norms: norm of the input that each column is multiplied with, float32 (row_groups, columns); None: the score of
+            a weight is |w| alone. The criterion `std` takes none.
+        curve: what pruning this layer costs, for the criterion `sensitivity`.
     """
 
     matrix: NDArray[np.float32]
     kept: Mask
     shape: tuple[int, ...]
     row_groups: int = 1
+    norms: NDArray[np.float32] | None = None
+    curve: Curve | None = None
+
+    @property
+    def scores(self) -> NDArray[np.float32]:
+        """The score of each weight, (rows, columns)."""
+        magnitudes: NDArray[np.float32] = np.abs(self.matrix)
+        if self.norms is None:
+            return magnitudes
+        return magnitudes * np.repeat(self.norms, len(self.matrix) // self.row_groups, axis=0)
 
 
 @dataclass(frozen=True)
@@ -89,16 +104,17 @@ class Choice:
 def choose_masks(layers: Mapping[str, Layer], options: PruneOptions) -> dict[str, Choice]:
     """The masks of `layers` by `options.criterion` and `options.structure`; the `keep` options play no part here.
 
-    Densities are kept / all weights. With `uniform`, `per-layer` and `erdos-renyi-kernel` each layer meets its density
-    to within one unit, with `global` the whole does; a layer with fewer weights left than that keeps what it has.
-    `N:M` first keeps the N highest of each group, then the criterion prunes further among them.
+    Densities are kept / all weights. With `uniform`, `per-layer`, `erdos-renyi-kernel` and `sensitivity` each layer
+    meets its density to within one unit, with `global` the whole does; a layer with fewer weights left than that keeps
+    what it has. `N:M` first keeps the N highest of each group, then the criterion prunes further among them.
 
     Args:
-        layers: name -> layer; with `per-layer`, exactly the names in `options.densities`.
+        layers: name -> layer; with `per-layer`, exactly the names in `options.densities`; with `sensitivity`, each has
+            a curve.
         options: criterion, structure, and the sparsity, quality or densities that the criterion takes.
 
     Raises:
-        OptionError: a density above what an `N:M` structure can keep is requested.
+        OptionError: a density above what an `N:M` structure can keep is requested, or below what the curves reach.
     """
     structure = parse_structure(options.structure)
     for name, density in ({"": _density(options)} if options.sparsity is not None else options.densities).items():
@@ -173,19 +189,19 @@ class _Units:
 
 
 def _units(layer: Layer, structure: Structure) -> _Units:
-    available = layer.kept & (layer.matrix != 0)
+    available, weight_scores = layer.kept & (layer.matrix != 0), layer.scores
     if structure.group_size:
-        available &= _group_mask(np.where(available, np.abs(layer.matrix), 0), structure)
+        available &= _group_mask(np.where(available, weight_scores, 0), structure)
     rows = len(layer.matrix)
     group_rows = rows // layer.row_groups
     starts = np.arange(rows).reshape(layer.row_groups, group_rows)[:, :: structure.block_rows].ravel()
     heights = np.diff(starts, append=rows)
     sizes = None
     if structure.block_rows == 1:
-        scores = np.where(available, np.abs(layer.matrix), np.float32(-1))
+        scores = np.where(available, weight_scores, np.float32(-1))
     else:
         sizes = np.add.reduceat(available, starts, dtype=np.int64)
-        squares = np.square(np.where(available, layer.matrix, 0), dtype=np.float64)
+        squares = np.square(np.where(available, weight_scores, 0), dtype=np.float64)
         scores = np.where(sizes > 0, np.sqrt(np.add.reduceat(squares, starts) / heights[:, None]), -1)
     if available.any():
         scores.flat[np.argmax(scores)] = np.inf
@@ -258,6 +274,9 @@ def _densities(layers: Mapping[str, Layer], units: dict[str, _Units], options: P
     if options.criterion == "uniform":
         return dict.fromkeys(layers, _density(options))
     limits = {name: int(unit.available.sum()) / unit.total for name, unit in units.items()}
+    if options.criterion == "sensitivity":
+        curves = {name: layer.curve for name, layer in layers.items() if layer.curve is not None}
+        return allocate(curves, Budget("density", _density(options)), limits)
     return erdos_renyi_kernel({name: layer.shape for name, layer in layers.items()}, _density(options), limits)
 
 

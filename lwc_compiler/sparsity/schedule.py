@@ -52,17 +52,19 @@ def rounds(goal: PruneOptions, options: IterateOptions) -> list[PruneOptions]:
 def between(before: PruneOptions | None, after: PruneOptions) -> PruneOptions | None:
     """The stage half-way from `before` (None: nothing pruned) to `after`: the geometric mean of densities.
 
-    None where there is none: two rounds of one quality factor.
+    None where there is none: two rounds of one quality factor, or an `N:M` structure that keeps no more than `after`.
     """
     if after.quality is not None:
         quality = 0.0 if before is None or before.quality is None else before.quality
         return None if quality == after.quality else after.model_copy(update={"quality": (quality + after.quality) / 2})
     if after.densities:
         low = {} if before is None else before.densities
-        middle = {name: math.sqrt(low.get(name, 1.0) * density) for name, density in after.densities.items()}
-        return after.model_copy(update={"densities": middle})
-    first = 1.0 if before is None else 1 - (before.sparsity or 0.0)
-    return _with_densities(after, lambda density: math.sqrt(first * density))
+        means = {name: math.sqrt(low.get(name, 1.0) * density) for name, density in after.densities.items()}
+        middle = _with_densities(after.model_copy(update={"densities": means}), lambda density: density)
+    else:
+        first = 1.0 if before is None else 1 - (before.sparsity or 0.0)
+        middle = _with_densities(after, lambda density: math.sqrt(first * density))
+    return None if middle == after else middle
 
 
 def target_of(options: PruneOptions) -> float | None:

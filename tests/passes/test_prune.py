@@ -271,3 +271,33 @@ def test_weight_that_is_not_finite_is_refused(cnn, value):
 def test_names_that_match_nothing_or_contradict_each_other(cnn, options, message):
     with pytest.raises(OptionError, match=message):
         prune(cnn, PruneOptions(**options))
+
+
+def norms_of(model, value=1.0):
+    return {
+        site.weight: np.full((site.row_groups, site.matrix_shape[1]), value, np.float32)
+        for site in find_sites(model.proto)
+    }
+
+
+def test_activation_norms_decide_together_with_magnitudes(cnn):
+    options = PruneOptions(criterion="uniform", sparsity=0.5, score="activation")
+    plain = prune(cnn, PruneOptions(criterion="uniform", sparsity=0.5))
+    even = prune(cnn, options, norms=norms_of(cnn, 3.0))
+    assert all(np.array_equal(even.masks[name], mask) for name, mask in plain.masks.items())
+    norms = norms_of(cnn)
+    # Inputs 3 and 4 of the convolution's second group and input 5 of fc1 are by far the loudest.
+    norms["grouped_w"][1, 18:] = 1e6
+    norms["fc1_w"][0, 5] = 1e6
+    masks = prune(cnn, options, norms=norms).masks
+    assert masks["grouped_w"][6:, 2:].all()
+    assert not masks["grouped_w"][:6, 2:].all()
+    assert masks["fc1_w"][:, 5].all()
+    assert masks["fc1_w"].mean() == 0.5
+    assert np.array_equal(masks["fc2_w"], plain.masks["fc2_w"])
+
+
+@pytest.mark.parametrize("norms", [None, {}, {"grouped_w": np.ones((1, 36), np.float32)}])
+def test_norms_that_are_missing_or_do_not_fit_are_asked_for(cnn, norms):
+    with pytest.raises(OptionError, match=r"norms of the inputs of 'grouped_w', 2 x 36 numbers .*: give data"):
+        prune(cnn, PruneOptions(sparsity=0.5, score="activation"), norms=norms)

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from lwc_compiler.errors import ArtifactError
 from lwc_compiler.recipe import PruneOptions
-from lwc_compiler.sparsity.formats import BlockCsr, Dense, NofM, Packed, RelativeIndex
+from lwc_compiler.sparsity.formats import BlockCsr, Dense, NofM, Packed, RelativeIndex, gaps_between, places_after
 from lwc_compiler.sparsity.masks import Layer, choose_masks
 
 GENERAL = [
@@ -115,11 +115,20 @@ def test_relative_index_layout_with_fillers():
     matrix = np.zeros((2, 20), np.float32)
     matrix[0, 1], matrix[0, 10], matrix[1, 9] = 1, 2, 3
     packed = RelativeIndex(3).pack(matrix)
-    # Gaps: 1, then 8 zeros = filler (7) + 0, then 18 zeros = two fillers + 2.
-    assert packed.arrays["values"].tolist() == [1, 0, 2, 0, 0, 3]
+    # Gaps: 1, then 8 zeros = filler (7) + 1, then 18 zeros = two fillers + 4.
+    assert packed.arrays["values"].tolist() == [1, 2, 3]
     gaps = np.unpackbits(packed.arrays["gaps"], count=18, bitorder="little").reshape(6, 3) @ [1, 2, 4]
-    assert gaps.tolist() == [1, 7, 0, 7, 7, 2]
-    assert packed.nbytes == 6 * 4 + 3
+    assert gaps.tolist() == [1, 7, 1, 7, 7, 4]
+    assert packed.nbytes == 3 * 4 + 3
+
+
+def test_a_gap_as_long_as_a_filler_is_a_filler_and_nothing():
+    assert gaps_between(np.array([0, 4, 8]), 2).tolist() == [0, 3, 0, 3, 0]
+    assert places_after(np.array([0, 3, 0, 3, 0]), 2).tolist() == [0, 4, 8]
+
+
+def test_gaps_of_one_bit_are_a_bitmap():
+    assert gaps_between(np.array([1, 2, 5]), 1).tolist() == [1, 0, 0, 1, 1, 0]
 
 
 @pytest.mark.parametrize(("columns", "dtype"), [(65536, "uint16"), (65537, "uint32")])
@@ -138,10 +147,14 @@ def test_bit_streams_longer_than_one_part():
 
 
 def test_size_against_the_papers_overhead():
-    # Five-bit gaps cost 5 / 32 of the values they index: the 15.6 % overhead that the paper states.
-    matrix = random_matrix(300, 784, 0.09)
-    packed = RelativeIndex(5).pack(matrix)
-    assert packed.arrays["gaps"].nbytes / packed.arrays["values"].nbytes == pytest.approx(0.15625, abs=1e-4)
+    # Five-bit gaps cost 5 / 32 of the values they index, the 15.6 % that the paper states, and so does each filler: a
+    # gap is 31 or more with probability 0.91^31, again and again.
+    packed = RelativeIndex(5).pack(random_matrix(300, 784, 0.09))
+    fillers = 0.91**31 / (1 - 0.91**31)
+    assert packed.arrays["gaps"].nbytes / packed.arrays["values"].nbytes == pytest.approx(
+        0.15625 * (1 + fillers), rel=0.01
+    )
+    matrix = packed.unpack()
     assert packed.nbytes < BlockCsr().pack(matrix).nbytes < Dense().pack(matrix).nbytes
 
 
@@ -191,8 +204,9 @@ def put(index, value):
         (NofM(2, 4), "values", lambda array: array[:, :1], "'values' has shape"),
         (NofM(2, 4), "positions", lambda array: array[1:], "'positions' has shape"),
         (NofM(2, 4), "positions", put(0, 0), "positions in a group do not ascend"),
-        (RelativeIndex(5), "gaps", put(slice(None), 255), "beyond the last weight"),
-        (RelativeIndex(5), "gaps", lambda array: array[1:], "'gaps' has shape"),
+        (RelativeIndex(5), "gaps", put(slice(None), 0b11011110), "beyond the last weight"),
+        (RelativeIndex(5), "gaps", put(slice(None), 255), "gaps for 0 of the 20 values"),
+        (RelativeIndex(5), "gaps", lambda array: array[1:], "gaps for 19 of the 20 values"),
     ],
 )
 def test_damaged_arrays_are_refused(layout, name, change, message):

@@ -8,14 +8,16 @@ from hypothesis.extra import numpy as hnp
 
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe import PruneOptions
+from lwc_compiler.sparsity.allocation import Curve
 from lwc_compiler.sparsity.masks import Layer, Structure, choose_masks, erdos_renyi_kernel, parse_structure
 
 STRUCTURES = ["element", "2x1", "4x1", "8x1", "1:2", "1:4", "2:4", "2:8", "4:8"]
 
 
-def layer(matrix, shape=None, row_groups=1):
+def layer(matrix, shape=None, row_groups=1, norms=None, curve=None):
     matrix = np.asarray(matrix, np.float32)
-    return Layer(matrix, np.ones(matrix.shape, bool), shape or matrix.shape, row_groups)
+    norms = None if norms is None else np.asarray(norms, np.float32)
+    return Layer(matrix, np.ones(matrix.shape, bool), shape or matrix.shape, row_groups, norms, curve)
 
 
 def random_layer(rows, columns, seed=0, **more):
@@ -248,3 +250,55 @@ def test_structures_are_parsed():
     assert parse_structure("element") == Structure()
     assert parse_structure("8x1") == Structure(block_rows=8)
     assert parse_structure("2:4") == Structure(group_kept=2, group_size=4)
+
+
+def test_norms_of_the_inputs_multiply_the_magnitudes():
+    matrix = [[1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 3, 3], [4, 4, 4, 4]]
+    norms = [[9, 0, 1, 1], [1, 1, 5, 1]]
+    # Scores, by rows: 9 0 1 1, 18 0 2 2 | 3 3 15 3, 4 4 20 4.
+    (mask,) = choose(layer(matrix, row_groups=2, norms=norms), criterion="uniform", sparsity=0.75)
+    assert np.argwhere(mask).tolist() == [[0, 0], [1, 0], [2, 2], [3, 2]]
+    (mask,) = choose(layer(matrix, row_groups=2, norms=norms), criterion="uniform", sparsity=0.5, structure="2x1")
+    assert mask.astype(int).tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 1, 1]][:2] + [[1, 1, 1, 0]] * 2
+    (mask,) = choose(layer(matrix, row_groups=2, norms=norms), criterion="uniform", sparsity=0.75, structure="1:4")
+    assert np.argwhere(mask).tolist() == [[0, 0], [1, 0], [2, 2], [3, 2]]
+
+
+def test_one_threshold_over_all_layers_knows_norms():
+    weak, strong = layer(np.full((2, 2), 5), norms=[[1, 1]]), layer([[1, 1], [1, 2]], norms=[[10, 1]])
+    assert [mask.astype(int).tolist() for mask in choose(weak, strong, criterion="global", sparsity=0.5)] == [
+        [[1, 1], [0, 0]],
+        [[1, 0], [1, 0]],
+    ]
+
+
+def test_weights_behind_inputs_that_are_never_active_go_first_but_can_stay():
+    given_layer = layer([[9, 1, 1, 1]], norms=[[0, 1, 1, 1]])
+    assert choose(given_layer, criterion="uniform", sparsity=0.25)[0].tolist() == [[False, True, True, True]]
+    assert choose(given_layer, criterion="uniform", sparsity=0.0)[0].all()
+
+
+CURVES = (Curve({1.0: 0.0, 0.5: 1.0, 0.1: 3.0}, 800, None), Curve({1.0: 0.0, 0.5: 0.01, 0.1: 0.1}, 800, None))
+
+
+@pytest.mark.parametrize(
+    ("structure", "sparsity"), [("element", 0.3), ("element", 0.6), ("4x1", 0.6), ("2:4", 0.6), ("1:4", 0.8)]
+)
+def test_sensitivity_meets_the_density_and_spares_the_sensitive_layer(structure, sparsity):
+    layers = [random_layer(20, 40, seed, curve=curve) for seed, curve in enumerate(CURVES)]
+    masks = choose(*layers, criterion="sensitivity", sparsity=sparsity, structure=structure)
+    kept = sum(int(mask.sum()) for mask in masks)
+    assert kept == pytest.approx((1 - sparsity) * 1600, abs=2 * parse_structure(structure).block_rows)
+    assert masks[0].mean() > 1.5 * masks[1].mean()
+
+
+def test_sensitivity_gives_what_a_layer_cannot_keep_to_the_others():
+    sensitive, robust = (random_layer(20, 40, seed, curve=curve) for seed, curve in enumerate(CURVES))
+    sensitive.kept[:, 12:] = False
+    masks = choose(sensitive, robust, criterion="sensitivity", sparsity=0.5)
+    assert [int(mask.sum()) for mask in masks] == [240, 560]
+
+
+def test_sensitivity_below_what_was_measured_is_refused():
+    with pytest.raises(OptionError, match=r"a budget of 0\.05 \(density\) is out of reach"):
+        choose(random_layer(20, 40, curve=CURVES[0]), criterion="sensitivity", sparsity=0.95)
