@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lwc_compiler.recipe import (
         IterateOptions,
         LowerOptions,
+        PackOptions,
         PruneOptions,
         Recipe,
         RetrainOptions,
@@ -59,6 +60,7 @@ __all__ = [
     "Model",
     "ModelError",
     "OptionError",
+    "PackOptions",
     "PruneOptions",
     "Recipe",
     "RetrainOptions",
@@ -77,10 +79,12 @@ __all__ = [
     "load",
     "load_recipe",
     "lower",
+    "pack",
     "prune",
     "retrain",
     "save",
     "sensitivity",
+    "unpack",
 ]
 
 _LAZY = {
@@ -88,6 +92,7 @@ _LAZY = {
     "IterateOptions": "recipe",
     "LowerOptions": "recipe",
     "Model": "model",
+    "PackOptions": "recipe",
     "PruneOptions": "recipe",
     "Recipe": "recipe",
     "RetrainOptions": "recipe",
@@ -315,6 +320,34 @@ def load(directory: str | Path, threads: int | None = None) -> Session:
     from lwc_compiler.runtime import session
 
     return session.load(directory, threads)
+
+
+def pack(model: str | Path | Model, path: str | Path, options: PackOptions | None = None) -> None:
+    """Writes a model as one small file: weights that are not zero, with relative indices; see docs/packing.md.
+
+    Args:
+        model: an ONNX file, or a model in memory.
+        path: the file.
+        options: None: weights are kept bit for bit.
+
+    Raises:
+        ModelError: the model cannot be read.
+        ArtifactError: the file cannot be written; what was there stays as it is.
+    """
+    from lwc_compiler import packing
+
+    packing.save_packed(packing.pack(_open(model)[0], options), path)
+
+
+def unpack(path: str | Path) -> Model:
+    """The model in a file that `pack` wrote.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or not a packed model.
+    """
+    from lwc_compiler import packing
+
+    return packing.unpack(path)
 
 
 def save(model: Model, path: str | Path) -> None:

@@ -23,6 +23,8 @@ from lwc_compiler.cli_progress import scan_progress, training_progress
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from lwc_compiler.packing import PackedSizes
+
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
@@ -360,6 +362,38 @@ def lower(model: Path, output: Path | None, force: bool, as_json: bool, **option
     _show_artifact(artifact, as_json)
 
 
+@cli.command(parts=("pack",))
+@_model
+@click.option("-o", "--output", type=_PATH, metavar="FILE", help="File to write.  [default: <model>.lwcp]")
+@_force
+@_json
+def pack(model: Path, output: Path | None, force: bool, as_json: bool, **options: Any) -> None:
+    """Packs MODEL into one small file for shipping.
+
+    It holds the weights that are not zero with relative indices, and `unpack` makes the ONNX file of it again. The
+    table shows what takes how many bytes.
+    """
+    from lwc_compiler.cli_options import part_of
+    from lwc_compiler.packing import sizes_of
+
+    chosen = part_of(options, "pack")
+    path = output or Path(f"{model.stem}.lwcp")
+    _check_file(path, force)
+    lwc.pack(model, path, chosen)
+    _show_packed(path, sizes_of(path), as_json)
+
+
+@cli.command()
+@click.argument("packed", type=_PATH)
+@_output_file
+@_force
+@_json
+def unpack(packed: Path, output: Path, force: bool, as_json: bool) -> None:
+    """Makes the ONNX file of PACKED, a file that `pack` wrote."""
+    _check_file(output, force)
+    _save(lwc.unpack(packed), output, as_json)
+
+
 @cli.command()
 @_directory
 @click.option(
@@ -653,6 +687,31 @@ def _show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
     }.items():
         click.echo(f"  {name:<9} {text}")
     click.echo(f"next: lwc bench {artifact.directory} --against MODEL.onnx, lwc inspect {artifact.directory}")
+
+
+def _show_packed(path: Path, sizes: PackedSizes, as_json: bool) -> None:
+    from lwc_compiler.report.render import percent
+
+    if as_json:
+        _print_json({"file": str(path), **sizes.to_json()})
+        return
+    rows: list[tuple[Any, ...]] = [
+        (
+            size.name,
+            _shape(size.shape),
+            size.coding.layout,
+            size.coding.values,
+            percent(size.density),
+            None if size.bits_per_index is None else f"{size.bits_per_index:.2f}",
+            size.bytes,
+            f"{size.ratio:.1f}x",
+        )
+        for size in sizes.tensors
+    ]
+    rows.append(("graph and small tensors", "", "deflated", None, "", None, sizes.graph_bytes, ""))
+    rows.append(("total", "", "", None, "", None, sizes.bytes, f"{sizes.ratio:.1f}x"))
+    _print_table(("tensor", "shape", "layout", "values", "density %", "bits/index", "bytes", "smaller"), rows)
+    click.echo(f"{path}: {sizes.dense_bytes:,} bytes of ONNX in {sizes.bytes:,}")
 
 
 def _accuracy(passes: Sequence[dict[str, Any]]) -> str:

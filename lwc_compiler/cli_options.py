@@ -15,6 +15,7 @@ from lwc_compiler.recipe import (
     IterateOptions,
     LowerOptions,
     Options,
+    PackOptions,
     PruneOptions,
     Recipe,
     RetrainOptions,
@@ -31,6 +32,7 @@ _CLASSES: dict[str, type[Options]] = {
     "iterate": IterateOptions,
     "sensitivity": SensitivityOptions,
     "lower": LowerOptions,
+    "pack": PackOptions,
 }
 
 # Part of the recipe -> field -> help. Defaults and choices are added from the class.
@@ -118,6 +120,13 @@ HELP = {
         "threads": "Threads the artifact uses when its caller does not say, at least 1.",
         "shapes": "Shape of an input whose dimensions the model leaves open. Can be given many times.",
     },
+    "pack": {
+        "values": "How weights are stored. float32: bit for bit; float16: rounded; codebook: few values a layer, found "
+        "by k-means.",
+        "conv_bits": "With codebook: bits of a convolution's codes, 1 to 8.",
+        "fc_bits": "With codebook: bits of the codes of Gemm and MatMul, 1 to 8.",
+        "huffman": "Whether indices and values are Huffman coded where that is smaller.",
+    },
 }
 
 _FLAGS = {
@@ -133,6 +142,7 @@ _FLAGS = {
     ("iterate", "remove_dead"): "--remove-dead/--keep-dead",
     ("iterate", "reinitialize"): "--reinitialize/--keep-weights",
     ("lower", "shapes"): "--shape",
+    ("pack", "huffman"): "--huffman/--no-huffman",
 }
 
 

@@ -107,24 +107,44 @@ def load_model(path: str | Path) -> Model:
         _simplify(proto, path)
         constants = dict(_constants(proto.graph))
         onnx.checker.check_model(_skeleton(proto))
-        metadata = {entry.key: entry.value for entry in proto.metadata_props}
     except LwcError:
         raise
     except Exception as error:  # damaged files fail in many ways, none of them a defect in lwc
         raise ModelError(f"{path} is not a valid ONNX model: {_first_line(error)}") from error
     _check_finite(proto.graph, constants, path)
-    kept = [entry for entry in proto.metadata_props if entry.key not in (_PROVENANCE, _MASKS)]
-    del proto.metadata_props[:]
-    proto.metadata_props.extend(kept)
     try:
-        provenance = tuple(dict(entry) for entry in json.loads(metadata.get(_PROVENANCE, "[]")))
-        masked = [str(name) for name in json.loads(metadata.get(_MASKS, "[]"))]
+        provenance, masked = take_notes(proto)
     except (ValueError, TypeError) as error:
         raise ModelError(f"{path}: what lwc stored in its metadata was changed and cannot be read: {error}") from error
     weights = {tensor.name for tensor in proto.graph.initializer}
     masks = {name: constants[name] != 0 for name in masked if name in weights}
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", path.stem).strip("._-") or "model"
-    return Model(proto, name, masks, provenance)
+    return Model(proto, name_of(path), masks, provenance)
+
+
+def name_of(path: Path) -> str:
+    """The name of the model in a file: letters, digits, `_`, `.` and `-` of the file's."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", path.stem).strip("._-") or "model"
+
+
+def add_notes(proto: ModelProto, model: Model) -> None:
+    """Puts the provenance and the names of the masks of `model` into the metadata of `proto`."""
+    for key, value in ((_PROVENANCE, list(model.provenance)), (_MASKS, sorted(model.masks))):
+        if value:
+            proto.metadata_props.add(key=key, value=json.dumps(value))
+
+
+def take_notes(proto: ModelProto) -> tuple[tuple[dict[str, Any], ...], list[str]]:
+    """Takes what `add_notes` put there out of the metadata: the provenance, and the names of masked weights.
+
+    Raises:
+        ValueError, TypeError: it was changed and cannot be read.
+    """
+    notes = {entry.key: entry.value for entry in proto.metadata_props if entry.key in (_PROVENANCE, _MASKS)}
+    kept = [entry for entry in proto.metadata_props if entry.key not in notes]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    provenance = tuple(dict(entry) for entry in json.loads(notes.get(_PROVENANCE, "[]")))
+    return provenance, [str(name) for name in json.loads(notes.get(_MASKS, "[]"))]
 
 
 def save_model(model: Model, path: str | Path) -> None:
@@ -139,9 +159,7 @@ def save_model(model: Model, path: str | Path) -> None:
     proto = ModelProto()
     copy_fields(model.proto, proto, without={"graph"})
     proto.graph.CopyFrom(model.proto.graph)
-    for key, value in ((_PROVENANCE, list(model.provenance)), (_MASKS, sorted(model.masks))):
-        if value:
-            proto.metadata_props.add(key=key, value=json.dumps(value))
+    add_notes(proto, model)
     write_proto(proto, path)
 
 

@@ -21,6 +21,7 @@ else:  # pragma: no cover
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
+CodebookBits = Annotated[int, Field(ge=1, le=8)]
 Criterion = Literal["uniform", "global", "std", "erdos-renyi-kernel", "per-layer", "sensitivity"]
 Structure = Literal["element", "2x1", "4x1", "8x1", "1:2", "1:4", "2:4", "2:8", "4:8"]
 
@@ -131,7 +132,7 @@ class RetrainOptions(Options):
     grow: Literal["none", "shadow", "gradient"] = "none"
     grow_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
     mask_interval: Annotated[int, Field(ge=1)] = 100
-    codebook: dict[Literal["conv", "fc"], Annotated[int, Field(ge=1, le=8)]] = {}
+    codebook: dict[Literal["conv", "fc"], CodebookBits] = {}
     temperature: Positive = 1.0
     adjust_dropout: bool = True
     patience: Annotated[int, Field(ge=1)] | None = None
@@ -209,6 +210,23 @@ class LowerOptions(Options):
     batch: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1)] = 1
     shapes: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] = {}
+
+
+class PackOptions(Options):
+    """How a packed file holds the weights of Conv, ConvTranspose, Gemm and MatMul; all else is kept bit for bit.
+
+    Attributes:
+        values: `float32`: bit for bit; `float16`: rounded to nearest; `codebook`: at most 2^bits values a weight, found
+            by k-means (Han et al. 2016, section 3). A weight that has no more is stored as it is.
+        conv_bits: bits of a codebook of Conv and ConvTranspose, 1 to 8; 8 in the paper.
+        fc_bits: bits of a codebook of Gemm and MatMul, 1 to 8; 5 in the paper.
+        huffman: code indices and values with Huffman codes where that is smaller (Han et al. 2016, section 4).
+    """
+
+    values: Literal["float32", "float16", "codebook"] = "float32"
+    conv_bits: CodebookBits = 8
+    fc_bits: CodebookBits = 5
+    huffman: bool = True
 
 
 class Recipe(Options):

@@ -302,12 +302,12 @@ def test_wrong_usage_is_2(lwc, arguments):
 
 
 def test_verbose_logs_more(lwc, mlp, tmp_path, monkeypatch):
-    def talk(model, options):
+    def talk(model, options, **_):
         module.logger.debug("a detail")
         module.logger.info("a step")
         return model
 
-    monkeypatch.setattr("lwc_compiler.passes.prune.prune", talk)
+    monkeypatch.setattr("lwc_compiler.passes.pipeline.prune", talk)
     arguments = ("prune", mlp, "--sparsity", "0.5", "--force", "-o", tmp_path / "out.onnx")
     assert lwc(*arguments).err == "a step\n"
     assert lwc(*arguments, "-v").err == "a detail\na step\n"

@@ -25,6 +25,7 @@ SIGNATURES = {
     "load_recipe": "(path: str | Path) -> Recipe",
     "lower": "(model: str | Path | Model, output: str | Path, options: LowerOptions | None = None, *, "
     "force: bool = False) -> Artifact",
+    "pack": "(model: str | Path | Model, path: str | Path, options: PackOptions | None = None) -> None",
     "prune": "(model: str | Path | Model, options: PruneOptions, data: str | None = None) -> Model",
     "retrain": "(model: str | Path | Model, train_data: str, val_data: str | None = None, "
     "options: RetrainOptions | None = None, *, teacher: str | Path | Model | None = None, "
@@ -32,6 +33,7 @@ SIGNATURES = {
     "sensitivity": "(model: str | Path | Model, data: str, options: SensitivityOptions | None = None, *, "
     "workdir: str | Path | None = None, progress: Callable[[ScanProgress], None] | None = None) -> Sensitivity",
     "save": "(model: Model, path: str | Path) -> None",
+    "unpack": "(path: str | Path) -> Model",
 }
 ERRORS = {
     *("ArtifactError", "DataError", "LwcError", "ModelError", "OptionError", "TargetError", "ToolchainError"),
@@ -42,6 +44,7 @@ CLASSES = {
     "IterateOptions",
     "LowerOptions",
     "Model",
+    "PackOptions",
     "PruneOptions",
     "Recipe",
     "RetrainOptions",
