@@ -583,6 +583,55 @@ def demo(output: Path | None, as_json: bool) -> None:
         _print_rich(to_rich(result))
 
 
+@cli.command()
+@click.argument("network", type=click.Choice(["lenet-300-100", "lenet-5", "alexnet", "vgg-16"]))
+@click.option("-o", "--output", type=_PATH, metavar="DIR", help="Folder of results.  [default: reproduce-<network>]")
+@click.option(
+    "--data",
+    type=click.Choice(["mnist", "fashion-mnist"]),
+    default="mnist",
+    show_default=True,
+    help="What the LeNets are trained on; downloaded once.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of the LeNets, 1 or more."
+)
+@click.option("--figure-5", is_flag=True, help="Train the trade-off curves of figure 5 too, for the first seed.")
+@click.option("--cache", type=_PATH, metavar="DIR", help="Keep data sets here.  [default: $LWC_CACHE, ~/.cache/lwc]")
+@_json
+def reproduce(
+    network: str, output: Path | None, data: str, seeds: int, figure_5: bool, cache: Path | None, as_json: bool
+) -> None:
+    """Repeats the paper's results and shows them beside its own.
+
+    The LeNets are trained, pruned and retrained on real images (tables 1 to 3 of Han et al. 2015). AlexNet and VGG-16
+    get random weights at the paper's densities (tables 4 and 5): their accuracy takes ImageNet and is not measured. The
+    same command with the same folder goes on where it was interrupted.
+    """
+    from lwc_compiler.reproduce.tables import to_rich
+
+    folder = output or Path(f"reproduce-{network}")
+    if network in ("alexnet", "vgg-16"):
+        from lwc_compiler.reproduce import imagenet
+
+        found = imagenet.summary(imagenet.reproduce_untrained(network, folder))
+    else:
+        from lwc_compiler.reproduce.datasets import cache_folder
+        from lwc_compiler.reproduce.results import summary
+        from lwc_compiler.reproduce.run import lenet_experiment, run
+
+        with training_progress() as progress:
+            experiment = lenet_experiment(network, data, cache or cache_folder())
+            results = run(experiment, folder, seeds=range(seeds), figure_5=figure_5, progress=progress)
+        found = summary(results)
+    if as_json:
+        _print_json(found.figures)
+        return
+    for table in found.tables:
+        _print_rich(to_rich(table))
+    click.echo(f"wrote {folder}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit code; `argv` is what follows `lwc`."""
     state: dict[str, Any] = {"debug": False, "interrupted": INTERRUPTED}

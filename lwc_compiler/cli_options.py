@@ -85,6 +85,8 @@ HELP = {
         "mask_interval": "Steps between two changes of the masks, with --grow or the gradual schedule; at least 1.",
         "codebook": "Kept weights of the layers of a kind (conv or fc) share 2^BITS trained values, BITS from 1 to 8. "
         "Can be given for both.",
+        "augment": "module:function that changes the inputs of a training batch: it gets them by name and a numpy "
+        "random generator, and returns them.",
         "temperature": "Softmax temperature of distillation, above 0.",
         "patience": "Stop after this many epochs without a better validation metric, at least 1.",
         "seed": "Seed of the order of the samples, at least 0.",

@@ -109,6 +109,9 @@ class RetrainOptions(Options):
             (Han et al. 2016, "Deep Compression", section 3).
         temperature: softmax temperature of `distillation`.
         adjust_dropout: dropout ratios follow D_r = D_o sqrt(C_ir / C_io) (section 3.2).
+        augment: `module:function` that changes training data: it gets the inputs of a batch (name -> array, samples
+            first) and a `numpy.random.Generator`, and returns them changed, with the same shapes and types. The
+            generator depends on seed and epoch only. None: the data is used as it is.
         patience: stop after this many epochs without a better validation metric; None: never.
     """
 
@@ -135,6 +138,7 @@ class RetrainOptions(Options):
     codebook: dict[Literal["conv", "fc"], CodebookBits] = {}
     temperature: Positive = 1.0
     adjust_dropout: bool = True
+    augment: str | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0

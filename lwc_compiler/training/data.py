@@ -284,8 +284,12 @@ def read_image(file: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
 # -- callables --------------------------------------------------------------------------------------------------------
 
 
-def load_function(text: str) -> Callable[[], Iterable[dict[str, Any]]]:
-    """The callable `module:function` names."""
+def load_function(text: str) -> Callable[..., Any]:
+    """The callable `module:function` names.
+
+    Raises:
+        DataError: there is none.
+    """
     module, _, name = text.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
@@ -293,7 +297,7 @@ def load_function(text: str) -> Callable[[], Iterable[dict[str, Any]]]:
         raise DataError(f"data {text}: {error}; it is read as module:function, other data is {ACCEPTED}") from None
     if not callable(function):
         raise DataError(f"data {text}: '{name}' is not callable")
-    checked: Callable[[], Iterable[dict[str, Any]]] = function
+    checked: Callable[..., Any] = function
     return checked
 
 

@@ -17,7 +17,7 @@ from lwc_compiler.errors import DataError, TrainingError
 from lwc_compiler.passes.sites import find_sites
 from lwc_compiler.recipe import RetrainOptions
 from lwc_compiler.training.checkpoint import Groups, load_checkpoint, save_checkpoint
-from lwc_compiler.training.data import Batch, LabelSpec, Source
+from lwc_compiler.training.data import Batch, LabelSpec, Source, load_function
 from lwc_compiler.training.dropout import insert_dropout
 from lwc_compiler.training.evaluate import Evaluator, Score, only, open_data
 from lwc_compiler.training.gradient import (
@@ -99,7 +99,7 @@ class Trainer:
         options = job.options
         self.evaluator = Evaluator(job.proto, job.masks, data, labels, options, job.teacher)
         self.weights, self.batch, self.group = self.evaluator.weights, self.evaluator.batch, self.evaluator.group
-        self.masks = {name: mask for name, mask in job.masks.items() if name in self.weights.trained}
+        self.masks = {name: mask.copy() for name, mask in job.masks.items() if name in self.weights.trained}
         for name, mask in self.masks.items():
             np.copyto(self.weights.trained[name], 0, where=~mask)
         self._build_backward(job)
@@ -110,7 +110,7 @@ class Trainer:
         learned = {name: trained[name].copy() if name in shadowed else trained[name] for name in self._gradients}
         masks = {name: mask for name, mask in self.masks.items() if name not in shadowed}
         self.optimizer = OPTIMIZERS[options.optimizer](learned, masks, self.weights.decayed, options)
-        self.shared = SharedWeights(job.proto, learned, self.masks, options)
+        self.shared = SharedWeights(job.proto, learned, self.masks, options, fixed=self.changes is None)
         self._seed = options.seed
         self._check(self.evaluator.first.part(0, self.batch))
 
@@ -140,14 +140,11 @@ class Trainer:
     def _plan_changes(self, job: Job) -> MaskChanges | None:
         if job.pruning is None:
             return None
-        sites = {
-            site.weight: site
-            for site in find_sites(job.proto)
-            if site.weight in job.pruning.sites and site.weight in self._gradients
-        }
+        sites = {site.weight: site for site in find_sites(job.proto) if site.weight in job.pruning.sites}
         for name, site in sites.items():
             self.masks.setdefault(name, np.ones(site.shape, np.bool_))
-        return MaskChanges(sites, job.pruning, job.options, job.options.epochs * self.steps_per_epoch)
+        trained = {name: site for name, site in sites.items() if name in self._gradients}
+        return MaskChanges(trained, job.pruning, job.options, job.options.epochs * self.steps_per_epoch)
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -317,6 +314,11 @@ def train(job: Job, report: Report) -> None:
         )
         patient = options.patience is None or best_epoch is None or epoch - best_epoch < options.patience
         finished = epoch == options.epochs or not patient
+        if finished and best_epoch is None:
+            raise TrainingError(
+                "the run ended before its masks were final, since the data gave fewer batches than at first: let it "
+                "give the same number of samples in every epoch"
+            )
         if epoch:
             meta = {
                 "fingerprint": job.fingerprint,
@@ -336,8 +338,11 @@ def train(job: Job, report: Report) -> None:
 def run_epoch(trainer: Trainer, data: Source, epoch: int, options: RetrainOptions, monitor: Monitor) -> float:
     """One pass over the data in an order that depends on seed and epoch only; returns the mean loss."""
     total, step, steps = 0.0, 0, trainer.steps_per_epoch
-    order = np.random.default_rng([options.seed, epoch]).permutation(data.samples)
-    for step, group in enumerate(groups_of(full_batches(data, trainer.batch, order), trainer.group), start=1):
+    generator = np.random.default_rng([options.seed, epoch])
+    batches = full_batches(data, trainer.batch, generator.permutation(data.samples))
+    if options.augment is not None:
+        batches = augmented(batches, options.augment, generator)
+    for step, group in enumerate(groups_of(batches, trainer.group), start=1):
         done = (epoch - 1) * steps + step - 1
         rate = learning_rate(options, min(done, epoch * steps - 1), steps)
         loss = trainer.step(group, rate)
@@ -353,6 +358,25 @@ def run_epoch(trainer: Trainer, data: Source, epoch: int, options: RetrainOption
 def full_batches(data: Source, size: int, order: NDArray[np.int64]) -> Iterator[Batch]:
     """Batches of exactly `size`; what is left over waits for another epoch's order."""
     return (batch for batch in data.batches(size, order) if batch.samples == size)
+
+
+def augmented(batches: Iterator[Batch], name: str, generator: np.random.Generator) -> Iterator[Batch]:
+    """The batches with their inputs changed by the function `name` (`module:function`).
+
+    Raises:
+        DataError: there is no such function, it failed, or it changed names, shapes or types.
+    """
+    function = load_function(name)
+    for batch in batches:
+        try:
+            changed = function(dict(batch.inputs), generator)
+            inputs = {key: np.ascontiguousarray(array) for key, array in changed.items()}
+        except Exception as error:  # whatever the user's code raises
+            raise DataError(f"augment {name}: the function raised {type(error).__name__}: {error}") from error
+        found, wanted = ({key: (a.shape, a.dtype) for key, a in arrays.items()} for arrays in (inputs, batch.inputs))
+        if found != wanted:
+            raise DataError(f"augment {name}: the function returned {found}, expected {wanted}")
+        yield Batch(inputs, batch.labels)
 
 
 def groups_of(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

@@ -56,12 +56,22 @@ class MaskChanges:
         """Plans a run of `steps` optimizer steps.
 
         Raises:
-            OptionError: growth by gradients with the criterion `std`, which sets no density.
+            OptionError: growth by gradients with the criterion `std`, which sets no density; a score other than
+                magnitude; no site, or a run too short to prune in.
         """
+        if not sites:
+            raise OptionError("no layer whose connections are to come and go is trained: freeze less, or prune others")
+        if pruning.goal.score != "magnitude":
+            raise OptionError(
+                f"while a network trains, masks go by the score 'magnitude', not '{pruning.goal.score}': choose it, or "
+                "neither gradual pruning nor growth"
+            )
+        if pruning.ramp and steps < 2:
+            raise OptionError("gradual pruning needs two steps at least: train more epochs, or in smaller batches")
         self.sites = sites
         self._goal, self._grow, self._fraction = pruning.goal, options.grow, options.grow_fraction
         self._interval = options.mask_interval
-        self._ramp = min(round(pruning.ramp * steps), steps - 1)
+        self._ramp = max(1, min(round(pruning.ramp * steps), steps - 1)) if pruning.ramp else 0
         grows = options.grow != "none"
         self.last = max(self._ramp, round(LAST_CHANGE * steps) if grows else 0)
         if options.grow == "gradient" and self._goal.quality is not None:
@@ -97,16 +107,18 @@ class MaskChanges:
             return self._chosen(weights, everywhere, stage)
         share = self._fraction / 2 * (1 + math.cos(math.pi * step / self.last))
         stays = self._chosen(weights, masks, _fewer(stage, 1 - share))
-        scores = {}
-        for name in self.sites:
-            steepness = np.abs(gradients[name])
-            scores[name] = np.where(stays[name], np.float32(2) * steepness.max() + np.float32(1), steepness)
+        steepness = {name: np.abs(gradients[name]) for name in self.sites}
+        # Above all others, in every layer, also as the one weight of a block of eight.
+        top = 4 * max(array.max() for array in steepness.values()) + np.float32(1)
+        scores = {name: np.where(stays[name], top, array) for name, array in steepness.items()}
         return self._chosen(scores, everywhere, stage)
 
     def _chosen(self, weights: Arrays, kept: Masks, stage: PruneOptions) -> Masks:
+        # What is exactly 0, as idle neurons have it, would count as pruned for good and leave gaps in blocks.
+        least = np.finfo(np.float32).tiny
         layers = {
             name: Layer(
-                matrix=site.to_matrix(weights[name]),
+                matrix=site.to_matrix(np.where(weights[name] == 0, least, weights[name])),
                 kept=site.to_matrix(kept[name]),
                 shape=site.shape,
                 row_groups=site.row_groups,

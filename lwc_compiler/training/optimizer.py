@@ -92,7 +92,7 @@ class AdamW(Optimizer):
         np.divide(first, scratch, out=scratch)
         scratch *= learning_rate / (1 - BETA1**self.steps)
         if self.decay[name]:
-            weight *= 1 - learning_rate * self.decay[name]
+            weight *= max(1 - learning_rate * self.decay[name], 0.0)  # a negative factor would make pruned weights -0
         weight -= scratch
         if self.l1[name]:
             np.clip(weight, -learning_rate * self.l1[name], learning_rate * self.l1[name], out=scratch)

@@ -21,9 +21,24 @@ class SharedWeights:
     """The values that weights share; without a codebook there are none, and nothing happens."""
 
     def __init__(
-        self, proto: onnx.ModelProto, weights: Arrays, masks: dict[str, NDArray[np.bool_]], options: RetrainOptions
+        self,
+        proto: onnx.ModelProto,
+        weights: Arrays,
+        masks: dict[str, NDArray[np.bool_]],
+        options: RetrainOptions,
+        *,
+        fixed: bool,
     ) -> None:
         """Rounds the kept weights of every site to `2 ** bits` values, in place; bits as in `options.codebook`.
+
+        Weights that are 0 count as pruned, and stay 0.
+
+        Args:
+            proto: the user's model.
+            weights: what is trained.
+            masks: weight name -> kept entries.
+            options: `codebook` is read.
+            fixed: whether the masks stay as they are.
 
         Raises:
             OptionError: masks are going to change, which would change what is shared.
@@ -31,9 +46,10 @@ class SharedWeights:
         self._shared: dict[str, tuple[NDArray[np.intp], NDArray[np.uint8]]] = {}
         if not options.codebook:
             return
-        if options.grow != "none":
+        if not fixed:
             raise OptionError(
-                "a codebook is made for the weights that are left: it cannot go with weights that grow back"
+                "a codebook is made for the weights that are left: it cannot go with gradual pruning, nor with weights "
+                "that grow back; prune first, and retrain with the codebook after that"
             )
         from lwc_compiler.packing.codebook import share_weights
 
@@ -42,8 +58,7 @@ class SharedWeights:
             if bits is None or site.weight not in weights:
                 continue
             weight = weights[site.weight].reshape(-1)
-            mask = masks.get(site.weight)
-            kept = np.arange(weight.size) if mask is None else np.flatnonzero(mask)
+            kept = np.flatnonzero(weight.reshape(site.shape) * masks.get(site.weight, True))
             codes, values = share_weights(weight[kept], bits)
             weight[kept] = values[codes]
             self._shared[site.weight] = kept, codes
@@ -53,4 +68,5 @@ class SharedWeights:
         for name, (kept, codes) in self._shared.items():
             gradient = gradients[name].reshape(-1)
             sums = np.bincount(codes, weights=gradient[kept])
+            gradient[:] = 0
             gradient[kept] = sums[codes].astype(np.float32)

@@ -1,0 +1,53 @@
+"""Plots of a reproduction: the trade-off, and what the first seed's networks look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lwc_compiler.reproduce.results import Results
+from lwc_compiler.reproduce.steps import Step
+
+if TYPE_CHECKING:
+    from lwc_compiler.report.plots import Curve
+
+
+def draw(results: Results, steps: Mapping[str, Step], folder: Path) -> None:
+    """Writes the plots to `folder`; without matplotlib the log says that there are none.
+
+    Args:
+        results: everything.
+        steps: the first seed's networks by name, the dense one first.
+        folder: made if it is not there.
+    """
+    from lwc_compiler.report import plots
+
+    if not plots.plots_available():
+        return
+    dense = results.networks()[0]
+    error = float(np.mean([one.validation_error for one in dense]))
+    curves = [plots.Curve(curve.name, curve.densities, curve.errors) for curve in results.figure_5]
+    curves.append(_stages_curve(results))
+    figures = {"trade-off": plots.trade_off(curves, dense=error, metric="error")}
+    (_, dense_step), *pruned = steps.items()
+    before = dense_step.load()
+    for name, step in pruned:
+        figures |= {f"{name}-{what}": figure for what, figure in plots.figures_of(before, step.load()).items()}
+    plots.save_plots(figures, folder)
+
+
+def _stages_curve(results: Results) -> Curve:
+    """The networks of the tables as a curve: mean validation error over the seeds, and its standard deviation."""
+    from lwc_compiler.report.plots import Curve
+
+    networks = results.networks()
+    errors = [[one.validation_error for one in seeds] for seeds in networks]
+    return Curve(
+        "the networks of table 1",
+        [float(np.mean([1 / one.rate for one in seeds])) for seeds in networks],
+        [float(np.mean(values)) for values in errors],
+        [float(np.std(values, ddof=1)) for values in errors] if len(results.seeds) > 1 else (),
+    )

@@ -1,0 +1,148 @@
+"""How each network is trained and pruned by `lwc reproduce`: the settings, and nothing else.
+
+They were chosen on the validation images. To try others, change them here: a folder of results made with older settings
+is refused, not mixed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lwc_compiler.recipe import IterateOptions, PruneOptions, RetrainOptions
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pruning that ends in one network of the results: one call of `lwc_compiler.iterate`.
+
+    Attributes:
+        name: fit for a file.
+        prune: what the last round prunes to.
+        retrain: how every round retrains; the seed is that of the run.
+        iterate: the rounds.
+        start: the stage whose network is pruned further, or `dense`.
+    """
+
+    name: str
+    prune: PruneOptions
+    retrain: RetrainOptions
+    iterate: IterateOptions
+    start: str = "dense"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A curve of figure 5, validation error against density.
+
+    Attributes:
+        name: for the legend.
+        l1: whether the dense network is trained with L1 regularization; else with L2.
+        retrain: how the pruned network is retrained; None: not at all.
+        iterative: whether each density is pruned from the retrained network of the one before; else from the dense one.
+    """
+
+    name: str
+    l1: bool
+    retrain: RetrainOptions | None
+    iterative: bool = False
+
+
+@dataclass(frozen=True)
+class Figure5:
+    """What the trade-off curves are made of.
+
+    Attributes:
+        sparsities: zeros / all, from few to many.
+        prune: how; its sparsity is replaced by each of these.
+        l1: dense training for the curves with L1 regularization.
+        variants: the five curves of the figure, and L1 followed by L2 (section 3.1).
+    """
+
+    sparsities: tuple[float, ...]
+    prune: PruneOptions
+    l1: RetrainOptions
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Everything that is done to one network.
+
+    Attributes:
+        dense: training from scratch.
+        stages: in the order they are done; the first one is what tables 1 to 3 are printed for.
+        figure_5: the trade-off curves.
+    """
+
+    dense: RetrainOptions
+    stages: tuple[Stage, ...]
+    figure_5: Figure5
+
+
+def _figure_5(dense: RetrainOptions, l1: float, epochs: int, rate: float, criterion: str) -> Figure5:
+    """The curves, with `epochs` of retraining a density at learning rate `rate`."""
+    l1_dense = dense.model_copy(update={"l1": l1, "weight_decay": 0.0})
+    again = {"epochs": epochs, "learning_rate": rate}
+    l1_again, l2_again = l1_dense.model_copy(update=again), dense.model_copy(update=again)
+    return Figure5(
+        sparsities=(0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97),
+        prune=PruneOptions.model_validate({"criterion": criterion, "sparsity": 0.5, "keep_first": False}),
+        l1=l1_dense,
+        variants=(
+            Variant("L2, no retraining", l1=False, retrain=None),
+            Variant("L1, no retraining", l1=True, retrain=None),
+            Variant("L1, retrained with L1", l1=True, retrain=l1_again),
+            Variant("L1, retrained with L2", l1=True, retrain=l2_again),
+            Variant("L2, retrained with L2", l1=False, retrain=l2_again),
+            Variant("L2, pruned and retrained iteratively", l1=False, retrain=l2_again, iterative=True),
+        ),
+    )
+
+
+_LENET_300_100 = RetrainOptions(
+    optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, batch_size=64, epochs=30, threads=1
+)
+_LENET_5 = RetrainOptions(
+    optimizer="sgd", learning_rate=0.02, weight_decay=5e-4, batch_size=64, epochs=15, clip_norm=1.0, threads=1
+)
+
+SCHEDULES = {
+    "lenet-300-100": Schedule(
+        dense=_LENET_300_100,
+        stages=(
+            Stage(
+                "12x",
+                PruneOptions(criterion="erdos-renyi-kernel", sparsity=1 - 1 / 12.5, keep_first=False),
+                _LENET_300_100.model_copy(update={"epochs": 15, "learning_rate": 0.05}),
+                IterateOptions(schedule="geometric", rounds=4),
+            ),
+            Stage(
+                "40x",
+                PruneOptions(criterion="erdos-renyi-kernel", sparsity=1 - 1 / 41, keep_first=False),
+                _LENET_300_100.model_copy(update={"epochs": 20, "learning_rate": 0.05}),
+                IterateOptions(schedule="targets", targets=(0.95, 0.965, 1 - 1 / 41)),
+                start="12x",
+            ),
+        ),
+        figure_5=_figure_5(_LENET_300_100, l1=1e-5, epochs=8, rate=0.01, criterion="erdos-renyi-kernel"),
+    ),
+    "lenet-5": Schedule(
+        dense=_LENET_5,
+        stages=(
+            Stage(
+                "12x",
+                PruneOptions(criterion="erdos-renyi-kernel", sparsity=1 - 1 / 12.5, keep_first=False),
+                _LENET_5.model_copy(update={"epochs": 6, "learning_rate": 0.01}),
+                IterateOptions(schedule="geometric", rounds=3),
+            ),
+            Stage(
+                "100x",
+                PruneOptions(criterion="erdos-renyi-kernel", sparsity=1 - 1 / 102, keep_first=False),
+                _LENET_5.model_copy(update={"epochs": 8, "learning_rate": 0.01}),
+                IterateOptions(schedule="targets", targets=(0.95, 0.975, 0.985, 1 - 1 / 102)),
+                start="12x",
+            ),
+        ),
+        figure_5=_figure_5(_LENET_5, l1=1e-5, epochs=3, rate=0.005, criterion="erdos-renyi-kernel"),
+    ),
+}

@@ -1,0 +1,30 @@
+"""The schedules are complete: every stage has a start, and a goal that its rounds reach."""
+
+import pytest
+
+from lwc_compiler.reproduce.schedules import SCHEDULES
+from lwc_compiler.sparsity.schedule import rounds
+
+
+@pytest.mark.parametrize("network", SCHEDULES)
+def test_stages_follow_each_other_and_reach_their_goal(network):
+    done = ["dense"]
+    for stage in SCHEDULES[network].stages:
+        assert stage.start in done
+        assert stage.name not in done
+        done.append(stage.name)
+        sparsities = [part.sparsity for part in rounds(stage.prune, stage.iterate)]
+        assert sparsities == sorted(sparsities)
+        assert sparsities[-1] == pytest.approx(stage.prune.sparsity)
+        # The name promises a rate.
+        assert 1 / (1 - sparsities[-1]) >= float(stage.name.removesuffix("x"))
+
+
+@pytest.mark.parametrize("network", SCHEDULES)
+def test_curves_have_names_of_their_own_and_falling_densities(network):
+    plan = SCHEDULES[network].figure_5
+    assert len({variant.name for variant in plan.variants}) == len(plan.variants) == 6
+    assert list(plan.sparsities) == sorted(set(plan.sparsities))
+    assert plan.l1.l1 > 0
+    for variant in plan.variants:
+        assert variant.retrain is None or (variant.retrain.l1 > 0) != (variant.retrain.weight_decay > 0)
