@@ -143,6 +143,12 @@ class RetrainOptions(Options):
     seed: Annotated[int, Field(ge=0)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
 
+    @model_validator(mode="after")
+    def _fit(self) -> RetrainOptions:
+        if self.codebook and self.grow != "none":
+            raise ValueError("a codebook is made for the weights that are left: leave out 'codebook' or 'grow'")
+        return self
+
 
 class IterateOptions(Options):
     """Pruning in rounds of prune and retrain (Han et al. 2015, section 3.4).

@@ -73,9 +73,12 @@ def iterate(
         LwcError: what `prune` and `retrain` raise.
     """
     require_training()
-    stages = rounds(goal, options, _density(pruner(model, goal), model))
+    start = _density(model)
+    stages = rounds(goal, options, start)
     if options.schedule == "gradual" and options.reinitialize:
         raise OptionError("re-initializing starts a round anew, and the gradual schedule has no rounds")
+    if training.codebook and options.schedule == "gradual":
+        raise OptionError("a codebook is made for the weights that are left: prune first, then retrain with it")
     if goal.score == "activation" and (options.schedule == "gradual" or training.grow != "none"):
         raise OptionError("score 'activation' is measured between trainings, not within one: take 'magnitude'")
     dense, metric = _measure(model, train_data, val_data, training)
@@ -101,7 +104,7 @@ def iterate(
         if failed_stage is not None:
             # Nothing sparser will hold either, but something between the two may.
             more = options.schedule != "gradual" and tries < _TRIES_BETWEEN
-            middle = between(held_stage, failed_stage) if more else None
+            middle = between(held_stage, failed_stage, start) if more else None
             stages, tries = ([] if middle is None else [middle]), tries + 1
             run.rounds = run.number + len(stages)
     if options.max_accuracy_drop is not None and best_round == 0:
@@ -198,6 +201,8 @@ class _Run:
                 stage = stage.model_copy(update=values)
             pruning = Pruning(stage, tuple(sites), self._options.ramp if gradual else 0.0)
         start = replace(model, provenance=pruned.provenance) if gradual else pruned
+        if self._training.grow == "shadow":  # what is pruned goes on learning from where it is
+            start = replace(start, proto=model.proto)
         if self._options.reinitialize:
             start = _reinitialized(start, set(sites), self._training.seed + self.number)
         factors = self._options.learning_rate_factors
@@ -260,11 +265,10 @@ def _pruned_sites(model: Model) -> dict[str, dict[str, Any]]:
     return {name: entry for name, entry in sites.items() if "kept_because" not in entry}
 
 
-def _density(pruned: Model, model: Model) -> float:
-    """Density that the layers which `pruned` prunes have in `model`."""
-    constants = constant_tensors(model.proto.graph)
-    weights = [numpy_helper.to_array(constants[name]) for name in _pruned_sites(pruned)]
-    return sum(int(np.count_nonzero(weight)) for weight in weights) / sum(weight.size for weight in weights)
+def _density(model: Model) -> float:
+    """Kept / all weights of the layers that are pruned already; 1 where none is."""
+    masks = model.masks.values()
+    return sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks) if masks else 1.0
 
 
 def _reinitialized(model: Model, names: set[str], seed: int) -> Model:

@@ -135,6 +135,7 @@ def prune_in_rounds(
     """`passes.iterate` for a normalized model, with the prune pass."""
     from lwc_compiler.passes.iterate import iterate
 
+    model = mark_zeros(model)
     pruner = pruner_for(model, goal, val_data or train_data, workdir)
     return iterate(
         model, train_data, val_data, goal, training, options, pruner=pruner, workdir=workdir, progress=progress

@@ -49,8 +49,8 @@ def rounds(goal: PruneOptions, options: IterateOptions, density: float = 1.0) ->
     return [_with_densities(goal, _geometric(density, step)) for step in steps[:-1]] + [goal]
 
 
-def between(before: PruneOptions | None, after: PruneOptions) -> PruneOptions | None:
-    """The stage half-way from `before` (None: nothing pruned) to `after`: the geometric mean of densities.
+def between(before: PruneOptions | None, after: PruneOptions, density: float = 1.0) -> PruneOptions | None:
+    """The stage half-way from `before` (None: the start, at `density`) to `after`: the geometric mean of densities.
 
     None where there is none: two rounds of one quality factor, or an `N:M` structure that keeps no more than `after`.
     """
@@ -59,11 +59,11 @@ def between(before: PruneOptions | None, after: PruneOptions) -> PruneOptions | 
         return None if quality == after.quality else after.model_copy(update={"quality": (quality + after.quality) / 2})
     if after.densities:
         low = {} if before is None else before.densities
-        means = {name: math.sqrt(low.get(name, 1.0) * density) for name, density in after.densities.items()}
-        middle = _with_densities(after.model_copy(update={"densities": means}), lambda density: density)
+        means = {name: math.sqrt(low.get(name, density) * last) for name, last in after.densities.items()}
+        middle = _with_densities(after.model_copy(update={"densities": means}), lambda mean: mean)
     else:
-        first = 1.0 if before is None else 1 - (before.sparsity or 0.0)
-        middle = _with_densities(after, lambda density: math.sqrt(first * density))
+        first = density if before is None else 1 - (before.sparsity or 0.0)
+        middle = _with_densities(after, lambda last: math.sqrt(first * last))
     return None if middle == after else middle
 
 

@@ -100,6 +100,7 @@ class Trainer:
         self.evaluator = Evaluator(job.proto, job.masks, data, labels, options, job.teacher)
         self.weights, self.batch, self.group = self.evaluator.weights, self.evaluator.batch, self.evaluator.group
         self.masks = {name: mask.copy() for name, mask in job.masks.items() if name in self.weights.trained}
+        given = {name: self.weights.trained[name].copy() for name in self.masks}
         for name, mask in self.masks.items():
             np.copyto(self.weights.trained[name], 0, where=~mask)
         self._build_backward(job)
@@ -107,10 +108,13 @@ class Trainer:
         self.changes = self._plan_changes(job)
         shadowed = self.changes.sites if self.changes is not None and self.changes.shadows else {}
         trained = self.weights.trained
-        learned = {name: trained[name].copy() if name in shadowed else trained[name] for name in self._gradients}
+        learned = {
+            name: given.get(name, trained[name]).copy() if name in shadowed else trained[name]
+            for name in self._gradients
+        }
         masks = {name: mask for name, mask in self.masks.items() if name not in shadowed}
         self.optimizer = OPTIMIZERS[options.optimizer](learned, masks, self.weights.decayed, options)
-        self.shared = SharedWeights(job.proto, learned, self.masks, options, fixed=self.changes is None)
+        self.shared = SharedWeights(job.proto, learned, options)
         self._seed = options.seed
         self._check(self.evaluator.first.part(0, self.batch))
 

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from lwc_compiler.errors import OptionError
 from lwc_compiler.passes.sites import find_sites
 from lwc_compiler.recipe import RetrainOptions
 
@@ -20,37 +19,19 @@ Arrays = dict[str, NDArray[np.float32]]
 class SharedWeights:
     """The values that weights share; without a codebook there are none, and nothing happens."""
 
-    def __init__(
-        self,
-        proto: onnx.ModelProto,
-        weights: Arrays,
-        masks: dict[str, NDArray[np.bool_]],
-        options: RetrainOptions,
-        *,
-        fixed: bool,
-    ) -> None:
+    def __init__(self, proto: onnx.ModelProto, weights: Arrays, options: RetrainOptions) -> None:
         """Rounds the kept weights of every site to `2 ** bits` values, in place; bits as in `options.codebook`.
 
-        Weights that are 0 count as pruned, and stay 0.
+        Weights that are 0 count as pruned, and stay 0: masks must not change from here on.
 
         Args:
             proto: the user's model.
             weights: what is trained.
-            masks: weight name -> kept entries.
             options: `codebook` is read.
-            fixed: whether the masks stay as they are.
-
-        Raises:
-            OptionError: masks are going to change, which would change what is shared.
         """
         self._shared: dict[str, tuple[NDArray[np.intp], NDArray[np.uint8]]] = {}
         if not options.codebook:
             return
-        if not fixed:
-            raise OptionError(
-                "a codebook is made for the weights that are left: it cannot go with gradual pruning, nor with weights "
-                "that grow back; prune first, and retrain with the codebook after that"
-            )
         from lwc_compiler.packing.codebook import share_weights
 
         for site in find_sites(proto):
@@ -58,7 +39,7 @@ class SharedWeights:
             if bits is None or site.weight not in weights:
                 continue
             weight = weights[site.weight].reshape(-1)
-            kept = np.flatnonzero(weight.reshape(site.shape) * masks.get(site.weight, True))
+            kept = np.flatnonzero(weight)
             codes, values = share_weights(weight[kept], bits)
             weight[kept] = values[codes]
             self._shared[site.weight] = kept, codes

@@ -1,10 +1,12 @@
 """Dead channels go, outputs stay."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from graphs import assert_same_outputs, initializers, model, operators
 
-from lwc_compiler.passes.compact import compact
+from lwc_compiler.passes.compact import compact, prune_dead
 from lwc_compiler.passes.normalize import normalize
 
 
@@ -299,3 +301,153 @@ def test_random_networks(seed):
     }}"""
     compacted(text, weights, rng)
     assert "Add" in operators(compacted(text, weights, rng).proto)
+
+
+# -- masks instead of cuts --------------------------------------------------------------------------------------------
+
+PERCEPTRON = """
+net (float[N,6] x) => (float[N,4] y) {
+  h = Gemm<transB=1>(x, w1, b1)
+  r = ACTIVATION(h)
+  y = Gemm<transB=1>(r, w2, b2)
+}"""
+
+
+def dead_masked(text, weights, rng, masks=None):
+    """Masks the dead neurons of the case, checks that outputs and shapes stay, and returns model and weights."""
+    before = normalize(model(text, weights), batch=2, fold_batch_norm=False)
+    before = replace(before, masks=masks or {})
+    kept = {name: mask.copy() for name, mask in before.masks.items()}
+    after = prune_dead(before)
+    assert_same_outputs(before.proto, after.proto, rng)
+    assert operators(after.proto) == operators(before.proto)
+    old, new = initializers(before.proto), initializers(after.proto)
+    assert {name: array.shape for name, array in new.items()} == {name: array.shape for name, array in old.items()}
+    for name, mask in after.masks.items():
+        assert not new[name][~mask].any()
+        assert not np.signbit(new[name][~mask]).any()
+    for name, mask in before.masks.items():
+        np.testing.assert_array_equal(mask, kept[name])
+        assert not (after.masks[name] & ~mask).any()
+    again = prune_dead(after)
+    assert again.proto == after.proto
+    assert again.masks.keys() == after.masks.keys()
+    return after, new
+
+
+def perceptron_weights(rng):
+    shapes = {"w1": (8, 6), "b1": (8,), "w2": (4, 8), "b2": (4,)}
+    return {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Sigmoid", "HardSigmoid<beta=0.4>"])
+def test_a_neuron_without_inputs_gives_its_constant_to_the_biases(rng, activation):
+    weights = perceptron_weights(rng)
+    weights["w1"][3] = 0
+    weights["b1"][3] = 1.5
+    after, new = dead_masked(PERCEPTRON.replace("ACTIVATION", activation), weights, rng)
+    expected = {"w1": np.ones((8, 6), bool), "w2": np.ones((4, 8), bool)}
+    expected["w1"][3] = expected["w2"][:, 3] = False
+    assert after.masks.keys() == expected.keys()
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(after.masks[name], mask)
+        np.testing.assert_array_equal(new[name][mask], weights[name].astype(np.float32)[mask])
+    constant = {"Relu": 1.5, "Sigmoid": 1 / (1 + np.exp(-1.5)), "HardSigmoid<beta=0.4>": 0.2 * 1.5 + 0.4}[activation]
+    np.testing.assert_allclose(new["b2"], weights["b2"] + weights["w2"][:, 3] * constant, rtol=1e-5)
+
+
+def test_a_neuron_without_readers_loses_its_inputs(rng):
+    weights = perceptron_weights(rng)
+    weights["w2"][:, [1, 5]] = 0
+    masks = {"w2": weights["w2"] != 0}
+    after, new = dead_masked(PERCEPTRON.replace("ACTIVATION", "Relu"), weights, rng, masks)
+    assert {name: int(mask.sum()) for name, mask in after.masks.items()} == {"w1": 36, "w2": 24}
+    np.testing.assert_array_equal(new["b2"], weights["b2"].astype(np.float32))
+
+
+def test_a_model_without_dead_neurons_stays_as_it_is(rng):
+    weights = perceptron_weights(rng)
+    masks = {"w1": np.ones((8, 6), bool)}
+    masks["w1"][:, 0] = False
+    weights["w1"][:, 0] = 0  # an input that nothing reads is no neuron
+    after, new = dead_masked(PERCEPTRON.replace("ACTIVATION", "Relu"), weights, rng, masks)
+    assert after.masks.keys() == {"w1"}
+    np.testing.assert_array_equal(after.masks["w1"], masks["w1"])
+    for name, array in new.items():
+        np.testing.assert_array_equal(array, weights[name].astype(np.float32))
+
+
+def test_dead_channels_of_convolutions(rng):
+    """Channel 2 of the first is constant 1.5; channel 4 of the second has no readers among the 4 x 4 features."""
+    weights = convolution_weights(rng, 1)
+    weights["w1"][2] = 0
+    weights["b1"][2] = 1.5
+    weights["w3"][:, 4] = 0
+    weights["b2"] = rng.standard_normal(6)
+    text = CONVOLUTIONS.replace("PAD", "0").replace("Conv<pads=[0,0,0,0]>(p1, w2)", "Conv(p1, w2, b2)")
+    after, new = dead_masked(text, weights, rng)
+    assert {name: int((~mask).sum()) for name, mask in after.masks.items()} == {
+        "w1": 3 * 9,
+        "w2": 9 * (6 + 8 - 1),
+        "w3": 5,
+    }
+    moved = 1.5 * weights["w2"][:, 2].sum(axis=(1, 2))
+    kept = [0, 1, 2, 3, 5]
+    np.testing.assert_allclose(new["b2"][kept], (weights["b2"] + moved)[kept], rtol=1e-5)
+
+
+@pytest.mark.parametrize("middle", ["Div(h, s)", "BatchNormalization(h, t, u, v, s)", "Pow(h, s)"])
+def test_constants_of_a_dead_channel_that_must_not_be_zero(rng, middle):
+    """Dividing by 0 would give NaN, which no weight of 0 takes away."""
+    weights = perceptron_weights(rng) | {"s": np.full(8, 2.0)}
+    weights |= {name: rng.standard_normal(8) for name in "tuv" if "Batch" in middle}
+    weights["w1"][3] = 0
+    weights["b1"] = np.abs(weights["b1"])
+    text = PERCEPTRON.replace("ACTIVATION(h)", middle)
+    after, new = dead_masked(text, weights, rng)
+    assert not after.masks["w1"][3].any()
+    np.testing.assert_array_equal(new["s"], 2)
+
+
+@pytest.mark.parametrize(
+    "reader", ["MatMul(r, w2)", "Gemm<beta=0.5, transB=1>(r, w2, b2)", "Gemm<transB=1>(r, w2)"], ids=str
+)
+def test_a_reader_that_cannot_take_a_constant_leaves_the_model_as_it_is(rng, reader):
+    weights = perceptron_weights(rng)
+    weights["w1"][3] = 0
+    weights["b1"][3] = 1.5
+    if "MatMul" in reader:
+        weights["w2"] = weights["w2"].T
+    if "b2" not in reader:
+        del weights["b2"]
+    text = PERCEPTRON.replace("ACTIVATION", "Relu").replace("Gemm<transB=1>(r, w2, b2)", reader)
+    after, _ = dead_masked(text, weights, rng)
+    assert after.masks == {}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_dead_neurons_of_random_networks(seed):
+    rng = np.random.default_rng(seed)
+    shapes = {"w1": (6, 3, 3, 3), "dw": (6, 1, 1, 1), "w2": (6, 6, 1, 1), "w3": (5, 6)}
+    weights = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    for name in ("w1", "w2"):
+        weights[name][rng.random(len(weights[name])) < 0.4] = 0
+        weights[name][:, rng.random(weights[name].shape[1]) < 0.3] = 0
+    weights |= {"b1": rng.choice([-1, 0, 2.0], 6), "b2": rng.standard_normal(6), "b3": rng.standard_normal(5)}
+    text = """
+    net (float[N,3,9,9] x) => (float[N,5] y) {
+      a = Conv(x, w1, b1)
+      b = Relu(a)
+      c = Conv<group=6>(b, dw)
+      d = Conv(c, w2, b2)
+      e = Add(d, b)
+      f = GlobalMaxPool(e)
+      g = Flatten(f)
+      y = Gemm<transB=1>(g, w3, b3)
+    }"""
+    masks = {name: weights[name] != 0 for name in ("w1", "w2")}
+    after, _ = dead_masked(text, weights, rng, masks)
+    small = compact(after)
+    for name, array in initializers(small.proto).items():
+        if name in small.masks:
+            assert small.masks[name].shape == array.shape

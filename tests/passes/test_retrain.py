@@ -11,8 +11,12 @@ import pytest
 from lwc_compiler import errors
 from lwc_compiler.errors import DataError, ModelError, OptionError, TrainingError
 from lwc_compiler.model import Model
-from lwc_compiler.passes.retrain import retrain
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.passes.prune import prune
+from lwc_compiler.passes.retrain import current_pruning, retrain
+from lwc_compiler.passes.sites import find_sites
+from lwc_compiler.recipe import PruneOptions, RetrainOptions
+from lwc_compiler.training.job import read_job
+from lwc_compiler.training.loop import train
 
 
 @pytest.fixture
@@ -211,3 +215,134 @@ def test_a_mask_that_does_not_fit(model, digits):
     wrong = Model(model.proto, "net", {"first": np.ones((3, 3), bool)})
     with pytest.raises(ModelError, match="mask of 'first'"):
         retrain(wrong, str(digits / "train.npz"), None, options())
+
+
+# -- what is trained, and what may change -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Training runs in this process, which is faster."""
+    monkeypatch.setattr(
+        "lwc_compiler.training.child.run_worker", lambda directory, _: train(read_job(directory), print)
+    )
+
+
+@pytest.fixture
+def mixed():
+    """A convolution, and two fully connected layers; the bias of the last is an Add."""
+    rng = np.random.default_rng(5)
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 6] x) => (float[n, 3] y) {
+            i = Reshape(x, shape) c = Conv(i, k, kb) r = Relu(c) f = Flatten(r)
+            h = Gemm(f, w, wb) s = Relu(h) m = MatMul(s, v) y = Add(m, vb) }"""
+    proto = onnx.parser.parse_model(text)
+    shapes = {"k": (4, 1, 2, 2), "kb": (4,), "w": (8, 10), "wb": (10,), "v": (10, 3), "vb": (3,)}
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    arrays["shape"] = np.array([-1, 1, 2, 3])
+    for name, array in arrays.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    for node, label in zip(
+        proto.graph.node, ("to image", "conv_1", "r", "f", "dense_1", "s", "dense_2", "a"), strict=True
+    ):
+        node.name = label
+    return prune(Model(proto, "mixed"), PruneOptions(sparsity=0.5, structure="2:4", keep_first=False))
+
+
+FROZEN = {
+    ("conv",): {"k", "kb"},
+    ("fc",): {"w", "wb", "v", "vb"},
+    ("dense_*",): {"w", "wb", "v", "vb"},
+    ("dense_2",): {"v", "vb"},
+    ("w", "k"): {"w", "wb", "k", "kb"},
+}
+
+
+@pytest.mark.parametrize("patterns", FROZEN, ids=str)
+@pytest.mark.usefixtures("in_process")
+def test_frozen_layers_stay_to_the_last_bit(mixed, digits, patterns):
+    result = retrain(
+        mixed, str(digits / "train.npz"), None, options(epochs=1, freeze=patterns, weight_decay=0.1, l1=0.1)
+    )
+    assert result.provenance[-1]["best_epoch"] == 1
+    before, after = weights(mixed), weights(result)
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    assert same == FROZEN[patterns] | {"shape"}
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (("conv", "fc"), "every layer is frozen"),
+        (("*",), "every layer is frozen"),
+        (("layer9",), "'layer9' matches no layer; there are 'k', 'w', 'v', and the kinds conv and fc"),
+    ],
+)
+def test_freezing_all_or_nothing_is_refused(mixed, digits, patterns, message):
+    with pytest.raises(OptionError, match=message):
+        retrain(mixed, str(digits / "train.npz"), None, options(freeze=patterns))
+
+
+@pytest.mark.parametrize("grow", ["shadow", "gradient"])
+@pytest.mark.usefixtures("in_process")
+def test_growth_keeps_density_and_structure_of_every_layer(mixed, digits, grow):
+    result = retrain(mixed, str(digits / "train.npz"), None, options(grow=grow, mask_interval=2, learning_rate=0.1))
+    after = weights(result)
+    for site in find_sites(mixed.proto):
+        mask = result.masks[site.weight]
+        assert abs(int(mask.sum()) - int(mixed.masks[site.weight].sum())) <= 1
+        assert not after[site.weight][~mask].any()
+        columns = site.to_matrix(mask)
+        for start in range(0, columns.shape[1], 4):
+            assert columns[:, start : start + 4].sum(axis=1).max() <= 2
+    assert any((result.masks[name] != mask).any() for name, mask in mixed.masks.items())
+    assert result.provenance[-1]["best_epoch"] > 0
+
+
+def test_growth_needs_something_pruned(model, digits):
+    with pytest.raises(OptionError, match="nothing is pruned, so nothing can grow back"):
+        retrain(model, str(digits / "train.npz"), None, options(grow="shadow"))
+
+
+def test_the_goal_of_growth_is_within_reach_of_the_structure(mixed):
+    """Half of 15 weights are 8, which is more than half."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> net (float[n, 3] x) => (float[n, 5] y) { y = MatMul(x, w) }'
+    )
+    array = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(array, "w"))
+    pruned = prune(Model(proto, "net"), PruneOptions(sparsity=0.5, structure="2:4", keep_first=False))
+    assert int(pruned.masks["w"].sum()) == 8
+    assert current_pruning(pruned).goal.densities == {"w": 0.5}
+    assert current_pruning(mixed).goal.structure == "2:4"
+
+
+@pytest.mark.usefixtures("in_process")
+def test_dropout_is_adjusted_and_leaves_the_graph_alone(mixed, digits):
+    result = retrain(mixed, str(digits / "train.npz"), None, options(epochs=1, dropout={"s": 0.5}))
+    assert result.provenance[-1]["dropout"] == {"s": pytest.approx(0.5 * np.sqrt(0.5))}
+    assert [node.op_type for node in result.proto.graph.node] == [node.op_type for node in mixed.proto.graph.node]
+    fixed = retrain(mixed, str(digits / "train.npz"), None, options(epochs=1, dropout={"s": 0.5}, adjust_dropout=False))
+    assert fixed.provenance[-1]["dropout"] == {"s": 0.5}
+
+
+def test_dropout_after_nothing_is_refused(mixed, digits):
+    with pytest.raises(OptionError, match="dropout: 'relu9' is no node"):
+        retrain(mixed, str(digits / "train.npz"), None, options(dropout={"relu9": 0.5}))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_codebook_leaves_few_values(mixed, digits):
+    result = retrain(mixed, str(digits / "train.npz"), None, options(codebook={"fc": 3, "conv": 2}))
+    after = weights(result)
+    for name, bits in (("k", 2), ("w", 3), ("v", 3)):
+        values = np.unique(after[name][result.masks[name]])
+        assert len(values) <= 2**bits
+        assert 0 not in values
+        assert not after[name][~mixed.masks[name]].any()
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_codebook_and_growth_do_not_go_together(mixed, digits):
+    with pytest.raises(OptionError, match="codebook is made for the weights that are left"):
+        retrain(mixed, str(digits / "train.npz"), None, options(codebook={"fc": 3}, grow="shadow"))

@@ -48,6 +48,14 @@ def test_geometric_rounds_keep_the_same_share_of_what_is_left():
     assert rounds(UNIFORM, IterateOptions(rounds=4))[-1] is UNIFORM
 
 
+def test_geometric_rounds_start_at_the_density_that_is_there():
+    """0.1 is the mean of 0.25 and 0.04; a goal above what is there is no way up."""
+    stages = rounds(PruneOptions(sparsity=0.96), IterateOptions(rounds=2), 0.25)
+    assert [stage.sparsity for stage in stages] == pytest.approx([0.9, 0.96])
+    stages = rounds(PruneOptions(sparsity=0.5), IterateOptions(rounds=2), 0.25)
+    assert [stage.sparsity for stage in stages] == pytest.approx([0.5, 0.5])
+
+
 def test_geometric_rounds_with_a_quality_factor_take_all_of_it():
     assert rounds(STD, IterateOptions(rounds=3)) == [STD] * 3
 

@@ -8,12 +8,13 @@ import onnx
 import pytest
 
 from lwc_compiler.errors import DataError, ModelError, TrainingError, UnsupportedError
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe import PruneOptions, RetrainOptions
 from lwc_compiler.training import loop
 from lwc_compiler.training.batching import input_specs
 from lwc_compiler.training.data import ArraySource
 from lwc_compiler.training.evaluate import Score
 from lwc_compiler.training.loop import Job, Trainer, train
+from lwc_compiler.training.masking import Pruning
 from lwc_compiler.training.weights import attach
 
 
@@ -281,6 +282,115 @@ def test_an_interrupted_run_ends_like_one_that_was_not(job, tmp_path, optimizer,
         for name, array in arrays.items():
             np.testing.assert_array_equal(parts[1][group][name], array, strict=True)
     assert whole[0] == parts[0]
+
+
+@pytest.fixture
+def changing(perceptron):
+    """Job fields with which masks change: of 8 epochs of 4 steps, ramps end after the 4th, changes after the 6th."""
+
+    def make(ramp):
+        return {"pruning": Pruning(PruneOptions(sparsity=0.7, structure="2x1"), ("w0", "w1"), ramp)}
+
+    return make
+
+
+# Options, ramp of gradual pruning (None: masks stay), and other fields of the job.
+RUNS = {
+    "gradual": ({}, 0.5, {}),
+    "gradual and shadow": ({"grow": "shadow", "optimizer": "sgd", "momentum": 0.8}, 0.5, {}),
+    "gradual and gradient": ({"grow": "gradient", "l1": 1e-3}, 0.5, {}),
+    "shadow": ({"grow": "shadow", "weight_decay": 0.01}, 0.0, {}),
+    "dropout": ({}, None, {"dropout": {"r": 0.5}}),
+    "accumulated dropout": ({"accumulate": 2}, None, {"dropout": {"r": 0.5, "h": 0.2}}),
+    "distill": ({"distill": 0.5, "temperature": 2.0}, None, {"teacher": True}),
+    "codebook": ({"codebook": {"fc": 3}, "clip_norm": 0.5}, None, {}),
+    "frozen": ({}, None, {"frozen": ("w0", "b0")}),
+}
+
+
+@pytest.mark.parametrize("stop", [1, 4, 5, 6, 7])
+@pytest.mark.parametrize("run", RUNS)
+def test_an_interrupted_run_of_any_kind_ends_like_one_that_was_not(
+    job, changing, perceptron, samples, tmp_path, run, stop
+):
+    options, ramp, fields = RUNS[run]
+    fields = fields | ({} if ramp is None else changing(ramp))
+    if "teacher" in fields:
+        fields = {"teacher": attach(perceptron.proto, {"b1": np.array([1, 0, -1], np.float32)})}
+    model = perceptron if ramp is None else replace(perceptron, masks={})
+
+    def start(name):
+        made = job(name, model, epochs=8, learning_rate=0.05, mask_interval=3, **options)
+        return replace(made, **fields)
+
+    def interrupt(progress):
+        found = loop.load_checkpoint(tmp_path / "parts.npz")
+        if found is not None and len(found[0]["history"]) > stop:
+            raise KeyboardInterrupt
+
+    train(start("whole.npz"), lambda _: None)
+    with pytest.raises(KeyboardInterrupt):
+        train(start("parts.npz"), interrupt)
+    train(start("parts.npz"), lambda _: None)
+    (whole, arrays), (parts, others) = (loop.load_checkpoint(tmp_path / name) for name in ("whole.npz", "parts.npz"))
+    assert whole == parts
+    assert {group: list(named) for group, named in arrays.items()} == {
+        group: list(named) for group, named in others.items()
+    }
+    for group, named in arrays.items():
+        for name, array in named.items():
+            np.testing.assert_array_equal(others[group][name], array, strict=True)
+            assert np.array_equal(np.signbit(others[group][name]), np.signbit(array))
+    if ramp is not None:
+        assert 0.25 < whole["history"][-1]["density"] < 0.35
+    if ramp:
+        assert whole["best_epoch"] >= 5  # only there the masks are final
+
+
+@pytest.mark.parametrize("grow", ["none", "shadow", "gradient"])
+def test_the_best_epoch_has_its_own_masks(job, changing, perceptron, tmp_path, grow):
+    fields = changing(0.5)
+    made = job(model=replace(perceptron, masks={}), epochs=6, learning_rate=0.05, mask_interval=3, grow=grow)
+    train(replace(made, **fields), lambda _: None)
+    meta, groups = loop.load_checkpoint(tmp_path / "checkpoint.npz")
+    for name, mask in groups["best_masks"].items():
+        assert not groups["best"][name][~mask].any()
+        assert groups["best"][name][mask].any()
+    size = sum(mask.size for mask in groups["best_masks"].values())
+    kept = sum(int(mask.sum()) for mask in groups["best_masks"].values())
+    assert meta["history"][meta["best_epoch"]]["density"] == kept / size
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_frozen_weights_stay_to_the_last_bit(perceptron, samples, optimizer):
+    """Weight decay and regularization included; what is pruned there stays pruned."""
+    source = ArraySource("samples", samples, input_specs(perceptron.proto))
+    options = RetrainOptions(threads=1, batch_size=8, optimizer=optimizer, weight_decay=0.1, l1=0.1)
+    job = Job(perceptron.proto, perceptron.masks, "samples", None, options, Path("none"), "", frozen=("w0", "b0"))
+    trainer = Trainer(job, source, source.labels)
+    before = {name: array.copy() for name, array in trainer.weights.trained.items()}
+    for batch in source.batches(8):
+        trainer.step([batch], 0.05)
+    for name, array in trainer.weights.trained.items():
+        assert np.array_equal(array, before[name]) == (name in ("w0", "b0"))
+    assert not trainer.weights.trained["w0"][~perceptron.masks["w0"]].any()
+
+
+def test_data_that_run_short_before_the_masks_are_final(changing, job, perceptron, samples, tmp_path, monkeypatch):
+    """Full data are counted, and after that a batch comes an epoch."""
+    calls = []
+
+    def batches():
+        calls.append(None)
+        part = slice(None) if len(calls) < 4 else slice(9)
+        yield {name: array[part] for name, array in samples.items()}
+
+    monkeypatch.setattr("lwc_compiler.training.data.load_function", lambda _: batches)
+    made = replace(
+        job(model=replace(perceptron, masks={}), epochs=2), train_data="any:thing", val_data=str(tmp_path / "data.npz")
+    )
+    with pytest.raises(TrainingError, match="same number of samples in every epoch"):
+        train(replace(made, **changing(0.9)), lambda _: None)
 
 
 def test_the_best_epoch_is_kept(job, tmp_path):

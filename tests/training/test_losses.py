@@ -125,6 +125,64 @@ def test_a_sample_of_a_divergence_over_many_positions_is_their_mean(build, rng):
     np.testing.assert_allclose(found, (np.exp(p) * (p - q)).sum(axis=2).mean(axis=1), rtol=2e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_distillation_is_mixed_into_cross_entropy(build, rng, z, temperature, share):
+    """(1 - a) x cross-entropy + a x T^2 KL."""
+    labels = rng.integers(0, 4, BATCH)
+    found, objective = losses(build, "y = Neg(x)", z, labels, "y = Mul(x, x)", distill=share, temperature=temperature)
+    assert (objective.kind, objective.metric) == ("cross-entropy", "accuracy")
+    exact = z.astype(np.float64)
+    student = -log_softmax(-exact, 1)[np.arange(BATCH), labels]
+    p, q = (log_softmax(v / temperature, 1) for v in (exact**2, -exact))
+    taught = temperature**2 * (np.exp(p) * (p - q)).sum(axis=1)
+    np.testing.assert_allclose(found, (1 - share) * student + share * taught, rtol=2e-5)
+
+
+def test_distillation_is_mixed_into_squared_errors(build, rng, z):
+    labels = rng.normal(size=z.shape).astype(np.float32)
+    found, objective = losses(build, "y = Neg(x)", z, labels, "y = Mul(x, x)", distill=0.25)
+    assert (objective.kind, objective.metric) == ("mse", "loss")
+    exact = z.astype(np.float64)
+    expected = 0.75 * (-exact - labels) ** 2 + 0.25 * (-exact - exact**2) ** 2
+    np.testing.assert_allclose(found, expected.mean(axis=1), rtol=1e-5)
+
+
+def test_distillation_is_mixed_into_binary_cross_entropy(build, rng, z):
+    """The labels' loss is taken before the Sigmoid, the teacher's is the squared error of the probabilities."""
+    labels = rng.random(z.shape).astype(np.float32)
+    body, teacher = "n = Neg(x) y = Sigmoid(n)", "n = Mul(x, x) y = Sigmoid(n)"
+    found, _ = losses(build, body, z, labels, teacher, loss="bce", distill=0.25)
+    exact = z.astype(np.float64)
+    student = np.logaddexp(0, -exact) + exact * labels
+    ours, theirs = 1 / (1 + np.exp(exact)), 1 / (1 + np.exp(-(exact**2)))
+    np.testing.assert_allclose(found, (0.75 * student + 0.25 * (ours - theirs) ** 2).mean(axis=1), rtol=1e-5)
+
+
+def test_a_share_of_distillation_reads_the_first_output_only(build, rng, z):
+    labels = rng.integers(0, 4, BATCH)
+    body, teacher = "y = Neg(x) two = Abs(x)", "y = Mul(x, x) two = Identity(x)"
+    both, _ = losses(build, body, z, labels, teacher, outputs="y two", distill=0.5)
+    first, _ = losses(build, "y = Neg(x)", z, labels, "y = Mul(x, x)", distill=0.5)
+    np.testing.assert_array_equal(both, first)
+
+
+def test_agreement_counts_the_teacher_s_predictions(build, z):
+    """Rows of -x and x^2 agree where the least of x is the one that is farthest from 0."""
+    _, objective = losses(build, "n = Neg(x) y = Softmax(n)", z, None, "n = Mul(x, x) y = Softmax(n)")
+    batch = Batch({"x": z}, None)
+    targets = objective.targets(batch)
+    expected = int((z.argmin(axis=1) == np.abs(z).argmax(axis=1)).sum())
+    assert objective.correct(-z, batch, targets) == (expected, BATCH)
+    assert objective.correct(-z[:2], Batch({"x": z[:2]}, None), targets)[1] == 2
+    assert 0 < expected < BATCH
+
+
+def test_a_share_of_distillation_needs_a_teacher(build, rng, z):
+    with pytest.raises(OptionError, match="teacher"):
+        losses(build, "y = Neg(x)", z, rng.integers(0, 4, BATCH), distill=0.5)
+
+
 def test_auto():
     assert choose_loss("auto", None) == "distillation"
     assert choose_loss("auto", describe_labels(np.array([1, 2]))) == "cross-entropy"

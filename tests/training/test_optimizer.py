@@ -7,24 +7,26 @@ from lwc_compiler.training.optimizer import OPTIMIZERS, AdamW, learning_rate
 STEPS = 25
 
 
-def adamw(w, g, state, step, rate, decay, momentum):
+def adamw(w, g, state, step, rate, decay, l1, momentum):
     m, v = state
     m = 0.9 * m + 0.1 * g
     v = 0.999 * v + 0.001 * g**2
     move = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
-    return w * (1 - rate * decay) - rate * move, (m, v)
+    w = w * (1 - rate * decay) - rate * move
+    return np.sign(w) * np.maximum(np.abs(w) - rate * l1, 0), (m, v)
 
 
-def sgd(w, g, state, step, rate, decay, momentum):
-    velocity = momentum * state[0] + g + decay * w
+def sgd(w, g, state, step, rate, decay, l1, momentum):
+    velocity = momentum * state[0] + g + decay * w + l1 * np.sign(w)
     return w - rate * velocity, (velocity, state[1])
 
 
 @pytest.mark.parametrize(("name", "reference"), [("adamw", adamw), ("sgd", sgd)])
 @pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("l1", [0.0, 0.3])
 @pytest.mark.parametrize("clip", [None, 0.5])
-def test_follows_the_formula_in_float64_and_keeps_zeros(rng, name, reference, decay, clip):
-    options = RetrainOptions(optimizer=name, weight_decay=decay, clip_norm=clip, momentum=0.8)
+def test_follows_the_formula_in_float64_and_keeps_zeros(rng, name, reference, decay, l1, clip):
+    options = RetrainOptions(optimizer=name, weight_decay=decay, l1=l1, clip_norm=clip, momentum=0.8)
     shapes = {"w": (7, 5), "b": (5,)}
     masks = {"w": rng.random((7, 5)) < 0.3}
     weights = {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
@@ -39,8 +41,8 @@ def test_follows_the_formula_in_float64_and_keeps_zeros(rng, name, reference, de
         norm = np.sqrt(sum((g**2).sum() for g in wanted.values()))  # of what survives
         scale = min(1.0, clip / norm) if clip else 1.0
         for key, g in wanted.items():
-            used = decay if key == "w" else 0.0
-            exact[key], states[key] = reference(exact[key], g * scale, states[key], step, 0.01, used, 0.8)
+            used = (decay, l1) if key == "w" else (0.0, 0.0)
+            exact[key], states[key] = reference(exact[key], g * scale, states[key], step, 0.01, *used, 0.8)
         optimizer.step(gradients, 0.01)
         assert not weights["w"][~masks["w"]].any()
         assert not np.signbit(weights["w"][~masks["w"]]).any()
@@ -57,6 +59,48 @@ def test_a_gradient_that_is_not_finite_does_not_reach_pruned_weights():
     optimizer.step({"w": np.array([np.inf, 1.0], np.float32)}, 0.1)
     assert weights["w"][0] == 0
     assert optimizer.state["second/w"][0] == 0
+
+
+def test_l1_of_adamw_ends_at_zero():
+    """0.25 moves by 0.1 x 1 a step and stops at 0."""
+    weights = {"w": np.array([0.25, -0.25, 4.0], np.float32)}
+    optimizer = AdamW(weights, {}, {"w"}, RetrainOptions(l1=1.0))
+    seen = []
+    for _ in range(4):
+        optimizer.step({"w": np.zeros(3, np.float32)}, 0.1)
+        seen.append(weights["w"].tolist())
+    expected = [[0.15, -0.15, 3.9], [0.05, -0.05, 3.8], [0, 0, 3.7], [0, 0, 3.6]]
+    np.testing.assert_allclose(seen, expected, atol=1e-6)
+    assert seen[-1][:2] == [0, 0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_pruned_weights_are_never_minus_zero(name):
+    """Not even where a rate x decay above 1 turns the weights' signs."""
+    weights = {"w": np.array([0.0, 1.0, -1.0], np.float32)}
+    mask = np.array([False, True, True])
+    optimizer = OPTIMIZERS[name](weights, {"w": mask}, {"w"}, RetrainOptions(weight_decay=20.0))
+    for sign in (1, -1, 1):
+        optimizer.step({"w": np.full(3, sign, np.float32)}, 0.1)
+        assert weights["w"][0] == 0
+        assert not np.signbit(weights["w"][0])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_new_masks_clear_weights_and_state(name):
+    weights = {"w": np.arange(1, 5, dtype=np.float32), "b": np.ones(2, np.float32)}
+    optimizer = OPTIMIZERS[name](weights, {"w": np.array([True, True, True, False])}, set(), RetrainOptions())
+    optimizer.step({"w": np.ones(4, np.float32), "b": np.ones(2, np.float32)}, 0.1)
+    before = weights["w"].copy()
+    optimizer.set_masks({"w": np.array([True, False, False, True])})
+    np.testing.assert_array_equal(weights["w"], [before[0], 0, 0, 0])
+    for key, array in optimizer.state.items():
+        assert array.any()
+        if key.endswith("/w"):
+            assert not array[1:].any()
+    optimizer.step({"w": np.ones(4, np.float32), "b": np.ones(2, np.float32)}, 0.1)
+    assert weights["w"][3] < 0  # what came back learns
+    np.testing.assert_array_equal(weights["w"][1:3], 0)
 
 
 def test_constant_schedule():
