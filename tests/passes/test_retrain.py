@@ -343,6 +343,3 @@ def test_a_codebook_leaves_few_values(mixed, digits):
 
 
 @pytest.mark.usefixtures("in_process")
-def test_a_codebook_and_growth_do_not_go_together(mixed, digits):
-    with pytest.raises(OptionError, match="codebook is made for the weights that are left"):
-        retrain(mixed, str(digits / "train.npz"), None, options(codebook={"fc": 3}, grow="shadow"))
