@@ -340,6 +340,3 @@ def test_a_codebook_leaves_few_values(mixed, digits):
         assert len(values) <= 2**bits
         assert 0 not in values
         assert not after[name][~mixed.masks[name]].any()
-
-
-@pytest.mark.usefixtures("in_process")
