@@ -110,6 +110,7 @@ HELP = {
     "sensitivity": {
         "structure": "What is pruned together, as for `prune`.",
         "score": "What a weight is measured by, as for `prune`.",
+        "densities": "Density at which each layer is measured, in (0, 1]. Can be given many times.",
         "samples": "Samples that each measurement is the mean over, at least 1.",
         "loss": "What is measured beside the accuracy. auto: the distance to the model's own outputs when the data has "
         "no labels, cross-entropy for integer labels, mse for others.",
@@ -143,12 +144,18 @@ _FLAGS = {
     ("iterate", "alternate"): "--alternate/--together",
     ("iterate", "remove_dead"): "--remove-dead/--keep-dead",
     ("iterate", "reinitialize"): "--reinitialize/--keep-weights",
+    ("sensitivity", "densities"): "--at-density",
     ("lower", "shapes"): "--shape",
     ("pack", "huffman"): "--huffman/--no-huffman",
 }
 
 
-_METAVARS = {"densities": "NAME=DENSITY", "dropout": "NAME=RATIO", "codebook": "KIND=BITS", "shapes": "NAME=D,D,..."}
+_METAVARS = {
+    ("prune", "densities"): "NAME=DENSITY",
+    ("retrain", "dropout"): "NAME=RATIO",
+    ("retrain", "codebook"): "KIND=BITS",
+    ("lower", "shapes"): "NAME=D,D,...",
+}
 
 
 class _Assignment(click.ParamType[tuple[str, Any]]):
@@ -216,13 +223,14 @@ def _option(part: str, field: str, text: str) -> click.Option:
     if isinstance(default, bool):
         shown = flag.split("/")[0 if default else 1].removeprefix("--")
     else:
-        shown = "none" if default in (None, (), {}) else str(default)
+        many = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        shown = "none" if default in (None, (), {}) else many
     return click.Option(
         [f"{part}_{field}", flag],
         type=str if (part, field) == ("prune", "sparsity") else kind,
         default=None,
         multiple=multiple,
-        metavar=_METAVARS.get(field, "NAME" if kind is str and multiple else None),
+        metavar=_METAVARS.get((part, field), "NAME" if kind is str and multiple else None),
         help=f"{text}  [default: {shown}]",
     )
 

@@ -19,12 +19,27 @@ from lwc_compiler.cli import cli
 from lwc_compiler.cli_options import HELP, recipe_options
 from lwc_compiler.cli_progress import training_progress
 from lwc_compiler.demo import DemoResult
-from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe, RetrainOptions
+from lwc_compiler.recipe import (
+    IterateOptions,
+    LowerOptions,
+    PackOptions,
+    PruneOptions,
+    Recipe,
+    RetrainOptions,
+    SensitivityOptions,
+)
 from lwc_compiler.runtime.artifact import read_artifact
 from lwc_compiler.runtime.bench import Bench, Timing
 from lwc_compiler.training.progress import Progress
 
-CLASSES = {"prune": PruneOptions, "retrain": RetrainOptions, "lower": LowerOptions}
+CLASSES = {
+    "prune": PruneOptions,
+    "retrain": RetrainOptions,
+    "iterate": IterateOptions,
+    "sensitivity": SensitivityOptions,
+    "lower": LowerOptions,
+    "pack": PackOptions,
+}
 
 
 def weight(path, name):
@@ -321,3 +336,56 @@ def test_reader_that_goes_away_is_no_error(arguments):
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+# Pruning in rounds, and what goes with it
+
+
+ROUNDS = ("--sparsity", "0.8", "--prune-first", "--keep-dead", "--rounds", "2", "--epochs", "2", "--train-threads", "1")
+
+
+def test_iterate_report_pack_and_unpack(lwc, mlp, mlp_data, tmp_path):
+    pruned, report, packed, again = (tmp_path / name for name in ("p.onnx", "report", "p.lwcp", "again.onnx"))
+    done = lwc("iterate", mlp, "-o", pruned, "--train-data", mlp_data, "--val-data", mlp_data, *ROUNDS)
+    assert (done.code, done.out) == (0, f"wrote {pruned}\n")
+    assert "round 2/2: density 20." in done.err
+    assert np.count_nonzero(weight(pruned, "w1")) <= 0.21 * 16 * 12
+    done = lwc("report", pruned, "--dense", mlp, "-o", report)
+    assert done.code == 0
+    assert "## Rounds" in (report / "report.md").read_text(encoding="utf-8")
+    assert {path.name for path in (report / "plots").iterdir()} >= {"trade-off.png", "trade-off.svg", "density.svg"}
+    done = lwc("pack", pruned, "-o", packed, "--json")
+    assert json.loads(done.out)["bytes"] == packed.stat().st_size
+    assert lwc("unpack", packed, "-o", again).code == 0
+    assert again.read_bytes() == pruned.read_bytes()
+
+
+def test_rounds_in_compile_leave_plots_in_the_artifact(lwc, mlp, mlp_data, tmp_path):
+    out = tmp_path / "net.lwc"
+    done = lwc("compile", mlp, "-o", out, "--train-data", mlp_data, "--val-data", mlp_data, *ROUNDS)
+    assert done.code == 0
+    read_artifact(out)
+    assert "plots/trade-off.svg" in json.loads((out / "manifest.json").read_text(encoding="utf-8"))["files"]
+
+
+def test_rounds_need_a_goal_and_data(lwc, mlp, tmp_path):
+    done = lwc("compile", mlp, "-o", tmp_path / "net.lwc", "--sparsity", "0.5", "--rounds", "2")
+    assert done.code == 2
+    assert "give --sparsity and --train-data" in done.err
+
+
+def test_sensitivity_suggests_what_prune_takes(lwc, mlp, mlp_data, tmp_path):
+    scan = tmp_path / "scan.json"
+    few = ("--at-density", "0.5", "--at-density", "0.2", "--samples", "32", "--workers", "1")
+    done = lwc("sensitivity", mlp, "--data", mlp_data, "--budget", "density=0.3", "-o", scan, *few)
+    assert done.code == 0
+    assert "w1" in done.out
+    assert "next: lwc prune" in done.out
+    pruned = tmp_path / "p.onnx"
+    criterion = ("--criterion", "sensitivity", "--sparsity", "0.7", "--prune-first")
+    assert lwc("prune", mlp, "-o", pruned, *criterion, "--data", scan).code == 0
+    kept = sum(np.count_nonzero(weight(pruned, name)) for name in ("w1", "w2"))
+    assert kept == pytest.approx(0.3 * (16 * 12 + 12 * 4), abs=2)
+    refused = lwc("prune", mlp, "-o", pruned, "--force", *criterion)
+    assert refused.code == 2
+    assert "data" in refused.err

@@ -106,6 +106,23 @@ _LENET_5 = RetrainOptions(
     optimizer="sgd", learning_rate=0.02, weight_decay=5e-4, batch_size=64, epochs=15, clip_norm=1.0, threads=1
 )
 
+# Images deformed at random keep a network from learning the training images by heart.
+_DEFORMED = "lwc_compiler.reproduce.augment:deform"
+_LENET_300_100_LONG = RetrainOptions(
+    optimizer="sgd", learning_rate=0.1, weight_decay=1e-4, batch_size=128, epochs=60, mask_interval=50, threads=1
+)
+
+
+def _sparse(name: str, factor: float, criterion: str, retrain: RetrainOptions) -> Stage:
+    """A network with `factor` times fewer weights, pruned step by step in one training from the dense one."""
+    return Stage(
+        name,
+        PruneOptions.model_validate({"criterion": criterion, "sparsity": 1 - 1 / factor, "keep_first": False}),
+        retrain,
+        IterateOptions(schedule="gradual", ramp=0.5),
+    )
+
+
 SCHEDULES = {
     "lenet-300-100": Schedule(
         dense=_LENET_300_100,
@@ -116,12 +133,15 @@ SCHEDULES = {
                 _LENET_300_100.model_copy(update={"epochs": 15, "learning_rate": 0.05}),
                 IterateOptions(schedule="geometric", rounds=4),
             ),
-            Stage(
-                "40x",
-                PruneOptions(criterion="erdos-renyi-kernel", sparsity=1 - 1 / 41, keep_first=False),
-                _LENET_300_100.model_copy(update={"epochs": 20, "learning_rate": 0.05}),
-                IterateOptions(schedule="targets", targets=(0.95, 0.965, 1 - 1 / 41)),
-                start="12x",
+            _sparse("40x", 40.5, "erdos-renyi-kernel", _LENET_300_100_LONG),
+            *(
+                _sparse(
+                    f"{factor}x-deformed",
+                    1.01 * factor,
+                    "erdos-renyi-kernel",
+                    _LENET_300_100_LONG.model_copy(update={"augment": _DEFORMED}),
+                )
+                for factor in (40, 68, 100)
             ),
         ),
         figure_5=_figure_5(_LENET_300_100, l1=1e-5, epochs=8, rate=0.01, criterion="erdos-renyi-kernel"),

@@ -1,6 +1,7 @@
 """Losses as ONNX operators, one value a sample, and the place in a model that each is computed from.
 
 A loss on probabilities throws away precision, so a model that ends in Softmax or Sigmoid gets its loss at their input.
+JAX and TensorFlow write softmax out as exponentials and sums; that is taken for the Softmax that it is.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from onnx import TensorProto
 
 from lwc_compiler.errors import DataError, UnsupportedError
@@ -27,7 +29,7 @@ class Head:
     Attributes:
         output: name of the model's output.
         value: the value the loss reads: the output itself, or the input of the last activation.
-        activation: `Softmax`, `LogSoftmax`, `Sigmoid` or ''.
+        activation: `Softmax`, `LogSoftmax` (as one operator or written out), `Sigmoid` or ''.
         axis: class axis of the activation; None without one.
     """
 
@@ -42,13 +44,77 @@ def find_head(graph: TrainingGraph, output: str) -> Head:
     node = graph.producer(output)
     while node is not None and node.op in RESHAPING:
         node = graph.producer(node.inputs[0])
-    if node is not None and node.op in ("Softmax", "LogSoftmax", "Sigmoid"):
-        value, axis = node.inputs[0], None
-        if node.op != "Sigmoid":
-            value, axis = _normalized_axis(graph, node, graph.shape(output))
-        if graph.shape(value)[:1] == graph.shape(output)[:1]:
-            return Head(output, value, node.op, axis)
+    head = None if node is None else _activation_head(graph, node, output)
+    if head is not None and graph.shape(head.value)[:1] == graph.shape(output)[:1]:
+        return head
     return Head(output, output, "", None)
+
+
+def _activation_head(graph: TrainingGraph, node: Node, output: str) -> Head | None:
+    """The head before `node`, if that is the last step of an activation."""
+    if node.op == "Sigmoid":
+        return Head(output, node.inputs[0], node.op, None)
+    if node.op in ("Softmax", "LogSoftmax"):
+        value, axis = _normalized_axis(graph, node, graph.shape(output))
+        return Head(output, value, node.op, axis)
+    if node.op == "Div":  # exp(d) / sum(exp(d))
+        exponential, total = node.inputs
+        exp = graph.producer(exponential)
+        found = _reduction(graph, total, "ReduceSum", [])
+        if exp is not None and exp.op == "Exp" and found is not None and found[0] == exponential:
+            return Head(output, _unshifted(graph, exp.inputs[0], found[1]), "Softmax", found[1])
+    if node.op == "Sub":  # d - log(sum(exp(d)))
+        shifted, log_total = node.inputs
+        found = _reduction(graph, log_total, "ReduceSum", ["Log"])
+        exp = None if found is None else graph.producer(found[0])
+        if found is not None and exp is not None and exp.op == "Exp" and exp.inputs[0] == shifted:
+            return Head(output, _unshifted(graph, shifted, found[1]), "LogSoftmax", found[1])
+    return None
+
+
+def _unshifted(graph: TrainingGraph, value: str, axis: int) -> str:
+    """z where `value` is z - max(z) along `axis`, else `value`: softmax is the same for both."""
+    node = graph.producer(value)
+    if node is None or node.op != "Sub" or _reduction(graph, node.inputs[1], "ReduceMax", []) != (node.inputs[0], axis):
+        return value
+    return node.inputs[0]
+
+
+def _reduction(graph: TrainingGraph, value: str, op: str, then: list[str]) -> tuple[str, int] | None:
+    """What `op` reduces, and along which axis, if `value` is that with the axis of length 1, or filled up again.
+
+    Args:
+        graph: where `value` is.
+        value: name.
+        op: `ReduceMax` or `ReduceSum`.
+        then: operators that are applied to the result, besides reshaping and a maximum with minus infinity.
+    """
+    steps: list[Node] = []
+    node = graph.producer(value)
+    while node is not None and node.op in ("Expand", "Reshape", "Unsqueeze", "Log", "Max"):
+        inputs = [name for name in node.inputs if node.op != "Max" or not _is_lowest(graph, name)]
+        if node.op == "Max" and len(inputs) != 1:
+            return None
+        steps.append(node)
+        node = graph.producer(inputs[0])
+    if node is None or node.op != op or [step.op for step in steps if step.op == "Log"] != then:
+        return None
+    whole = graph.shape(node.inputs[0])
+    axes = node.attributes.get("axes", graph.constants.get(node.inputs[1], ()) if len(node.inputs) > 1 else ())
+    if len(axes) != 1:
+        return None
+    axis = int(axes[0]) % len(whole)
+    kept = (*whole[:axis], 1, *whole[axis + 1 :])
+    for step in steps:
+        before, after = (graph.shape(name) for name in (step.inputs[0], step.outputs[0]))
+        if (step.op in ("Reshape", "Unsqueeze") and after != kept) or (step.op == "Expand" and before != kept):
+            return None
+    return (node.inputs[0], axis) if graph.shape(value) in (kept, whole) else None
+
+
+def _is_lowest(graph: TrainingGraph, name: str) -> bool:
+    """Whether a value is the scalar -inf."""
+    return name in graph.constants and graph.constants[name].shape == () and bool(np.isneginf(graph.constants[name]))
 
 
 def _normalized_axis(graph: TrainingGraph, softmax: Node, shape: tuple[int, ...]) -> tuple[str, int]:
