@@ -9,6 +9,7 @@ import numpy as np
 from onnx import numpy_helper
 
 from lwc_compiler.model import Model, load_model
+from lwc_compiler.packing import pack
 from lwc_compiler.passes.sites import constant_tensors, find_sites
 from lwc_compiler.report.table import Report, layer_report
 from lwc_compiler.reproduce.datasets import Files
@@ -42,6 +43,7 @@ def trained_network(name: str, step: Step, data: Files) -> Trained:
         weights=weights,
         kept=kept,
         parameters=parameters,
+        packed_bytes=len(pack(model)),
         validation_error=error_of(step.file, data.validation),
         test_error=error_of(step.file, data.test),
         rounds=_rounds(model),

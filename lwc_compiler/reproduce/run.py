@@ -116,7 +116,7 @@ class _Seed:
         schedule = self._experiment.schedule
         steps = {DENSE: self._dense(DENSE, schedule.dense)}
         for stage in schedule.stages:
-            steps[stage.name] = self._prune(stage, steps[stage.start])
+            steps[stage.name] = self._stage(stage, steps[stage.start])
         return steps
 
     def trade_offs(self) -> tuple[TradeOff, ...]:
@@ -148,23 +148,24 @@ class _Seed:
 
         return take_step(self._folder / name, settings, work)
 
-    def _prune(self, stage: Stage, start: Step) -> Step:
+    def _stage(self, stage: Stage, start: Step) -> Step:
         training = self._seeded(stage.retrain)
         settings = {
             "start": start.settings,
-            "prune": stage.prune.model_dump(mode="json"),
             "retrain": training.model_dump(mode="json"),
-            "iterate": stage.iterate.model_dump(mode="json"),
+            "rounds": None if stage.rounds is None else [part.model_dump(mode="json") for part in stage.rounds],
         }
 
         def work(folder: Path) -> Model:
-            self._say(f"pruning to {stage.name}")
+            self._say(f"stage {stage.name}")
+            if stage.rounds is None:
+                return lwc.retrain(start.load(), *self._data, training, workdir=folder, progress=self._progress)
             return lwc.iterate(
                 start.load(),
                 *self._data,
-                prune=stage.prune,
+                prune=stage.rounds[0],
                 retrain=training,
-                options=stage.iterate,
+                options=stage.rounds[1],
                 workdir=folder,
                 progress=self._progress,
             )

@@ -13,20 +13,18 @@ from lwc_compiler.recipe import IterateOptions, PruneOptions, RetrainOptions
 
 @dataclass(frozen=True)
 class Stage:
-    """A pruning that ends in one network of the results: one call of `lwc_compiler.iterate`.
+    """What ends in one network of the results: one call of `lwc_compiler.iterate`, or of `retrain` without rounds.
 
     Attributes:
         name: fit for a file.
-        prune: what the last round prunes to.
         retrain: how every round retrains; the seed is that of the run.
-        iterate: the rounds.
-        start: the stage whose network is pruned further, or `dense`.
+        rounds: what the last round prunes to, and the rounds; None: nothing is pruned.
+        start: the stage whose network it starts from, or `dense`.
     """
 
     name: str
-    prune: PruneOptions
     retrain: RetrainOptions
-    iterate: IterateOptions
+    rounds: tuple[PruneOptions, IterateOptions] | None
     start: str = "dense"
 
 
@@ -113,14 +111,35 @@ _LENET_300_100_LONG = RetrainOptions(
 )
 
 
+_LENET_5_LONG = RetrainOptions(
+    optimizer="sgd",
+    learning_rate=0.02,
+    weight_decay=1e-4,
+    batch_size=64,
+    epochs=30,
+    clip_norm=1.0,
+    mask_interval=100,
+    augment=_DEFORMED,
+    threads=1,
+)
+
+
 def _sparse(name: str, factor: float, criterion: str, retrain: RetrainOptions) -> Stage:
     """A network with `factor` times fewer weights, pruned step by step in one training from the dense one."""
-    return Stage(
-        name,
-        PruneOptions.model_validate({"criterion": criterion, "sparsity": 1 - 1 / factor, "keep_first": False}),
-        retrain,
-        IterateOptions(schedule="gradual", ramp=0.5),
+    prune = PruneOptions.model_validate({"criterion": criterion, "sparsity": 1 - 1 / factor, "keep_first": False})
+    return Stage(name, retrain, (prune, IterateOptions(schedule="gradual", ramp=0.5)))
+
+
+def _shared(start: str, batch_size: int) -> Stage:
+    """The network of a stage with shared weights: 2^8 values in a convolution, 2^5 in a fully connected layer."""
+    retrain = RetrainOptions(
+        epochs=5, batch_size=batch_size, learning_rate=1e-4, codebook={"conv": 8, "fc": 5}, threads=1
     )
+    return Stage(f"{start}-shared", retrain, None, start)
+
+
+def _twelve_times(criterion: str) -> PruneOptions:
+    return PruneOptions.model_validate({"criterion": criterion, "sparsity": 1 - 1 / 12.5, "keep_first": False})
 
 
 SCHEDULES = {
@@ -129,10 +148,10 @@ SCHEDULES = {
         stages=(
             Stage(
                 "12x",
-                PruneOptions(criterion="erdos-renyi-kernel", sparsity=1 - 1 / 12.5, keep_first=False),
                 _LENET_300_100.model_copy(update={"epochs": 15, "learning_rate": 0.05}),
-                IterateOptions(schedule="geometric", rounds=4),
+                (_twelve_times("erdos-renyi-kernel"), IterateOptions(schedule="geometric", rounds=4)),
             ),
+            _shared("12x", 64),
             _sparse("40x", 40.5, "erdos-renyi-kernel", _LENET_300_100_LONG),
             *(
                 _sparse(
@@ -151,16 +170,13 @@ SCHEDULES = {
         stages=(
             Stage(
                 "12x",
-                PruneOptions(criterion="erdos-renyi-kernel", sparsity=1 - 1 / 12.5, keep_first=False),
                 _LENET_5.model_copy(update={"epochs": 6, "learning_rate": 0.01}),
-                IterateOptions(schedule="geometric", rounds=3),
+                (_twelve_times("erdos-renyi-kernel"), IterateOptions(schedule="geometric", rounds=3)),
             ),
-            Stage(
-                "100x",
-                PruneOptions(criterion="erdos-renyi-kernel", sparsity=1 - 1 / 102, keep_first=False),
-                _LENET_5.model_copy(update={"epochs": 8, "learning_rate": 0.01}),
-                IterateOptions(schedule="targets", targets=(0.95, 0.975, 0.985, 1 - 1 / 102)),
-                start="12x",
+            _shared("12x", 64),
+            *(
+                _sparse(f"{factor}x-deformed", 1.01 * factor, "erdos-renyi-kernel", _LENET_5_LONG)
+                for factor in (100, 280)
             ),
         ),
         figure_5=_figure_5(_LENET_5, l1=1e-5, epochs=3, rate=0.005, criterion="erdos-renyi-kernel"),

@@ -73,7 +73,7 @@ def _activation_head(graph: TrainingGraph, node: Node, output: str) -> Head | No
 
 
 def _unshifted(graph: TrainingGraph, value: str, axis: int) -> str:
-    """z where `value` is z - max(z) along `axis`, else `value`: softmax is the same for both."""
+    """Z where `value` is z - max(z) along `axis`, else `value`: softmax is the same for both."""
     node = graph.producer(value)
     if node is None or node.op != "Sub" or _reduction(graph, node.inputs[1], "ReduceMax", []) != (node.inputs[0], axis):
         return value

@@ -19,7 +19,7 @@ def tiny_schedule(training=TRAINING):
         Variant("L2, no retraining", l1=False, retrain=None),
         Variant("L1, retrained", l1=True, retrain=short, iterative=True),
     )
-    stage = Stage("12x", PRUNING, training, IterateOptions(rounds=1))
+    stage = Stage("12x", training, (PRUNING, IterateOptions(rounds=1)))
     return Schedule(training, (stage,), Figure5((0.75,), PRUNING, short, variants))
 
 
