@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 BLOCK, HALF, PADDING, LEAST = 4096, 1024, 256, 8
 
 ROOTS = (Path("/usr"), Path("/var/lib/dpkg"), Path(sys.prefix))
-PER_FOLDER = 6  # files with the same suffix in the same folder
+PER_FOLDER = 6  # files of the same suffix in a folder
 PER_SUFFIX = 400
-PER_TYPE = 200  # files that the dense network gives the same type
-CUTS = 1  # parts of a training file that are samples, too
-SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
+FILES = 12000  # files the dense network looks at
+PER_TYPE = 200  # files that it gives the same type
+CUTS = 1  # parts of each training file
+PARTS = {"train": 0.6, "validation": 0.75, "test": 1.0}  # where their share of the folders ends
 
 
 def tokens(beginning: bytes, end: bytes) -> NDArray[np.int32] | None:
@@ -55,36 +56,54 @@ def chance(*key: object) -> float:
 
 @dataclass(frozen=True)
 class File:
+    """A file, and its size in bytes."""
+
     path: Path
     size: int
 
-    def read(self, start: int, stop: int) -> NDArray[np.int32] | None:
-        """The tokens of the part of the file from byte `start` to `stop`."""
+    def tokens(self, start: int, stop: int) -> NDArray[np.int32] | None:
+        """The tokens of the part from byte `start` to `stop`, as if it were a file of its own."""
+        length = min(BLOCK, stop - start)
         with self.path.open("rb") as file:
             file.seek(start)
-            beginning = file.read(min(BLOCK, stop - start))
-            file.seek(max(start, stop - BLOCK))
-            return tokens(beginning, file.read(min(BLOCK, stop - start)))
+            beginning = file.read(length)
+            file.seek(stop - length)
+            return tokens(beginning, file.read(length))
+
+    @property
+    def part(self) -> str:
+        """Which samples it belongs to; the files of a folder stay together, as they are often alike."""
+        place = chance("part", str(self.path.parent))
+        return next(part for part, end in PARTS.items() if place < end)
 
 
-def find_files() -> Iterator[File]:
+def find_files() -> list[File]:
     """Regular files below ROOTS, a few of a kind in a folder, in an order that has nothing to do with their place."""
     seen: Counter[tuple[str, str]] = Counter()
     found: list[tuple[str, File]] = []
-    for root in dict.fromkeys(ROOTS):
+    for root in ROOTS:
         for folder, _, names in os.walk(root):
             for name in sorted(names, key=lambda name: chance("name", folder, name)):
                 path = Path(folder, name)
                 kind = path.suffix.lower() or path.name[:3]
-                if seen[folder, kind] >= PER_FOLDER or path.is_symlink() or not path.is_file():
-                    continue
-                size = path.stat().st_size
-                if size >= LEAST:
+                if seen[folder, kind] < PER_FOLDER and path.is_file() and not path.is_symlink():
                     seen[folder, kind] += 1
-                    found.append((kind, File(path, size)))
+                    found.append((kind, File(path, path.stat().st_size)))
     found.sort(key=lambda entry: chance("file", str(entry[1].path)))
-    suffixes: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    few = []
     for kind, file in found:
-        suffixes[kind] += 1
-        if suffixes[kind] <= PER_SUFFIX:
-            yield file
+        kinds[kind] += 1
+        if kinds[kind] <= PER_SUFFIX:
+            few.append(file)
+    return few
+
+
+def cuts(file: File) -> Iterator[NDArray[np.int32]]:
+    """Parts of a file, each starting or ending at a random place."""
+    for number in range(CUTS):
+        ends = sorted(int(file.size * chance("cut", number, side, str(file.path))) for side in "ab")
+        start, stop = [(0, ends[1]), (ends[0], file.size), tuple(ends)][number % 3]
+        row = file.tokens(start, stop)
+        if row is not None:
+            yield row
