@@ -389,7 +389,7 @@ def test_code_that_computes_something_else(refused, mlp, monkeypatch):
 STAGES = {
     "prune": "lwc_compiler.passes.pipeline.prune",
     "compact": "lwc_compiler.passes.pipeline.compact",
-    "lower": "lwc_compiler.passes.lower.lower",
+    "lower": "lwc_compiler.passes.lower.lower_static",
     "verify": "lwc_compiler.runtime.verify.verify",
     "hash": "lwc_compiler.runtime.artifact.FileEntry",
 }
@@ -400,7 +400,7 @@ def test_interrupt_in_every_stage_keeps_the_old_artifact(lwc, mlp, tmp_path, mon
     assert lwc("lower", mlp, "-o", tmp_path / "out").code == 0
     before = contents(tmp_path)
 
-    def interrupt(*_arguments):
+    def interrupt(*_arguments, **_options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(STAGES[stage], interrupt)

@@ -139,7 +139,7 @@ def _shared(start: str, batch_size: int) -> Stage:
 
 
 def _twelve_times(criterion: str) -> PruneOptions:
-    return PruneOptions.model_validate({"criterion": criterion, "sparsity": 1 - 1 / 12.5, "keep_first": False})
+    return PruneOptions.model_validate({"criterion": criterion, "sparsity": 1 - 1 / 13, "keep_first": False})
 
 
 SCHEDULES = {

@@ -73,7 +73,7 @@ def _activation_head(graph: TrainingGraph, node: Node, output: str) -> Head | No
 
 
 def _unshifted(graph: TrainingGraph, value: str, axis: int) -> str:
-    """Z where `value` is z - max(z) along `axis`, else `value`: softmax is the same for both."""
+    """Without a maximum along `axis` that was subtracted from `value`; softmax is the same with and without."""
     node = graph.producer(value)
     if node is None or node.op != "Sub" or _reduction(graph, node.inputs[1], "ReduceMax", []) != (node.inputs[0], axis):
         return value
@@ -99,17 +99,17 @@ def _reduction(graph: TrainingGraph, value: str, op: str, then: list[str]) -> tu
         node = graph.producer(inputs[0])
     if node is None or node.op != op or [step.op for step in steps if step.op == "Log"] != then:
         return None
-    whole = graph.shape(node.inputs[0])
+    whole = graph.shapes.get(node.inputs[0])
     axes = node.attributes.get("axes", graph.constants.get(node.inputs[1], ()) if len(node.inputs) > 1 else ())
-    if len(axes) != 1:
+    if whole is None or len(axes) != 1:
         return None
     axis = int(axes[0]) % len(whole)
     kept = (*whole[:axis], 1, *whole[axis + 1 :])
     for step in steps:
-        before, after = (graph.shape(name) for name in (step.inputs[0], step.outputs[0]))
+        before, after = (graph.shapes.get(name) for name in (step.inputs[0], step.outputs[0]))
         if (step.op in ("Reshape", "Unsqueeze") and after != kept) or (step.op == "Expand" and before != kept):
             return None
-    return (node.inputs[0], axis) if graph.shape(value) in (kept, whole) else None
+    return (node.inputs[0], axis) if graph.shapes.get(value) in (kept, whole) else None
 
 
 def _is_lowest(graph: TrainingGraph, name: str) -> bool:
