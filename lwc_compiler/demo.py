@@ -82,8 +82,8 @@ def run_demo(output: Path | None = None, *, progress: Callable[[Progress], None]
     """Runs the demo.
 
     Args:
-        output: directory to make, with what the demo worked on: `dense.onnx`, `train.npz`, `validation.npz` and the
-            artifact `lenet_300_100.lwc`; None: nothing is kept.
+        output: directory to make, with what the demo worked on: `dense.onnx`, `train.npz`, `validation.npz`, the
+            artifact `lenet_300_100.lwc` and a `report` with plots; None: nothing is kept.
         progress: called while the networks train.
 
     Raises:
@@ -99,6 +99,7 @@ def run_demo(output: Path | None = None, *, progress: Callable[[Progress], None]
             work.mkdir()
             result = _run(work, progress)
             if output is not None:
+                _write_report(work)
                 work.rename(output)
             return result
     except OSError as error:
@@ -160,6 +161,14 @@ def _run(folder: Path, progress: Callable[[Progress], None] | None) -> DemoResul
 def lenet_300_100() -> Model:
     """An untrained LeNet-300-100 for 8 x 8 images: `pixels` (batch, 64) float32 in 0..1 to `scores` (batch, 10)."""
     return networks.lenet_300_100(networks.he_normal(SEED), pixels=LAYERS[0])
+
+
+def _write_report(folder: Path) -> None:
+    from lwc_compiler.model import load_model
+    from lwc_compiler.report.write import write_report
+
+    pruned = load_model(folder / f"{NAME}.lwc" / f"{NAME}.onnx")
+    write_report(folder / "report", pruned, load_model(folder / "dense.onnx"))
 
 
 def load_digits() -> dict[str, NDArray[Any]]:

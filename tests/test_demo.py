@@ -52,7 +52,9 @@ def test_keeps_what_can_be_gone_on_with(demo):
         "train.npz",
         "validation.npz",
         "lenet_300_100.lwc",
+        "report",
     }
+    assert (folder / "report" / "plots" / "histogram.svg").exists()
     read_artifact(folder / "lenet_300_100.lwc")
     with np.load(folder / "validation.npz") as data:
         assert data["pixels"].shape == (result.images, LAYERS[0])
