@@ -8,7 +8,7 @@ from lwc_compiler.errors import DataError, OptionError, UnsupportedError
 from lwc_compiler.recipe import RetrainOptions
 from lwc_compiler.training.data import Batch, describe_labels
 from lwc_compiler.training.graph import TrainingGraph
-from lwc_compiler.training.losses import PER_SAMPLE
+from lwc_compiler.training.losses import PER_SAMPLE, Head, find_head
 from lwc_compiler.training.objective import Objective, choose_loss
 from lwc_compiler.training.session import open_session
 
@@ -55,6 +55,102 @@ def test_a_softmax_of_flattened_rows_is_looked_through(build, rng):
     x = rng.normal(size=(BATCH, 2, 4)).astype(np.float32)
     _, objective = losses(build, body, x, rng.integers(0, 4, (BATCH, 2)))
     assert (objective.logits, objective.class_axis) == ("x", 2)
+
+
+def written_out(shape, axis, *steps):
+    """Steps after n = -x, with constants for the `axis` of a sum and the shapes it leaves and is filled up to."""
+    kept = (*shape[:axis], 1, *shape[axis + 1 :])
+    constants = [
+        f"{name} = Constant<value = int64[{len(values)}] {{{', '.join(map(str, values))}}}>()"
+        for name, values in (("axes", [axis]), ("kept", kept), ("whole", shape))
+    ]
+    return " ".join([*constants, "n = Neg(x)", *steps])
+
+
+SHIFTED = "most = ReduceMax<keepdims=1>(n, axes) d = Sub(n, most) e = Exp(d)"
+SHIFTED_BY_JAX = """
+    most = ReduceMax<keepdims=0>(n, axes) lowest = Constant<value_float=-inf>() safe = Max(lowest, most)
+    column = Reshape(safe, kept) wide = Expand(column, kept) d = Sub(n, wide) e = Exp(d)
+"""
+TOTAL = "total = ReduceSum<keepdims=1>(e, axes)"
+TOTAL_OF_JAX = "sum = ReduceSum<keepdims=0>(e, axes) sums = Reshape(sum, kept) total = Expand(sums, whole)"
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((BATCH, 4), 1), ((BATCH, BATCH), 1), ((BATCH, 3, 2, 3), 1)])
+@pytest.mark.parametrize(
+    ("shift", "total"),
+    [
+        (SHIFTED, TOTAL),
+        (SHIFTED_BY_JAX, TOTAL_OF_JAX),
+        (SHIFTED, "s = ReduceSum<keepdims=0>(e, axes) total = Unsqueeze(s, axes)"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("activation", "end"),
+    [
+        ("Softmax", "y = Div(e, total)"),
+        ("Softmax", "p = Div(e, total) y = Reshape(p, whole)"),
+        ("LogSoftmax", "l = Log(total) y = Sub(d, l)"),
+    ],
+)
+def test_a_softmax_that_is_written_out_is_looked_through(build, rng, shape, axis, shift, total, activation, end):
+    """Its rows are off by 300, so that no exponential of them is finite or none is left."""
+    x = (rng.normal(size=shape) * 3 + 300 * rng.choice([-1, 1], (BATCH,) + (1,) * (len(shape) - 1))).astype(np.float32)
+    body = written_out(shape, axis, shift, total, end)
+    found, objective = losses(build, body, x, None, body.replace("Neg", "Abs"))
+    head = objective.heads[0]
+    assert (head.value, head.activation, head.axis) == ("n", activation, axis)
+    assert objective.metric == "agreement"
+    exact = x.astype(np.float64)
+    p, q = log_softmax(np.abs(exact), axis), log_softmax(-exact, axis)
+    expected = (np.exp(p) * (p - q)).sum(axis=axis).reshape(BATCH, -1).mean(axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "shift",
+    ["d = Identity(n) e = Exp(d)", "first = Gather<axis=1>(n, axes) d = Sub(n, first) e = Exp(d)"],
+    ids=["nothing", "another value"],
+)
+def test_logits_of_a_softmax_need_not_be_shifted_by_their_maximum(build, z, shift):
+    """Softmax is the same for logits that differ by a number, so those before the exponential will do."""
+    body = written_out(z.shape, 1, shift, TOTAL, "y = Div(e, total)")
+    found, objective = losses(build, body, z, None, body.replace("Neg", "Abs"))
+    assert objective.heads[0].activation == "Softmax"
+    exact = z.astype(np.float64)
+    p, q = log_softmax(np.abs(exact), 1), log_softmax(-exact, 1)
+    np.testing.assert_allclose(found, (np.exp(p) * (p - q)).sum(axis=1), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    {
+        "sum of other exponentials": [SHIFTED, "o = Exp(x) total = ReduceSum<keepdims=1>(o, axes) y = Div(e, total)"],
+        "mean": [SHIFTED, "total = ReduceMean<keepdims=1>(e, axes) y = Div(e, total)"],
+        "upside down": [SHIFTED, TOTAL, "y = Div(total, e)"],
+        "no exponential": ["e = Abs(n)", TOTAL, "y = Div(e, total)"],
+        "sum over everything": [SHIFTED, "total = ReduceSum<keepdims=1>(e) y = Div(e, total)"],
+        "sum along another axis": [SHIFTED, "total = ReduceSum<keepdims=0>(e, axes) y = Div(e, total)"],
+        "sums turned": [SHIFTED, TOTAL, "t = Reshape(total, whole_row) y = Div(e, t)"],
+        "filled up along another axis": [
+            SHIFTED,
+            "sum = ReduceSum<keepdims=0>(e, axes) total = Expand(sum, whole) y = Div(e, total)",
+        ],
+        "clipped": [SHIFTED, TOTAL, "one = Constant<value_float=1.0>() c = Max(one, total) y = Div(e, c)"],
+        "logarithm of one only": [SHIFTED, TOTAL, "l = Log(total) y = Div(e, l)"],
+        "no logarithm": [SHIFTED, TOTAL, "y = Sub(d, total)"],
+        "logarithm taken from other logits": [SHIFTED, TOTAL, "l = Log(total) y = Sub(x, l)"],
+        "a softmax, and more": [SHIFTED, TOTAL, "p = Div(e, total) y = Add(p, p)"],
+    }.items(),
+    ids=lambda item: item[0],
+)
+def test_what_only_looks_like_a_softmax_is_left_alone(build, rng, steps):
+    """Square inputs, so that every shape fits."""
+    square = (BATCH, BATCH)
+    row = f"whole_row = Constant<value = int64[2] {{1, {BATCH}}}>()"
+    body = written_out(square, 1, row, *steps[1])
+    graph = TrainingGraph(build(f"(float[{BATCH},{BATCH}] x) => (float y) {{ {body} }}", {}, opset=21), {})
+    assert find_head(graph, "y") == Head("y", "y", "", None)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((BATCH, 3, 2, 6), 1), ((BATCH, 7, 3), 2)])
