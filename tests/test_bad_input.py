@@ -410,6 +410,11 @@ def test_interrupt_in_every_stage_keeps_the_old_artifact(lwc, mlp, tmp_path, mon
     assert contents(tmp_path) == before
 
 
+def not_ignoring_interrupts() -> None:
+    """A shell starts its background jobs ignoring SIGINT, and what runs these tests may be one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Training:
     """`lwc retrain` in a process of its own, in the midst of an endless training."""
 
@@ -419,7 +424,9 @@ class Training:
         command = [sys.executable, "-m", "lwc_compiler", "retrain", str(mlp), "-o", str(folder / "out.onnx")]
         command += ["--train-data", str(data), "--epochs", "1000000"]
         environment = {**os.environ, "TMPDIR": str(self.temporary)}
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=not_ignoring_interrupts
+        )
         while not re.search(r"epoch [1-9]", line := self.process.stderr.readline()):
             assert line, "the training ended"
         (self.child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
