@@ -256,6 +256,11 @@ def opset_of(proto: ModelProto) -> int:
     return int(max(entry.version for entry in proto.opset_import if entry.domain == ""))
 
 
+def attributes_of(node: NodeProto) -> dict[str, Any]:
+    """The node's attributes as Python values, bytes decoded."""
+    return {item.name: _text(onnx.helper.get_attribute_value(item)) for item in node.attribute}
+
+
 def sort_nodes(graph: GraphProto) -> None:
     """Puts the nodes in topological order, in place; nodes that are in order already keep their places."""
     known = {""} | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
@@ -503,6 +508,13 @@ def _drop_named(entries: Any, names: dict[str, TensorProto]) -> None:
     if len(kept) < len(entries):
         del entries[:]
         entries.extend(kept)
+
+
+def _text(value: Any) -> Any:
+    """An attribute's value with its bytes decoded."""
+    if isinstance(value, list):
+        return [_text(item) for item in value]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _first_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tvm import relax, te, tirx
 
 from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.model import attributes_of
 
 Array = NDArray[Any]
 Value: TypeAlias = "Array | relax.Expr"  # constants stay NumPy arrays until an operator reads them as a tensor
@@ -112,21 +113,9 @@ class Node:
         return value
 
 
-def attributes_of(proto: onnx.NodeProto) -> dict[str, Any]:
-    """The node's attributes as Python values, bytes decoded."""
-    return {a.name: _text(onnx.helper.get_attribute_value(a)) for a in proto.attribute}
-
-
 def input_name(proto: onnx.NodeProto, index: int) -> str:
     """Name of input `index`, '' where it is left out."""
     return proto.input[index] if index < len(proto.input) else ""
-
-
-def _text(value: Any) -> Any:
-    """An attribute's value with its bytes decoded."""
-    if isinstance(value, list):
-        return [_text(v) for v in value]
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def describe(proto: onnx.NodeProto) -> str:

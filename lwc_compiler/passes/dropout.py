@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from lwc_compiler.errors import OptionError
-from lwc_compiler.model import Model
+from lwc_compiler.model import Model, attributes_of
 from lwc_compiler.passes.sites import constant_tensors, find_sites, node_label
 
 _DEFAULT_RATIO = 0.5  # of the ONNX operator
@@ -24,7 +24,7 @@ def find_dropouts(graph: onnx.GraphProto) -> dict[str, float]:
     for node in graph.node:
         if node.op_type != "Dropout" or node.domain not in ("", "ai.onnx"):
             continue
-        ratio = next((helper.get_attribute_value(item) for item in node.attribute if item.name == "ratio"), None)
+        ratio = attributes_of(node).get("ratio")
         if ratio is None and len(node.input) > 1 and node.input[1] in constants:
             ratio = float(numpy_helper.to_array(constants[node.input[1]]).item())
         tensor = node.input[0]

@@ -17,6 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from lwc_compiler.model import attributes_of
+
 SITE_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -178,10 +180,6 @@ def _is_standard(node: onnx.NodeProto) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
-
-
 def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """The tensors `node` reads, those its subgraphs take from outside included."""
     yield from node.input
@@ -201,7 +199,7 @@ def _aliases(graph: onnx.GraphProto, constants: dict[str, TensorProto]) -> dict[
         if node.op_type in ("Identity", "Transpose") and _is_standard(node) and node.input[0] in aliases:
             constant, axes = aliases[node.input[0]]
             if node.op_type == "Transpose":
-                axes = tuple(axes[axis] for axis in _attribute(node, "perm", range(len(axes))[::-1]))
+                axes = tuple(axes[axis] for axis in attributes_of(node).get("perm", range(len(axes))[::-1]))
             aliases[node.output[0]] = (constant, axes)
     return aliases
 
@@ -226,16 +224,17 @@ def _use(
     if tensor.data_type not in _FLOATS or math.prod(shape) == 0 or len(shape) < 2:
         return None
     groups, depthwise, split, row_axes = 1, False, shape, len(shape) - 1
+    attributes = attributes_of(node)
     order = tuple(range(len(shape)))
     if node.op_type.startswith("Conv"):
         if axes != order:
             return None
-        groups, row_axes = _attribute(node, "group", 1), 2
+        groups, row_axes = attributes.get("group", 1), 2
         split = (groups, shape[0] // groups, *shape[1:])
         order = (0, 1, *range(2, len(split))) if node.op_type == "Conv" else (0, 2, 1, *range(3, len(split)))
         depthwise = groups > 1 and split[order[2]] == 1
     else:
-        rows_last = _attribute(node, "transA", 0) if position == 0 else not _attribute(node, "transB", 0)
+        rows_last = attributes.get("transA", 0) if position == 0 else not attributes.get("transB", 0)
         if node.op_type == "MatMul":
             rows_last = position == 1
         if rows_last:

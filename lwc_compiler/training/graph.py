@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.model import attributes_of
 
 OPSET = 21  # the newest that ONNX Runtime 1.19.2 reads, so that every operator has one form only
 IR_VERSION = 10
@@ -41,11 +42,7 @@ class Node:
 
 def read_node(proto: onnx.NodeProto) -> Node:
     """`proto` as a `Node`."""
-    attributes = {}
-    for attribute in proto.attribute:
-        value = helper.get_attribute_value(attribute)
-        attributes[attribute.name] = value.decode() if isinstance(value, bytes) else value
-    return Node(proto, proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), attributes)
+    return Node(proto, proto.op_type, proto.name, tuple(proto.input), tuple(proto.output), attributes_of(proto))
 
 
 class TrainingGraph:

@@ -12,8 +12,8 @@ from lwc_compiler.training.graph import Node, TrainingGraph
 
 
 def explicit_pads(g: TrainingGraph, node: Node) -> bool:
-    """The gradients of convolution and pooling ignore `auto_pad`."""
-    if node.attributes.get("auto_pad", "NOTSET") == "NOTSET":
+    """The gradients of convolution and pooling ignore `auto_pad` and `output_shape`."""
+    if node.attributes.get("auto_pad", "NOTSET") == "NOTSET" and not node.attributes.get("output_shape"):
         return False
     space = g.shape(node.inputs[0])[2:]
     kernel = node.attributes.get("kernel_shape") or g.shape(node.inputs[1])[2:]

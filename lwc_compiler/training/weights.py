@@ -35,8 +35,17 @@ SLOTS: dict[str, dict[int, bool]] = {
 }
 STATISTICS = (3, 4)  # inputs of BatchNormalization: running mean and variance
 LINEAR = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"}
-NORMALIZING = {"Div", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization"}
-PASSES_WEIGHTS_ON = {"Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze"}
+# Div and Reciprocal: of or by a standard deviation, in a normalization that is written out.
+NORMALIZING = {
+    "BatchNormalization",
+    "InstanceNormalization",
+    "GroupNormalization",
+    "LayerNormalization",
+    "Div",
+    "Reciprocal",
+}
+RESHAPING = {"Reshape", "Squeeze", "Unsqueeze"}
+PASSES_WEIGHTS_ON = {"Identity", "Transpose", *RESHAPING}
 
 
 @dataclass
@@ -117,7 +126,7 @@ def _find_weights(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto], b
         return name
 
     def made_by(name: str) -> str:
-        while name in producers and producers[name].op_type == "Reshape":
+        while name in producers and producers[name].op_type in RESHAPING:
             name = producers[name].input[0]
         return producers[name].op_type if name in producers else ""
 
@@ -133,6 +142,8 @@ def _find_weights(graph: onnx.GraphProto, values: dict[str, onnx.TensorProto], b
             if name in values and _is_learned(node, values[name]):
                 found[name] = found.get(name, False) or decays
         if node.op_type in ("Add", "Mul") and len(node.input) == 2:
+            if node.op_type == "Mul" and scaled.intersection(node.input):  # the deviation's reciprocal, scaled first
+                scaled.add(node.output[0])
             for name, other in (node.input, reversed(node.input)):
                 if name not in values or not _is_vector(values[name]):
                     continue

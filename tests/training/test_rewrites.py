@@ -31,6 +31,11 @@ CASES = {
     "Conv VALID": (IMAGE, {"k": (3, 4, 2, 3)}, "y = Conv<auto_pad='VALID'>(v, k)"),
     "ConvTranspose": (IMAGE, TRANSPOSED, "y = ConvTranspose<strides=[2,1], pads=[1,0,0,1]>(v, k, b)"),
     "ConvTranspose SAME": (IMAGE, {"k": (4, 3, 3, 2)}, "y = ConvTranspose<auto_pad='SAME_UPPER', strides=[2,2]>(v, k)"),
+    "ConvTranspose output_shape": (
+        IMAGE,
+        {"k": (4, 3, 3, 2)},
+        "y = ConvTranspose<output_shape=[9, 11], strides=[2,2]>(v, k)",
+    ),
     "ConvTranspose groups": (IMAGE, {"k": (4, 2, 2, 2)}, "y = ConvTranspose<group=2, strides=[2,1]>(v, k)"),
     "CumSum": ((3, 4), {}, "y = CumSum(v, axis)"),
     "CumSum reversed": ((3, 4), {}, "y = CumSum<exclusive=1, reverse=1>(v, axis)"),
