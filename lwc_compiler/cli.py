@@ -522,19 +522,26 @@ def inspect(path: Path, as_json: bool) -> None:
     metavar="FILE",
     help="The model before pruning, whose weights the plots then show too.  [default: none]",
 )
+@click.option(
+    "--data",
+    metavar="DATA",
+    help=f"Data to measure activations on: {_DATA}.  [default: none; Act% and FLOP% stay open]",
+)
 @_force
 @_json
-def report(model: Path, output: Path, dense: Path | None, force: bool, as_json: bool) -> None:
+def report(model: Path, output: Path, dense: Path | None, data: str | None, force: bool, as_json: bool) -> None:
     """Writes the report of a pruned MODEL: report.md, report.json and plots."""
     from lwc_compiler.model import load_model
     from lwc_compiler.passes.normalize import normalize
+    from lwc_compiler.report.activations import activations_on
     from lwc_compiler.report.render import to_json, to_rich
     from lwc_compiler.report.write import check_report_destination, write_report
 
     check_report_destination(output, force=force)
     pruned = normalize(load_model(model), fold_batch_norm=False)
     original = None if dense is None else normalize(load_model(dense), fold_batch_norm=False)
-    written = write_report(output, pruned, original, force=force)
+    activations = None if data is None else activations_on(pruned, data)
+    written = write_report(output, pruned, original, activations=activations, force=force)
     if as_json:
         _print_json(to_json(written))
         return

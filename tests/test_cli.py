@@ -354,6 +354,12 @@ def test_iterate_report_pack_and_unpack(lwc, mlp, mlp_data, tmp_path):
     assert done.code == 0
     assert "## Rounds" in (report / "report.md").read_text(encoding="utf-8")
     assert {path.name for path in (report / "plots").iterdir()} >= {"trade-off.png", "trade-off.svg", "density.svg"}
+    unmeasured = json.loads((report / "report.json").read_text(encoding="utf-8"))
+    assert unmeasured["activations_measured_with"] == "not measured"
+    assert lwc("report", pruned, "-o", report, "--data", mlp_data, "--force").code == 0
+    measured = json.loads((report / "report.json").read_text(encoding="utf-8"))
+    assert measured["activations_measured_with"] == f"samples of {mlp_data}"
+    assert 0 < measured["layers"][0]["activation_density"] < 1
     done = lwc("pack", pruned, "-o", packed, "--json")
     assert json.loads(done.out)["bytes"] == packed.stat().st_size
     assert lwc("unpack", packed, "-o", again).code == 0

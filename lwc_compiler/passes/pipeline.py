@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from lwc_compiler.errors import OptionError
@@ -32,9 +30,6 @@ from lwc_compiler.runtime.artifact import Artifact, check_destination, write_art
 from lwc_compiler.sparsity.curves import Sensitivity, load_sensitivity
 from lwc_compiler.targets import find_target
 from lwc_compiler.training.progress import Progress
-
-# Samples that activation densities are measured on.
-_MEASURED_SAMPLES = 128
 
 Pruner = Callable[[Model, PruneOptions], Model]
 
@@ -208,18 +203,7 @@ def _report(model: Model, static: Model, recipe: Recipe) -> Report:
 
     `static` is `model` with static shapes, as it is lowered.
     """
-    from lwc_compiler.report.activations import measure_activations
+    from lwc_compiler.report.activations import activations_on, measure_activations
 
-    feeds: list[Mapping[str, NDArray[Any]]] = []
     data = recipe.val_data or recipe.train_data
-    if data:
-        from lwc_compiler.training.batching import fixed_batch, input_specs
-        from lwc_compiler.training.data import open_source
-
-        specs = input_specs(model.proto)
-        fixed = fixed_batch(specs)
-        size = fixed or _MEASURED_SAMPLES
-        batches = islice(open_source(data, specs).batches(size), max(1, _MEASURED_SAMPLES // size))
-        feeds = [batch.inputs for batch in batches if fixed in (None, batch.samples)]
-    measured = measure_activations(model if feeds else static, feeds, source=f"samples of {data}")
-    return layer_report(static, measured)
+    return layer_report(static, activations_on(model, data) if data else measure_activations(static))

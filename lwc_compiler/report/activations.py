@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from lwc_compiler.report.table import Activations, handed_on_tensors, static_sha
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 
 Feed = Mapping[str, NDArray[Any]]
+
+_SAMPLES = 128  # of a data set, that activation densities are measured on
 
 
 def measure_activations(
@@ -61,6 +64,28 @@ def measure_activations(
                 kept, total = counts[name]
                 counts[name] = (kept + int(np.count_nonzero(array)), total + array.size)
     return Activations(source, {name: count for name, count in counts.items() if count[1]})
+
+
+def activations_on(model: Model, data: str) -> Activations:
+    """`measure_activations` on the first samples of a data set.
+
+    Args:
+        model: any opset.
+        data: where samples come from, see `lwc_compiler.retrain`.
+
+    Raises:
+        DataError: the data cannot be read or do not fit the model.
+        UnsupportedError: ONNX Runtime does not take the model.
+    """
+    from lwc_compiler.training.batching import fixed_batch, input_specs
+    from lwc_compiler.training.data import open_source
+
+    specs = input_specs(model.proto)
+    fixed = fixed_batch(specs)
+    size = fixed or _SAMPLES
+    batches = islice(open_source(data, specs).batches(size), max(1, _SAMPLES // size))
+    feeds = [batch.inputs for batch in batches if fixed in (None, batch.samples)]
+    return measure_activations(model, feeds, source=f"samples of {data}")
 
 
 def _random_feed(proto: onnx.ModelProto) -> Feed:

@@ -160,7 +160,7 @@ SCHEDULES = {
                     "erdos-renyi-kernel",
                     _LENET_300_100_LONG.model_copy(update={"augment": _DEFORMED}),
                 )
-                for factor in (40, 68, 100)
+                for factor in (40, 68)
             ),
         ),
         figure_5=_figure_5(_LENET_300_100, l1=1e-5, epochs=8, rate=0.01, criterion="erdos-renyi-kernel"),
