@@ -20,7 +20,7 @@ from lwc_compiler.passes.compact import prune_dead
 from lwc_compiler.passes.retrain import frozen_weights, retrain
 from lwc_compiler.passes.sites import constant_tensors, find_sites
 from lwc_compiler.recipe import IterateOptions, PruneOptions, RetrainOptions
-from lwc_compiler.sparsity.schedule import between, rounds, target_of
+from lwc_compiler.sparsity.schedule import Densities, between, rounds, target_of
 from lwc_compiler.training.progress import Progress
 from lwc_compiler.training.runtime_check import require_training
 
@@ -73,7 +73,7 @@ def iterate(
         LwcError: what `prune` and `retrain` raise.
     """
     require_training()
-    start = _density(model)
+    start = Densities.of(model.masks)
     stages = rounds(goal, options, start)
     if options.schedule == "gradual" and options.reinitialize:
         raise OptionError("re-initializing starts a round anew, and the gradual schedule has no rounds")
@@ -263,12 +263,6 @@ def _pruned_sites(model: Model) -> dict[str, dict[str, Any]]:
     """Weight name -> its entry in the provenance of the prune pass, for the sites it did not keep."""
     sites: dict[str, dict[str, Any]] = model.provenance[-1]["sites"]
     return {name: entry for name, entry in sites.items() if "kept_because" not in entry}
-
-
-def _density(model: Model) -> float:
-    """Kept / all weights of the layers that are pruned already; 1 where none is."""
-    masks = model.masks.values()
-    return sum(int(mask.sum()) for mask in masks) / sum(mask.size for mask in masks) if masks else 1.0
 
 
 def _reinitialized(model: Model, names: set[str], seed: int) -> Model:

@@ -6,12 +6,34 @@ criterion takes: a sparsity, densities, or a quality factor.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe import IterateOptions, PruneOptions
 from lwc_compiler.sparsity.masks import parse_structure
+
+
+@dataclass(frozen=True)
+class Densities:
+    """How much of a model is left: kept / all weights, of all layers that are pruned and of each, by its weight."""
+
+    total: float = 1.0
+    layers: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, masks: Mapping[str, NDArray[np.bool_]]) -> Densities:
+        """Those of masks; nothing is pruned where there are none."""
+        if not masks:
+            return cls()
+        total = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.size for mask in masks.values())
+        return cls(total, {name: float(mask.mean()) for name, mask in masks.items()})
+
+
+DENSE = Densities()
 
 
 def cubic(progress: float) -> float:
@@ -19,15 +41,18 @@ def cubic(progress: float) -> float:
     return 1 - (1 - min(max(progress, 0.0), 1.0)) ** 3
 
 
-def partial(goal: PruneOptions, share: float) -> PruneOptions:
-    """The stage at which `share` (0 to 1) of the goal's zeros are there; a quality factor is multiplied by it."""
+def partial(goal: PruneOptions, share: float, start: Densities = DENSE) -> PruneOptions:
+    """The stage `share` (0 to 1) of the way from `start` to the goal's density.
+
+    A quality factor is multiplied by it; a goal above what is there is no way up.
+    """
     if goal.quality is not None:
         return goal.model_copy(update={"quality": goal.quality * max(share, 1e-6)})
-    return _with_densities(goal, lambda density: 1 - (1 - density) * share)
+    return _with_densities(goal, start, lambda first, last: first + (last - first) * share)
 
 
-def rounds(goal: PruneOptions, options: IterateOptions, density: float = 1.0) -> list[PruneOptions]:
-    """What every round prunes to; the last one is the goal. The geometric schedule starts at `density` (kept / all).
+def rounds(goal: PruneOptions, options: IterateOptions, start: Densities = DENSE) -> list[PruneOptions]:
+    """What every round prunes to, from `start` on; the last one is the goal.
 
     With `std` and the geometric schedule every round takes the whole quality factor: the standard deviation of what is
     left grows from round to round, and with it the threshold (Han et al. 2015, section 3).
@@ -43,27 +68,22 @@ def rounds(goal: PruneOptions, options: IterateOptions, density: float = 1.0) ->
         return [goal]
     steps = [(number + 1) / options.rounds for number in range(options.rounds)]
     if options.schedule == "cubic":
-        return [partial(goal, cubic(step)) for step in steps[:-1]] + [goal]
+        return [partial(goal, cubic(step), start) for step in steps[:-1]] + [goal]
     if goal.quality is not None:
         return [goal] * options.rounds
-    return [_with_densities(goal, _geometric(density, step)) for step in steps[:-1]] + [goal]
+    return [_with_densities(goal, start, _geometric(step)) for step in steps[:-1]] + [goal]
 
 
-def between(before: PruneOptions | None, after: PruneOptions, density: float = 1.0) -> PruneOptions | None:
-    """The stage half-way from `before` (None: the start, at `density`) to `after`: the geometric mean of densities.
+def between(before: PruneOptions | None, after: PruneOptions, start: Densities = DENSE) -> PruneOptions | None:
+    """The stage half-way from `before` (None: `start`) to `after`: the geometric mean of densities.
 
     None where there is none: two rounds of one quality factor, or an `N:M` structure that keeps no more than `after`.
     """
     if after.quality is not None:
         quality = 0.0 if before is None or before.quality is None else before.quality
         return None if quality == after.quality else after.model_copy(update={"quality": (quality + after.quality) / 2})
-    if after.densities:
-        low = {} if before is None else before.densities
-        means = {name: math.sqrt(low.get(name, density) * last) for name, last in after.densities.items()}
-        middle = _with_densities(after.model_copy(update={"densities": means}), lambda mean: mean)
-    else:
-        first = density if before is None else 1 - (before.sparsity or 0.0)
-        middle = _with_densities(after, lambda last: math.sqrt(first * last))
+    low = start if before is None else Densities(1 - (before.sparsity or 0.0), before.densities)
+    middle = _with_densities(after, low, _geometric(0.5))
     return None if middle == after else middle
 
 
@@ -83,15 +103,23 @@ def _given(goal: PruneOptions, targets: tuple[float, ...]) -> list[PruneOptions]
     return [goal.model_copy(update={name: target}) for target in targets]
 
 
-def _geometric(first: float, progress: float) -> Callable[[float], float]:
-    """The densities on the way from `first`, or from the goal where that is higher, after `progress` (0 to 1)."""
-    return lambda last: max(first, last) ** (1 - progress) * last**progress
+def _geometric(progress: float) -> Callable[[float, float], float]:
+    """The density on the way from a first to a last one, after `progress` (0 to 1)."""
+    return lambda first, last: float(first ** (1 - progress) * last**progress)
 
 
-def _with_densities(goal: PruneOptions, density_of: Callable[[float], float]) -> PruneOptions:
-    """The goal with every density d replaced by `density_of(d)`, as far as an `N:M` structure admits it."""
+def _with_densities(goal: PruneOptions, start: Densities, way: Callable[[float, float], float]) -> PruneOptions:
+    """The goal with every density d replaced by `way(first, d)`, as far as an `N:M` structure admits it.
+
+    `first` is the density that `start` has there, or d where that is higher.
+    """
     highest = parse_structure(goal.structure).highest_density
+
+    def on_the_way(first: float, last: float) -> float:
+        return min(way(max(first, last), last), highest)
+
     if goal.densities:
-        densities = {name: min(density_of(density), highest) for name, density in goal.densities.items()}
+        layers = start.layers
+        densities = {name: on_the_way(layers.get(name, start.total), last) for name, last in goal.densities.items()}
         return goal.model_copy(update={"densities": densities})
-    return goal.model_copy(update={"sparsity": 1 - min(density_of(1 - (goal.sparsity or 0.0)), highest)})
+    return goal.model_copy(update={"sparsity": 1 - on_the_way(start.total, 1 - (goal.sparsity or 0.0))})

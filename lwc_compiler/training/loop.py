@@ -148,7 +148,8 @@ class Trainer:
         for name, site in sites.items():
             self.masks.setdefault(name, np.ones(site.shape, np.bool_))
         trained = {name: site for name, site in sites.items() if name in self._gradients}
-        return MaskChanges(trained, job.pruning, job.options, job.options.epochs * self.steps_per_epoch)
+        steps = job.options.epochs * self.steps_per_epoch
+        return MaskChanges(trained, job.pruning, job.options, steps, self.masks)
 
     # -- steps --------------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ from lwc_compiler.errors import OptionError
 from lwc_compiler.passes.sites import Site
 from lwc_compiler.recipe import PruneOptions, RetrainOptions
 from lwc_compiler.sparsity.masks import Layer, choose_masks
-from lwc_compiler.sparsity.schedule import cubic, partial
+from lwc_compiler.sparsity.schedule import Densities, cubic, partial
 
 Arrays = Mapping[str, NDArray[np.float32]]
 Masks = dict[str, NDArray[np.bool_]]
@@ -52,8 +52,10 @@ class MaskChanges:
         last: the optimizer step after which they do not change any more; 0: they never do.
     """
 
-    def __init__(self, sites: Mapping[str, Site], pruning: Pruning, options: RetrainOptions, steps: int) -> None:
-        """Plans a run of `steps` optimizer steps.
+    def __init__(
+        self, sites: Mapping[str, Site], pruning: Pruning, options: RetrainOptions, steps: int, masks: Masks
+    ) -> None:
+        """Plans a run of `steps` optimizer steps that starts with `masks`.
 
         Raises:
             OptionError: growth by gradients with the criterion `std`, which sets no density; a score other than
@@ -68,7 +70,7 @@ class MaskChanges:
             )
         if pruning.ramp and steps < 2:
             raise OptionError("gradual pruning needs two steps at least: train more epochs, or in smaller batches")
-        self.sites = sites
+        self.sites, self._start = sites, Densities.of({name: masks[name] for name in sites})
         self._goal, self._grow, self._fraction = pruning.goal, options.grow, options.grow_fraction
         self._interval = options.mask_interval
         self._ramp = max(1, min(round(pruning.ramp * steps), steps - 1)) if pruning.ramp else 0
@@ -99,7 +101,7 @@ class MaskChanges:
             masks: those so far.
             gradients: of the loss, for pruned weights too.
         """
-        stage = partial(self._goal, cubic(step / self._ramp)) if step < self._ramp else self._goal
+        stage = partial(self._goal, cubic(step / self._ramp), self._start) if step < self._ramp else self._goal
         if self._grow == "none":
             return self._chosen(weights, masks, stage)
         everywhere = {name: np.ones_like(masks[name]) for name in self.sites}

@@ -1,14 +1,16 @@
 """Stages on the way to a goal, against values computed by hand."""
 
+import numpy as np
 import pytest
 
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe import IterateOptions, PruneOptions
-from lwc_compiler.sparsity.schedule import between, cubic, partial, rounds, target_of
+from lwc_compiler.sparsity.schedule import Densities, between, cubic, partial, rounds, target_of
 
 UNIFORM = PruneOptions(sparsity=0.936)
 LAYERS = PruneOptions(criterion="per-layer", densities={"a": 0.25, "b": 1.0})
 STD = PruneOptions(criterion="std", quality=0.8)
+QUARTER = Densities(0.25, {"a": 0.64})
 
 
 def sparsities(goal, **options):
@@ -33,6 +35,21 @@ def test_a_share_of_the_zeros():
         )
 
 
+def test_a_share_of_the_way_from_what_is_there():
+    """`a` comes from 0.64, `c` from 0.25 as the whole; what has to stay denser than it is has no way to go."""
+    assert partial(PruneOptions(sparsity=0.95), 0.5, QUARTER).sparsity == pytest.approx(0.85)
+    assert partial(PruneOptions(sparsity=0.5), 0.5, QUARTER).sparsity == pytest.approx(0.5)
+    goal = PruneOptions(criterion="per-layer", densities={"a": 0.04, "b": 1.0, "c": 0.05})
+    assert partial(goal, 0.5, QUARTER).densities == pytest.approx({"a": 0.34, "b": 1.0, "c": 0.15})
+    assert between(None, goal, QUARTER).densities == pytest.approx({"a": 0.16, "b": 1.0, "c": 0.0125**0.5})
+
+
+def test_the_densities_of_masks():
+    masks = {"a": np.array([True, False, False, False]), "b": np.ones((2, 3), bool)}
+    assert Densities.of(masks) == Densities(0.7, {"a": 0.25, "b": 1.0})
+    assert Densities.of({}) == Densities(1.0, {})
+
+
 def test_a_share_of_the_zeros_is_never_less_than_the_structure_has():
     assert partial(PruneOptions(sparsity=0.9, structure="2:4"), 0.1).sparsity == pytest.approx(0.5)
     assert partial(PruneOptions(sparsity=0.9, structure="1:4"), 0.9).sparsity == pytest.approx(0.81)
@@ -50,9 +67,9 @@ def test_geometric_rounds_keep_the_same_share_of_what_is_left():
 
 def test_geometric_rounds_start_at_the_density_that_is_there():
     """0.1 is the mean of 0.25 and 0.04; a goal above what is there is no way up."""
-    stages = rounds(PruneOptions(sparsity=0.96), IterateOptions(rounds=2), 0.25)
+    stages = rounds(PruneOptions(sparsity=0.96), IterateOptions(rounds=2), QUARTER)
     assert [stage.sparsity for stage in stages] == pytest.approx([0.9, 0.96])
-    stages = rounds(PruneOptions(sparsity=0.5), IterateOptions(rounds=2), 0.25)
+    stages = rounds(PruneOptions(sparsity=0.5), IterateOptions(rounds=2), QUARTER)
     assert [stage.sparsity for stage in stages] == pytest.approx([0.5, 0.5])
 
 

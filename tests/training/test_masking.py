@@ -283,9 +283,10 @@ def test_training_leaves_the_masks_of_the_job_alone(trainer_for, network, source
 
 @pytest.fixture
 def changes_for(network):
-    def make(goal, ramp=0.0, steps=100, names=("w0",), **options):
+    def make(goal, ramp=0.0, steps=100, names=("w0",), masks=None, **options):
         sites = {site.weight: site for site in find_sites(network.proto) if site.weight in names}
-        return MaskChanges(sites, Pruning(goal, tuple(names), ramp), RetrainOptions(**options), steps)
+        masks = {name: np.ones(site.shape, bool) for name, site in sites.items()} if masks is None else masks
+        return MaskChanges(sites, Pruning(goal, tuple(names), ramp), RetrainOptions(**options), steps, masks)
 
     return make
 
@@ -312,6 +313,15 @@ def test_the_density_is_reached_after_the_step_that_ends_the_ramp(changes_for):
     changes = changes_for(PruneOptions(sparsity=0.5), 0.5)
     assert [changes.reached(step) for step in (0, 50, 51)] == [False, False, True]
     assert changes_for(PruneOptions(sparsity=0.5), 0.0, grow="shadow").reached(0)
+
+
+def test_the_ramp_starts_at_the_density_that_is_there(changes_for, rng):
+    """Half-way 1/8 of the way from 0.5 to 0.1 is left: 0.15."""
+    weight = rng.permutation(288).reshape(36, 8).astype(np.float32) + 1
+    masks = {"w0": weight > 144}
+    changes = changes_for(PruneOptions(sparsity=0.9), 1.0, masks=masks)
+    new = changes.choose(50, {"w0": np.where(masks["w0"], weight, 0)}, masks, {})["w0"]
+    np.testing.assert_array_equal(new, weight > 288 - round(0.15 * 288))
 
 
 def test_the_smallest_make_room_for_the_highest_gradients(changes_for, rng):
