@@ -1,34 +1,55 @@
-"""Every technique on the same network: LeNet-300-100 on MNIST, 25 times fewer weights, the same epochs for all.
+"""Every technique on the same network on MNIST, with as many weights in the end and as many epochs for all.
 
-    python -m benchmarks.techniques [LENET_300_100_DENSE.onnx]
+    python -m benchmarks.techniques {lenet-300-100,lenet-5} [DENSE.onnx]
 
-Without a file the dense network is trained first, with the settings of `lwc reproduce lenet-300-100`. Prints a table
-and writes benchmarks/results/techniques.md and .json. Errors are those on the 5,000 validation images; the test images
+Without a file the dense network is trained first, with the settings of `lwc reproduce`. Prints a table and writes
+benchmarks/results/techniques-<network>.md and .json. Errors are those on the 5,000 validation images; the test images
 are not looked at. One seed: differences below a quarter of a point say nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
-import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lwc_compiler as lwc
 from lwc_compiler.model import Model, load_model
-from lwc_compiler.reproduce.datasets import Files, cache_folder, prepare
+from lwc_compiler.reproduce.datasets import Files, cache_folder
 from lwc_compiler.reproduce.measure import count, error_of
-from lwc_compiler.reproduce.networks import he_normal, lenet_300_100
+from lwc_compiler.reproduce.networks import BUILDERS, he_normal
+from lwc_compiler.reproduce.paper import NETWORKS
+from lwc_compiler.reproduce.run import lenet_experiment
 from lwc_compiler.reproduce.schedules import SCHEDULES
 
 RESULTS = Path(__file__).resolve().parent / "results"
-SPARSITY = 0.96
-EPOCHS = 24
-COMMON = {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 1e-4, "batch_size": 128, "threads": 1}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all techniques.
+
+    Attributes:
+        rate: all weights / kept weights.
+        epochs: of retraining, over all rounds.
+        retrain: options of every retraining.
+    """
+
+    rate: float
+    epochs: int
+    retrain: dict[str, Any]
+
+
+_SGD = {"optimizer": "sgd", "weight_decay": 1e-4, "threads": 1}
+SETTINGS = {
+    "lenet-300-100": Setting(25, 24, {**_SGD, "learning_rate": 0.1, "batch_size": 128}),
+    "lenet-5": Setting(100, 8, {**_SGD, "learning_rate": 0.02, "batch_size": 64, "clip_norm": 1.0}),
+}
 
 
 @dataclass(frozen=True)
@@ -73,19 +94,25 @@ TECHNIQUES = (
 )
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
     """Runs all techniques."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("network", choices=SETTINGS)
+    parser.add_argument("dense", type=Path, nargs="?", help="ONNX file of the dense network; trained if not given")
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    data = prepare("mnist", (784,), cache_folder())
-    dense = load_model(arguments[0]) if arguments else _dense(data)
+    network, setting = arguments.network, SETTINGS[arguments.network]
+    data = lenet_experiment(network, "mnist", cache_folder()).data
+    dense = load_model(arguments.dense) if arguments.dense else _dense(network, data)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.onnx"
+        lwc.save(dense, file)
+        dense_error = error_of(file, data.validation)
         for technique in TECHNIQUES:
             started = time.perf_counter()
-            model = _pruned(dense, data, technique)
-            lwc.save(model, file)
-            weights, kept, _ = count(model)
+            lwc.save(_pruned(dense, data, setting, technique), file)
+            weights, kept, _ = count(load_model(file))
             rows.append(
                 {
                     "technique": technique.name,
@@ -96,12 +123,10 @@ def main(arguments: list[str]) -> None:
                 }
             )
             print(_row(rows[-1]), flush=True)
-        lwc.save(dense, file)
-        dense_error = error_of(file, data.validation)
     caption = (
-        f"LeNet-300-100 on MNIST, {1 / (1 - SPARSITY):.0f} times fewer weights, {EPOCHS} epochs of retraining. "
-        f"The dense network has a validation error of {100 * dense_error:.2f} %. "
-        "`python -m benchmarks.techniques` prints this table."
+        f"{NETWORKS[network].title} on MNIST, {setting.rate:g} times fewer weights, {setting.epochs} epochs of "
+        f"retraining. The dense network has a validation error of {100 * dense_error:.2f} %. "
+        f"`python -m benchmarks.techniques {network}` prints this table."
     )
     text = [
         caption,
@@ -111,37 +136,37 @@ def main(arguments: list[str]) -> None:
         *map(_row, rows),
     ]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "techniques.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    values = {"dense_validation_error": dense_error, "epochs": EPOCHS, "sparsity": SPARSITY, "rows": rows}
-    (RESULTS / "techniques.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / f"techniques-{network}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    values = {"dense_validation_error": dense_error, **asdict(setting), "rows": rows}
+    (RESULTS / f"techniques-{network}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _row(row: dict[str, Any]) -> str:
     return f"| {row['technique']} | {row['rate']:.1f}x | {100 * row['validation_error']:.2f} |"
 
 
-def _dense(data: Files) -> Model:
-    return lwc.retrain(
-        lenet_300_100(he_normal(0)), str(data.train), str(data.validation), SCHEDULES["lenet-300-100"].dense
-    )
+def _dense(network: str, data: Files) -> Model:
+    start = BUILDERS[network](he_normal(0))
+    return lwc.retrain(start, str(data.train), str(data.validation), SCHEDULES[network].dense)
 
 
-def _pruned(dense: Model, data: Files, technique: Technique) -> Model:
+def _pruned(dense: Model, data: Files, setting: Setting, technique: Technique) -> Model:
+    sparsity = 1 - 1 / setting.rate
     prune = lwc.PruneOptions.model_validate(
-        {"criterion": "erdos-renyi-kernel", "sparsity": SPARSITY, "keep_first": False, **technique.prune}
+        {"criterion": "erdos-renyi-kernel", "sparsity": sparsity, "keep_first": False, **technique.prune}
     )
     if technique.rounds == 0:
         return lwc.prune(dense, prune, str(data.validation))
-    epochs = EPOCHS // technique.rounds
+    epochs = setting.epochs // technique.rounds
     return lwc.iterate(
         dense,
         str(data.train),
         str(data.validation),
         prune=prune,
-        retrain=lwc.RetrainOptions.model_validate({**COMMON, "epochs": epochs, **technique.retrain}),
+        retrain=lwc.RetrainOptions.model_validate({**setting.retrain, "epochs": epochs, **technique.retrain}),
         options=lwc.IterateOptions.model_validate({"rounds": technique.rounds, **technique.iterate}),
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -6,6 +6,7 @@ The training runs in a process of its own because ONNX Runtime's gradient builde
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from lwc_compiler.training.progress import Progress
 
 LOG_LINES = 5  # how much of a dead child's last words goes into the error
 GRACE_SECONDS = 5.0
+# NumPy has little to multiply in a training; threads of its own would only wait in the way of ONNX Runtime's.
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def run_worker(directory: Path, progress: Callable[[Progress], None] | None) -> None:
@@ -33,7 +36,13 @@ def run_worker(directory: Path, progress: Callable[[Progress], None] | None) -> 
     command = [sys.executable, "-m", "lwc_compiler.training.worker", str(directory)]
     with (directory / LOG).open("w+", encoding="utf-8", errors="replace") as log:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8"
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            encoding="utf-8",
+            env=ENVIRONMENT | os.environ,
         )
         assert child.stdout is not None
         try:
