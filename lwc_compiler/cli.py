@@ -212,6 +212,9 @@ def prune(model: Path, output: Path, data: str | None, force: bool, as_json: boo
     help="Keep every measurement here: the same command makes only those that are missing.  [default: keep none]",
 )
 @click.option("-o", "--output", type=_PATH, metavar="FILE.json", help="Write all points.  [default: none]")
+@click.option(
+    "--plots", type=_PATH, metavar="DIR", help="Draw the curves of all layers into this folder.  [default: draw none]"
+)
 @_force
 @_json
 def sensitivity(
@@ -220,6 +223,7 @@ def sensitivity(
     budget: str | None,
     workdir: Path | None,
     output: Path | None,
+    plots: Path | None,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -244,6 +248,12 @@ def sensitivity(
     suggestion = None if limit is None else suggest(opened, found, limit)
     if output is not None:
         found.save(output, suggestion)
+    if plots is not None:
+        from lwc_compiler.report.plots import figure_of_scan, plots_available, save_plots
+
+        if plots_available():
+            suggested = None if suggestion is None else suggestion.densities
+            save_plots({"sensitivity": figure_of_scan(found, suggested)}, plots)
     if as_json:
         _print_json(found.to_json(suggestion))
         return

@@ -383,8 +383,10 @@ def test_rounds_need_a_goal_and_data(lwc, mlp, tmp_path):
 def test_sensitivity_suggests_what_prune_takes(lwc, mlp, mlp_data, tmp_path):
     scan = tmp_path / "scan.json"
     few = ("--at-density", "0.5", "--at-density", "0.2", "--samples", "32", "--workers", "1")
-    done = lwc("sensitivity", mlp, "--data", mlp_data, "--budget", "density=0.3", "-o", scan, *few)
+    written = ("-o", scan, "--plots", tmp_path / "plots")
+    done = lwc("sensitivity", mlp, "--data", mlp_data, "--budget", "density=0.3", *written, *few)
     assert done.code == 0
+    assert sorted(path.name for path in (tmp_path / "plots").iterdir()) == ["sensitivity.png", "sensitivity.svg"]
     assert "w1" in done.out
     assert "next: lwc prune" in done.out
     pruned = tmp_path / "p.onnx"

@@ -1,4 +1,4 @@
-"""Plots of a reproduction: the trade-off, and what the first seed's networks look like."""
+"""Plots of a reproduction: the trade-off, the sensitivity of the layers, and the networks of the first seed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from lwc_compiler.reproduce.steps import Step
 
 if TYPE_CHECKING:
     from lwc_compiler.report.plots import Curve
+    from lwc_compiler.sparsity.curves import Sensitivity
 
 
-def draw(results: Results, steps: Mapping[str, Step], folder: Path) -> None:
+def draw(results: Results, steps: Mapping[str, Step], scan: Sensitivity, folder: Path) -> None:
     """Writes the plots to `folder`; without matplotlib the log says that there are none.
 
     Args:
         results: everything.
         steps: the first seed's networks by name, the dense one first.
+        scan: of the first seed's dense network.
         folder: made if it is not there.
     """
     from lwc_compiler.report import plots
@@ -31,7 +33,10 @@ def draw(results: Results, steps: Mapping[str, Step], folder: Path) -> None:
     error = float(np.mean([one.validation_error for one in dense]))
     curves = [plots.Curve(curve.name, curve.densities, curve.errors) for curve in results.figure_5]
     curves.append(_stages_curve(results))
-    figures = {"trade-off": plots.trade_off(curves, dense=error, metric="error")}
+    figures = {
+        "trade-off": plots.trade_off(curves, dense=error, metric="error"),
+        "sensitivity": plots.figure_of_scan(scan),
+    }
     (_, dense_step), *pruned = steps.items()
     before = dense_step.load()
     for name, step in pruned:

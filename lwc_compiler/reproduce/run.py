@@ -5,6 +5,7 @@ A folder of results looks like this; a run that was interrupted goes on from it:
     seed-0/dense/, seed-0/<stage>/    steps: settings.json, done.json, model.onnx
     seed-0/figure-5/<variant>/...     the networks of the trade-off curves, first seed only
     results.json, report.md           all figures
+    sensitivity.json                  what each layer of the first seed's dense network bears (figure 6)
     plots/                            PNG and SVG
 """
 
@@ -92,12 +93,14 @@ def run(
     runs = [_Seed(experiment, folder / f"seed-{seed}", seed, progress) for seed in seeds]
     trained = [run.train() for run in runs]
     curves = runs[0].trade_offs() if figure_5 else ()
+    scan = lwc.sensitivity(trained[0][DENSE].load(), str(experiment.data.train))
+    scan.save(folder / "sensitivity.json")
     # The test images are looked at from here on.
     logger.info("measuring on test images")
     networks = {run.seed: run.measure(steps) for run, steps in zip(runs, trained, strict=True)}
     results = Results(experiment.network, experiment.dataset, networks, curves, experiment.schedule.dense.threads)
     write_summary(summary(results), folder)
-    draw(results, trained[0], folder / "plots")
+    draw(results, trained[0], scan, folder / "plots")
     return results
 
 

@@ -73,6 +73,10 @@ def test_results_are_written(done):
     text = (folder / "report.md").read_text(encoding="utf-8")
     assert "| lwc, 12x |" in text
     assert "seed 0" in text
+    plots = {path.name for path in (folder / "plots").iterdir()}
+    assert plots >= {"trade-off.svg", "sensitivity.svg", "12x-histogram.svg", "12x-density.svg", "12x-mask-1.svg"}
+    scan = json.loads((folder / "sensitivity.json").read_text(encoding="utf-8"))
+    assert [site["nodes"] for site in scan["sites"]] == [["fc1"], ["fc2"], ["fc3"]]
 
 
 def test_again_is_quick_and_the_same(done, tiny, monkeypatch):
