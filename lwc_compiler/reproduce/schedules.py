@@ -100,34 +100,42 @@ def _figure_5(dense: RetrainOptions, l1: float, epochs: int, rate: float, criter
 _LENET_300_100 = RetrainOptions(
     optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, batch_size=64, epochs=30, threads=1
 )
+# Half of the hidden neurons are dropped at first, and fewer the fewer connections are left (section 3.2).
 _LENET_5 = RetrainOptions(
-    optimizer="sgd", learning_rate=0.02, weight_decay=5e-4, batch_size=64, epochs=15, clip_norm=1.0, threads=1
+    optimizer="sgd",
+    learning_rate=0.02,
+    weight_decay=5e-4,
+    batch_size=64,
+    epochs=15,
+    clip_norm=1.0,
+    dropout={"relu1": 0.5},
+    threads=1,
 )
 
 # Images deformed at random keep a network from learning the training images by heart.
 _DEFORMED = "lwc_compiler.reproduce.augment:deform"
 _LENET_300_100_LONG = RetrainOptions(
-    optimizer="sgd", learning_rate=0.1, weight_decay=1e-4, batch_size=128, epochs=60, mask_interval=50, threads=1
+    optimizer="sgd", learning_rate=0.1, weight_decay=2e-5, batch_size=128, epochs=60, mask_interval=50, threads=1
 )
+_LENET_300_100_DEFORMED = _LENET_300_100_LONG.model_copy(update={"augment": _DEFORMED})
 
-
-_LENET_5_LONG = RetrainOptions(
+_LENET_5_DEFORMED = RetrainOptions(
     optimizer="sgd",
-    learning_rate=0.02,
-    weight_decay=1e-4,
+    learning_rate=0.05,
+    weight_decay=2e-5,
     batch_size=64,
-    epochs=30,
+    epochs=20,
     clip_norm=1.0,
+    grow="gradient",
     mask_interval=100,
     augment=_DEFORMED,
     threads=1,
 )
 
 
-def _sparse(name: str, factor: float, criterion: str, retrain: RetrainOptions) -> Stage:
-    """A network with `factor` times fewer weights, pruned step by step in one training from the dense one."""
-    prune = PruneOptions.model_validate({"criterion": criterion, "sparsity": 1 - 1 / factor, "keep_first": False})
-    return Stage(name, retrain, (prune, IterateOptions(schedule="gradual", ramp=0.5)))
+def _sparse(name: str, prune: PruneOptions, retrain: RetrainOptions, start: str) -> Stage:
+    """A network pruned step by step in one training from that of stage `start`."""
+    return Stage(name, retrain, (prune, IterateOptions(schedule="gradual", ramp=0.5)), start)
 
 
 def _shared(start: str, batch_size: int) -> Stage:
@@ -138,8 +146,14 @@ def _shared(start: str, batch_size: int) -> Stage:
     return Stage(f"{start}-shared", retrain, None, start)
 
 
-def _twelve_times(criterion: str) -> PruneOptions:
-    return PruneOptions.model_validate({"criterion": criterion, "sparsity": 1 - 1 / 13, "keep_first": False})
+def _fewer(factor: float) -> PruneOptions:
+    """`factor` times fewer weights, distributed by the layers' shapes."""
+    return PruneOptions(criterion="erdos-renyi-kernel", sparsity=1 - 1 / factor, keep_first=False)
+
+
+def _kept(**densities: float) -> PruneOptions:
+    """Density of each layer. Shapes alone would leave a convolution of LeNet-5 with hardly a weight a filter."""
+    return PruneOptions(criterion="per-layer", densities=densities, keep_first=False)
 
 
 SCHEDULES = {
@@ -149,19 +163,14 @@ SCHEDULES = {
             Stage(
                 "12x",
                 _LENET_300_100.model_copy(update={"epochs": 15, "learning_rate": 0.05}),
-                (_twelve_times("erdos-renyi-kernel"), IterateOptions(schedule="geometric", rounds=4)),
+                (_fewer(13), IterateOptions(schedule="geometric", rounds=4)),
             ),
             _shared("12x", 64),
-            _sparse("40x", 40.5, "erdos-renyi-kernel", _LENET_300_100_LONG),
-            *(
-                _sparse(
-                    f"{factor}x-deformed",
-                    1.01 * factor,
-                    "erdos-renyi-kernel",
-                    _LENET_300_100_LONG.model_copy(update={"augment": _DEFORMED}),
-                )
-                for factor in (40, 68)
-            ),
+            _sparse("40x", _fewer(40.4), _LENET_300_100_LONG, "12x"),
+            _sparse("40x-deformed", _fewer(40.4), _LENET_300_100_DEFORMED, "12x"),
+            _shared("40x-deformed", 64),
+            _sparse("68x-deformed", _fewer(68.7), _LENET_300_100_DEFORMED, "40x-deformed"),
+            _shared("68x-deformed", 64),
         ),
         figure_5=_figure_5(_LENET_300_100, l1=1e-5, epochs=8, rate=0.01, criterion="erdos-renyi-kernel"),
     ),
@@ -171,12 +180,15 @@ SCHEDULES = {
             Stage(
                 "12x",
                 _LENET_5.model_copy(update={"epochs": 6, "learning_rate": 0.01}),
-                (_twelve_times("erdos-renyi-kernel"), IterateOptions(schedule="geometric", rounds=3)),
+                (_fewer(13), IterateOptions(schedule="geometric", rounds=3)),
             ),
             _shared("12x", 64),
-            *(
-                _sparse(f"{factor}x-deformed", 1.01 * factor, "erdos-renyi-kernel", _LENET_5_LONG)
-                for factor in (100, 280)
+            _sparse("100x-deformed", _kept(conv1=0.4, conv2=0.05, fc1=0.0054, fc2=0.12), _LENET_5_DEFORMED, "12x"),
+            _sparse(
+                "280x-deformed",
+                _kept(conv1=0.3, conv2=0.019, fc1=0.0017, fc2=0.046),
+                _LENET_5_DEFORMED,
+                "100x-deformed",
             ),
         ),
         figure_5=_figure_5(_LENET_5, l1=1e-5, epochs=3, rate=0.005, criterion="erdos-renyi-kernel"),
