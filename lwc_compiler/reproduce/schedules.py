@@ -119,6 +119,7 @@ _LENET_300_100_LONG = RetrainOptions(
 )
 _LENET_300_100_DEFORMED = _LENET_300_100_LONG.model_copy(update={"augment": _DEFORMED})
 
+_LENET_5_AGAIN = _LENET_5.model_copy(update={"weight_decay": 2e-4, "dropout": {"relu1": 0.3}, "mask_interval": 100})
 _LENET_5_DEFORMED = RetrainOptions(
     optimizer="sgd",
     learning_rate=0.05,
@@ -177,11 +178,7 @@ SCHEDULES = {
     "lenet-5": Schedule(
         dense=_LENET_5,
         stages=(
-            Stage(
-                "12x",
-                _LENET_5.model_copy(update={"epochs": 6, "learning_rate": 0.01}),
-                (_fewer(13), IterateOptions(schedule="geometric", rounds=3)),
-            ),
+            _sparse("12x", _fewer(13), _LENET_5_AGAIN, "dense"),
             _shared("12x", 64),
             _sparse("100x-deformed", _kept(conv1=0.4, conv2=0.05, fc1=0.0054, fc2=0.12), _LENET_5_DEFORMED, "12x"),
             _sparse(
@@ -191,6 +188,6 @@ SCHEDULES = {
                 "100x-deformed",
             ),
         ),
-        figure_5=_figure_5(_LENET_5, l1=1e-5, epochs=3, rate=0.005, criterion="erdos-renyi-kernel"),
+        figure_5=_figure_5(_LENET_5, l1=1e-5, epochs=2, rate=0.005, criterion="erdos-renyi-kernel"),
     ),
 }
