@@ -172,6 +172,7 @@ SCHEDULES = {
             _shared("40x-deformed", 64),
             _sparse("68x-deformed", _fewer(68.7), _LENET_300_100_DEFORMED, "40x-deformed"),
             _shared("68x-deformed", 64),
+            _sparse("100x-deformed", _fewer(101), _LENET_300_100_DEFORMED, "68x-deformed"),
         ),
         figure_5=_figure_5(_LENET_300_100, l1=1e-5, epochs=8, rate=0.01, criterion="erdos-renyi-kernel"),
     ),
