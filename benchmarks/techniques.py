@@ -48,7 +48,7 @@ class Setting:
 _SGD = {"optimizer": "sgd", "weight_decay": 1e-4, "threads": 1}
 SETTINGS = {
     "lenet-300-100": Setting(25, 24, {**_SGD, "learning_rate": 0.1, "batch_size": 128}),
-    "lenet-5": Setting(100, 8, {**_SGD, "learning_rate": 0.02, "batch_size": 64, "clip_norm": 1.0}),
+    "lenet-5": Setting(100, 6, {**_SGD, "learning_rate": 0.02, "batch_size": 64, "clip_norm": 1.0}),
 }
 
 
@@ -63,6 +63,7 @@ class Technique:
     iterate: dict[str, Any] = field(default_factory=dict)
 
 
+DROPOUT = {"dropout": {"relu1": 0.5}}
 GRADUAL = {"schedule": "gradual", "ramp": 0.5}
 TECHNIQUES = (
     Technique("no retraining, uniform", rounds=0, prune={"criterion": "uniform"}),
@@ -80,9 +81,12 @@ TECHNIQUES = (
     Technique("one round, sensitivity", prune={"criterion": "sensitivity"}),
     Technique("one round, learning rate x 0.1", iterate={"learning_rate_factors": (0.1,)}),
     Technique("one round, weights drawn anew", iterate={"reinitialize": True}),
-    Technique("4 rounds, geometric, learning rate rewound", rounds=4),
-    Technique("4 rounds, geometric, learning rate x 0.1", rounds=4, iterate={"learning_rate_factors": (0.1,)}),
-    Technique("4 rounds, cubic", rounds=4, iterate={"schedule": "cubic"}),
+    Technique("3 rounds, geometric, learning rate rewound", rounds=3),
+    Technique("3 rounds, geometric, learning rate x 0.1", rounds=3, iterate={"learning_rate_factors": (0.1,)}),
+    Technique("3 rounds, cubic", rounds=3, iterate={"schedule": "cubic"}),
+    Technique("3 rounds, geometric, dropout adjusted", rounds=3, retrain=DROPOUT),
+    Technique("3 rounds, geometric, dropout fixed", rounds=3, retrain={**DROPOUT, "adjust_dropout": False}),
+    Technique("3 rounds, fully connected layers and convolutions in turn", rounds=3, iterate={"alternate": True}),
     Technique("gradual", iterate=GRADUAL),
     Technique("gradual, global", prune={"criterion": "global"}, iterate=GRADUAL),
     Technique("gradual, grows back by shadow", retrain={"grow": "shadow"}, iterate=GRADUAL),
@@ -109,7 +113,7 @@ def main() -> None:
         file = Path(folder) / "model.onnx"
         lwc.save(dense, file)
         dense_error = error_of(file, data.validation)
-        for technique in TECHNIQUES:
+        for technique in _techniques(network):
             started = time.perf_counter()
             lwc.save(_pruned(dense, data, setting, technique), file)
             weights, kept, _ = count(load_model(file))
@@ -141,6 +145,12 @@ def main() -> None:
     (RESULTS / f"techniques-{network}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
+def _techniques(network: str) -> list[Technique]:
+    """All but those that need convolutions where there are none."""
+    convolutions = any("conv" in row.layer for row in NETWORKS[network].layers)
+    return [technique for technique in TECHNIQUES if convolutions or not technique.iterate.get("alternate")]
+
+
 def _row(row: dict[str, Any]) -> str:
     return f"| {row['technique']} | {row['rate']:.1f}x | {100 * row['validation_error']:.2f} |"
 
@@ -157,7 +167,7 @@ def _pruned(dense: Model, data: Files, setting: Setting, technique: Technique) -
     )
     if technique.rounds == 0:
         return lwc.prune(dense, prune, str(data.validation))
-    epochs = setting.epochs // technique.rounds
+    epochs = setting.epochs // (technique.rounds * (2 if technique.iterate.get("alternate") else 1))
     return lwc.iterate(
         dense,
         str(data.train),

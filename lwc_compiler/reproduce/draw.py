@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lwc_compiler.sparsity.curves import Sensitivity
 
 
-def draw(results: Results, steps: Mapping[str, Step], scan: Sensitivity, folder: Path) -> None:
+def draw(results: Results, steps: Mapping[str, Step], scan: Sensitivity, folder: Path) -> list[str] | None:
     """Writes the plots to `folder`; without matplotlib the log says that there are none.
 
     Args:
@@ -24,11 +24,14 @@ def draw(results: Results, steps: Mapping[str, Step], scan: Sensitivity, folder:
         steps: the first seed's networks by name, the dense one first.
         scan: of the first seed's dense network.
         folder: made if it is not there.
+
+    Returns:
+        The names of the SVG files; None without matplotlib.
     """
     from lwc_compiler.report import plots
 
     if not plots.plots_available():
-        return
+        return None
     dense = results.networks()[0]
     error = float(np.mean([one.validation_error for one in dense]))
     curves = [plots.Curve(curve.name, curve.densities, curve.errors) for curve in results.figure_5]
@@ -42,6 +45,7 @@ def draw(results: Results, steps: Mapping[str, Step], scan: Sensitivity, folder:
     for name, step in pruned:
         figures |= {f"{name}-{what}": figure for what, figure in plots.figures_of(before, step.load()).items()}
     plots.save_plots(figures, folder)
+    return [f"{name}.svg" for name in figures]
 
 
 def _stages_curve(results: Results) -> Curve:

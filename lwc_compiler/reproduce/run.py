@@ -30,7 +30,7 @@ from lwc_compiler.reproduce.steps import Step, take_step
 from lwc_compiler.reproduce.tables import write_summary
 from lwc_compiler.training.progress import Progress
 
-DENSE = "dense"
+DENSE, PLOTS = "dense", "plots"
 _INPUT_SHAPES = {"lenet-300-100": (784,), "lenet-5": (1, 28, 28)}
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ def run(
     logger.info("measuring on test images")
     networks = {run.seed: run.measure(steps) for run, steps in zip(runs, trained, strict=True)}
     results = Results(experiment.network, experiment.dataset, networks, curves, experiment.schedule.dense.threads)
-    write_summary(summary(results), folder)
-    draw(results, trained[0], scan, folder / "plots")
+    plots = draw(results, trained[0], scan, folder / PLOTS)
+    write_summary(summary(results), folder, None if plots is None else [f"{PLOTS}/{name}" for name in plots])
     return results
 
 

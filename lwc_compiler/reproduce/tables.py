@@ -6,10 +6,11 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from lwc_compiler.errors import ArtifactError
+from lwc_compiler.report.render import NO_PLOTS
 from lwc_compiler.reproduce.paper import Figure, Network, Row
 from lwc_compiler.reproduce.steps import write_text
 
@@ -93,22 +94,32 @@ def mean_like(figure: Figure, values: Iterable[float | None]) -> str:
     return mean if spread == figure.like(0) else f"{mean} ± {spread}"
 
 
-def write_summary(summary: Summary, folder: Path) -> None:
+def write_summary(summary: Summary, folder: Path, plots: Sequence[str] | None = ()) -> None:
     """Writes `results.json` and `report.md` into `folder`, which exists.
+
+    Args:
+        summary: the content.
+        folder: where.
+        plots: their files, relative to `folder`; None: say that they could not be drawn.
 
     Raises:
         ArtifactError: they cannot be written.
     """
     try:
         write_text(folder / "results.json", json.dumps(summary.figures, indent=2) + "\n")
-        write_text(folder / "report.md", to_markdown(summary))
+        write_text(folder / "report.md", to_markdown(summary, plots))
     except OSError as error:
         raise ArtifactError(f"cannot write results to {folder}: {error.strerror or error}") from error
 
 
-def to_markdown(summary: Summary) -> str:
-    """The content of `report.md`."""
-    return "\n".join([f"# {summary.title}\n", *map(_markdown_table, summary.tables)])
+def to_markdown(summary: Summary, plots: Sequence[str] | None = ()) -> str:
+    """The content of `report.md`; `plots` as in `write_summary`."""
+    parts = [f"# {summary.title}\n", *map(_markdown_table, summary.tables)]
+    if plots is None:
+        parts.append(f"{NO_PLOTS}\n")
+    elif plots:
+        parts += ["## Plots\n", *(f"![{PurePosixPath(plot).stem}]({plot})\n" for plot in plots)]
+    return "\n".join(parts)
 
 
 def _markdown_table(table: TextTable) -> str:

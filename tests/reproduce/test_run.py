@@ -75,6 +75,7 @@ def test_results_are_written(done):
     assert "seed 0" in text
     plots = {path.name for path in (folder / "plots").iterdir()}
     assert plots >= {"trade-off.svg", "sensitivity.svg", "12x-histogram.svg", "12x-density.svg", "12x-mask-1.svg"}
+    assert "![sensitivity](plots/sensitivity.svg)" in text
     scan = json.loads((folder / "sensitivity.json").read_text(encoding="utf-8"))
     assert [site["nodes"] for site in scan["sites"]] == [["fc1"], ["fc2"], ["fc3"]]
 
