@@ -73,6 +73,7 @@ class Results:
         seeds: seed -> its networks: the dense one, then one a stage.
         figure_5: the trade-off curves of the first seed; empty when they were not asked for.
         threads: threads of the training.
+        note: what else there is to say of the training.
     """
 
     network: str
@@ -80,6 +81,7 @@ class Results:
     seeds: dict[int, tuple[Trained, ...]]
     figure_5: tuple[TradeOff, ...]
     threads: int
+    note: str
 
     def networks(self) -> list[tuple[Trained, ...]]:
         """For the dense network and each stage, the networks of all seeds."""
@@ -133,7 +135,7 @@ def _table_1(results: Results) -> TextTable:
     note = (
         f"lwc: {_seeds(results)}. The test images were used once, after all training. Parameters include biases, the "
         f"rate counts weights. Packed: the file of `lwc pack`, against 4 bytes for each dense parameter; "
-        f"`shared` networks have weights of few values. `deformed` networks were trained on images deformed at random. "
+        f"`shared` networks have weights of few values. {results.note} "
         f"Minutes are those of one seed and stage on {results.threads} thread"
         f"{'s' if results.threads > 1 else ''}{'; some runs were interrupted, and count from there' * interrupted}."
     )

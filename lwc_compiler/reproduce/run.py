@@ -98,7 +98,8 @@ def run(
     # The test images are looked at from here on.
     logger.info("measuring on test images")
     networks = {run.seed: run.measure(steps) for run, steps in zip(runs, trained, strict=True)}
-    results = Results(experiment.network, experiment.dataset, networks, curves, experiment.schedule.dense.threads)
+    schedule = experiment.schedule
+    results = Results(experiment.network, experiment.dataset, networks, curves, schedule.dense.threads, schedule.note)
     plots = draw(results, trained[0], scan, folder / PLOTS)
     write_summary(summary(results), folder, None if plots is None else [f"{PLOTS}/{name}" for name in plots])
     return results

@@ -20,7 +20,7 @@ def tiny_schedule(training=TRAINING):
         Variant("L1, retrained", l1=True, retrain=short, iterative=True),
     )
     stage = Stage("12x", training, (PRUNING, IterateOptions(rounds=1)))
-    return Schedule(training, (stage,), Figure5((0.75,), PRUNING, short, variants))
+    return Schedule(training, (stage,), "Digits.", Figure5((0.75,), PRUNING, short, variants))
 
 
 @pytest.fixture(scope="session")

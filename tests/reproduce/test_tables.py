@@ -13,8 +13,8 @@ COLUMNS = ("weights", "FLOP", "Act%", "Weights%", "FLOP%")
 SEEDS = "lwc: mean ± standard deviation of 2 seeds."
 RATE = (
     "Parameters include biases, the rate counts weights. Packed: the file of `lwc pack`, against 4 bytes for each "
-    "dense parameter; `shared` networks have weights of few values. `deformed` networks were trained on images "
-    "deformed at random. Minutes are those of one seed and stage on 1 thread."
+    "dense parameter; `shared` networks have weights of few values. Images were as they are. "
+    "Minutes are those of one seed and stage on 1 thread."
 )
 DENSE = (
     Layer("fc1", 235_200, 470_400, 0.5, 1.0, 1.0),
@@ -65,6 +65,7 @@ def results(dataset="mnist", **others):
         },
         (TradeOff("L2, no retraining", (1.0, 0.5), (0.015, 0.02)), TradeOff("L1, retrained", (1.0, 0.1), (0.016, 0.3))),
         threads=1,
+        note="Images were as they are.",
     )
 
 
