@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -13,17 +12,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 import lwc_compiler as lwc
+from lwc_compiler.cli_output import print_json, print_rich, print_table, shape_text, show_artifact, show_packed
 from lwc_compiler.cli_progress import scan_progress, training_progress
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-    from lwc_compiler.packing import PackedSizes
 
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
@@ -173,7 +168,7 @@ def compile_command(
     directory = output or Path(f"{model.stem}.lwc")
     with training_progress() as progress:
         artifact = lwc.compile(model, directory, what, force=force, workdir=workdir, progress=progress)
-    _show_artifact(artifact, as_json)
+    show_artifact(artifact, as_json)
 
 
 @cli.command(parts=("prune",))
@@ -255,10 +250,10 @@ def sensitivity(
             suggested = None if suggestion is None else suggestion.densities
             save_plots({"sensitivity": figure_of_scan(found, suggested)}, plots)
     if as_json:
-        _print_json(found.to_json(suggestion))
+        print_json(found.to_json(suggestion))
         return
     columns, rows = found.cells(suggestion)
-    _print_table(columns, [tuple(row) for row in rows])
+    print_table(columns, [tuple(row) for row in rows])
     dense = found.dense.loss if found.metric == "loss" else found.dense.accuracy
     click.echo(f"{found.metric} of the model as it is: {dense:.4g} on {found.samples} samples of {data}")
     click.echo("holds to: the lowest density without a loss above 1 %; quality: its threshold / standard deviation")
@@ -369,7 +364,7 @@ def lower(model: Path, output: Path | None, force: bool, as_json: bool, **option
     from lwc_compiler.cli_options import part_of
 
     artifact = lwc.lower(model, output or Path(f"{model.stem}.lwc"), part_of(options, "lower"), force=force)
-    _show_artifact(artifact, as_json)
+    show_artifact(artifact, as_json)
 
 
 @cli.command(parts=("pack",))
@@ -390,7 +385,7 @@ def pack(model: Path, output: Path | None, force: bool, as_json: bool, **options
     path = output or Path(f"{model.stem}.lwcp")
     _check_file(path, force)
     lwc.pack(model, path, chosen)
-    _show_packed(path, sizes_of(path), as_json)
+    show_packed(path, sizes_of(path), as_json)
 
 
 @cli.command()
@@ -434,10 +429,11 @@ def run(
     files = write_arrays(output_dir, outputs, force=force)
     rows = [(name, outputs[name].dtype.name, outputs[name].shape, str(file)) for name, file in files.items()]
     if as_json:
-        _print_json({name: {"dtype": dtype, "shape": shape, "file": file} for name, dtype, shape, file in rows})
+        print_json({name: {"dtype": dtype, "shape": shape, "file": file} for name, dtype, shape, file in rows})
         return
-    _print_table(
-        ("output", "dtype", "shape", "file"), [(name, dtype, _shape(shape), file) for name, dtype, shape, file in rows]
+    print_table(
+        ("output", "dtype", "shape", "file"),
+        [(name, dtype, shape_text(shape), file) for name, dtype, shape, file in rows],
     )
 
 
@@ -462,10 +458,10 @@ def bench(directory: Path, against: Path | None, threads: int | None, seconds: f
 
     result = module.bench(directory, against=against, threads=threads, seconds=seconds)
     if as_json:
-        _print_json(asdict(result))
+        print_json(asdict(result))
         return
     rows = [(t.engine, f"{t.median_ms:.4g}", f"{t.min_ms:.4g}", f"{t.p90_ms:.4g}", t.runs) for t in result.timings]
-    _print_table(("engine", "median ms", "min ms", "p90 ms", "runs"), rows)
+    print_table(("engine", "median ms", "min ms", "p90 ms", "runs"), rows)
     threads_text = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
     click.echo(f"{threads_text}; {result.speedup:.2f}x ONNX Runtime" if result.speedup else threads_text)
 
@@ -485,15 +481,15 @@ def inspect(path: Path, as_json: bool) -> None:
 
         manifest = read_artifact(path).manifest
         if as_json:
-            _print_json(manifest.model_dump(mode="json"))
+            print_json(manifest.model_dump(mode="json"))
             return
-        _print_table(
+        print_table(
             ("layer", "operator", "shape", "density %", "format", "kernel", "bytes", "FLOPs", "why"),
             [
                 (
                     d.node,
                     d.op,
-                    _shape(d.shape),
+                    shape_text(d.shape),
                     percent(d.density),
                     d.format,
                     d.kernel,
@@ -512,15 +508,23 @@ def inspect(path: Path, as_json: bool) -> None:
 
     report = layer_report(normalize(load_model(path), fold_batch_norm=False))
     if as_json:
-        _print_json(to_json(report))
+        print_json(to_json(report))
         return
     rows = [
-        (row.node, row.op, _shape(row.shape), row.weights, percent(row.density), quantity(row.flops), row.kept_because)
+        (
+            row.node,
+            row.op,
+            shape_text(row.shape),
+            row.weights,
+            percent(row.density),
+            quantity(row.flops),
+            row.kept_because,
+        )
         for row in report.rows
     ]
     total = report.total
     rows.append(("total", "", "", total.weights, percent(total.density), quantity(total.flops), ""))
-    _print_table(("layer", "operator", "shape", "weights", "density %", "FLOPs", "kept because"), rows)
+    print_table(("layer", "operator", "shape", "weights", "density %", "FLOPs", "kept because"), rows)
 
 
 @cli.command()
@@ -553,9 +557,9 @@ def report(model: Path, output: Path, dense: Path | None, data: str | None, forc
     activations = None if data is None else activations_on(pruned, data)
     written = write_report(output, pruned, original, activations=activations, force=force)
     if as_json:
-        _print_json(to_json(written))
+        print_json(to_json(written))
         return
-    _print_rich(to_rich(written))
+    print_rich(to_rich(written))
     click.echo(f"wrote {output}")
 
 
@@ -567,9 +571,9 @@ def targets(as_json: bool) -> None:
 
     listed = [(target, missing_features(target)) for target in all_targets()]
     if as_json:
-        _print_json([{**asdict(t), "features": sorted(t.features), "missing_here": missing} for t, missing in listed])
+        print_json([{**asdict(t), "features": sorted(t.features), "missing_here": missing} for t, missing in listed])
         return
-    _print_table(
+    print_table(
         ("target", "vector bits", "runs here", "description"),
         [(t.name, t.vector_bits, f"no: {', '.join(m)}" if m else "yes", t.description) for t, m in listed],
     )
@@ -595,9 +599,9 @@ def demo(output: Path | None, as_json: bool) -> None:
     with training_progress() as progress:
         result = run_demo(output, progress=progress)
     if as_json:
-        _print_json(asdict(result))
+        print_json(asdict(result))
     else:
-        _print_rich(to_rich(result))
+        print_rich(to_rich(result))
 
 
 @cli.command()
@@ -642,10 +646,10 @@ def reproduce(
             results = run(experiment, folder, seeds=range(seeds), figure_5=figure_5, progress=progress)
         found = summary(results)
     if as_json:
-        _print_json(found.figures)
+        print_json(found.figures)
         return
     for table in found.tables:
-        _print_rich(to_rich(table))
+        print_rich(to_rich(table))
     click.echo(f"wrote {folder}")
 
 
@@ -730,94 +734,9 @@ def _check_file(path: Path, force: bool) -> None:
 def _save(model: lwc.Model, path: Path, as_json: bool) -> None:
     lwc.save(model, path)
     if as_json:
-        _print_json({"file": str(path), "passes": model.provenance})
+        print_json({"file": str(path), "passes": model.provenance})
     else:
         click.echo(f"wrote {path}")
-
-
-def _show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
-    manifest, report = artifact.manifest, artifact.report
-    if as_json:
-        _print_json({"directory": str(artifact.directory), "report": report, **manifest.model_dump(mode="json")})
-        return
-    total, sizes, check = report["total"], report["sizes"], manifest.verification
-    click.echo(f"{artifact.directory}: code for {manifest.target}")
-    for name, text in {
-        "inputs": ", ".join(f"{spec.name} {spec.dtype} {_shape(spec.shape)}" for spec in manifest.inputs),
-        "outputs": ", ".join(f"{spec.name} {spec.dtype} {_shape(spec.shape)}" for spec in manifest.outputs),
-        "weights": f"{total['kept']:,} of {total['weights']:,} kept ({total['density']:.1%})",
-        "size": f"{sizes['weights, dense']:,} bytes of dense weights became a library of {sizes['library']:,} bytes",
-        "error": check.skipped
-        or f"{check.worst:.1e} of the output's scale from ONNX Runtime ({check.tolerance:g} allowed)",
-        "accuracy": _accuracy(report["passes"]),
-    }.items():
-        click.echo(f"  {name:<9} {text}")
-    click.echo(f"next: lwc bench {artifact.directory} --against MODEL.onnx, lwc inspect {artifact.directory}")
-
-
-def _show_packed(path: Path, sizes: PackedSizes, as_json: bool) -> None:
-    from lwc_compiler.report.render import percent
-
-    if as_json:
-        _print_json({"file": str(path), **sizes.to_json()})
-        return
-    rows: list[tuple[Any, ...]] = [
-        (
-            size.name,
-            _shape(size.shape),
-            size.coding.layout,
-            size.coding.values,
-            percent(size.density),
-            None if size.bits_per_index is None else f"{size.bits_per_index:.2f}",
-            size.bytes,
-            f"{size.ratio:.1f}x",
-        )
-        for size in sizes.tensors
-    ]
-    rows.append(("graph and small tensors", "", "deflated", None, "", None, sizes.graph_bytes, ""))
-    rows.append(("total", "", "", None, "", None, sizes.bytes, f"{sizes.ratio:.1f}x"))
-    _print_table(("tensor", "shape", "layout", "values", "density %", "bits/index", "bytes", "smaller"), rows)
-    click.echo(f"{path}: {sizes.dense_bytes:,} bytes of ONNX in {sizes.bytes:,}")
-
-
-def _accuracy(passes: Sequence[dict[str, Any]]) -> str:
-    for entry in reversed(passes):
-        if entry["pass"] == "prune":  # what was measured before is not this model's
-            break
-        if entry["pass"] == "retrain":
-            before, after = (entry["history"][epoch]["metric"] for epoch in (0, entry["best_epoch"]))
-            return (
-                f"{entry['metric']} on validation data {before:.4g} before retraining, {after:.4g} after "
-                f"(epoch {entry['best_epoch']})"
-            )
-    return "not measured, since there is no training data"
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return "x".join(str(size) for size in shape) or "scalar"
-
-
-def _print_json(values: Any) -> None:
-    click.echo(json.dumps(values, indent=2, ensure_ascii=False))
-
-
-def _print_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD)
-    for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
-        table.add_column(column, justify="right" if all(isinstance(cell, int | float) for cell in cells) else "left")
-    for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    _print_rich(table)
-
-
-def _print_rich(table: Table) -> None:
-    from rich.console import Console
-
-    # A pipe has no width: nothing is folded there.
-    Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(table)
 
 
 def _print_error(message: str, error: Exception, debug: bool) -> None:

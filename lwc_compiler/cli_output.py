@@ -1,0 +1,109 @@
+"""What commands print on stdout: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rich.table import Table
+
+    import lwc_compiler as lwc
+    from lwc_compiler.packing import PackedSizes
+
+
+def show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
+    """What was compiled, and what to do next."""
+    manifest, report = artifact.manifest, artifact.report
+    if as_json:
+        print_json({"directory": str(artifact.directory), "report": report, **manifest.model_dump(mode="json")})
+        return
+    total, sizes, check = report["total"], report["sizes"], manifest.verification
+    click.echo(f"{artifact.directory}: code for {manifest.target}")
+    for name, text in {
+        "inputs": ", ".join(f"{spec.name} {spec.dtype} {shape_text(spec.shape)}" for spec in manifest.inputs),
+        "outputs": ", ".join(f"{spec.name} {spec.dtype} {shape_text(spec.shape)}" for spec in manifest.outputs),
+        "weights": f"{total['kept']:,} of {total['weights']:,} kept ({total['density']:.1%})",
+        "size": f"{sizes['weights, dense']:,} bytes of dense weights became a library of {sizes['library']:,} bytes",
+        "error": check.skipped
+        or f"{check.worst:.1e} of the output's scale from ONNX Runtime ({check.tolerance:g} allowed)",
+        "accuracy": _accuracy(report["passes"]),
+    }.items():
+        click.echo(f"  {name:<9} {text}")
+    click.echo(f"next: lwc bench {artifact.directory} --against MODEL.onnx, lwc inspect {artifact.directory}")
+
+
+def show_packed(path: Path, sizes: PackedSizes, as_json: bool) -> None:
+    """What each tensor takes in a packed file."""
+    from lwc_compiler.report.render import percent
+
+    if as_json:
+        print_json({"file": str(path), **sizes.to_json()})
+        return
+    rows: list[tuple[Any, ...]] = [
+        (
+            size.name,
+            shape_text(size.shape),
+            size.coding.layout,
+            size.coding.values,
+            percent(size.density),
+            None if size.bits_per_index is None else f"{size.bits_per_index:.2f}",
+            size.bytes,
+            f"{size.ratio:.1f}x",
+        )
+        for size in sizes.tensors
+    ]
+    rows.append(("graph and small tensors", "", "deflated", None, "", None, sizes.graph_bytes, ""))
+    rows.append(("total", "", "", None, "", None, sizes.bytes, f"{sizes.ratio:.1f}x"))
+    print_table(("tensor", "shape", "layout", "values", "density %", "bits/index", "bytes", "smaller"), rows)
+    click.echo(f"{path}: {sizes.dense_bytes:,} bytes of ONNX in {sizes.bytes:,}")
+
+
+def _accuracy(passes: Sequence[dict[str, Any]]) -> str:
+    for entry in reversed(passes):
+        if entry["pass"] == "prune":  # what was measured before is not this model's
+            break
+        if entry["pass"] == "retrain":
+            before, after = (entry["history"][epoch]["metric"] for epoch in (0, entry["best_epoch"]))
+            return (
+                f"{entry['metric']} on validation data {before:.4g} before retraining, {after:.4g} after "
+                f"(epoch {entry['best_epoch']})"
+            )
+    return "not measured, since there is no training data"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """A shape as people write it: `3x224x224`."""
+    return "x".join(str(size) for size in shape) or "scalar"
+
+
+def print_json(values: Any) -> None:
+    """One JSON document."""
+    click.echo(json.dumps(values, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    """A table; columns of numbers are aligned to the right, None is left empty."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
+        table.add_column(column, justify="right" if all(isinstance(cell, int | float) for cell in cells) else "left")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    print_rich(table)
+
+
+def print_rich(table: Table) -> None:
+    """A table of rich, as wide as the terminal."""
+    from rich.console import Console
+
+    # A pipe has no width: nothing is folded there.
+    Console(width=None if sys.stdout.isatty() else 1000, markup=False).print(table)
