@@ -1,6 +1,6 @@
 """Random deformations of images of 28 x 28 pixels, for training: an affine map and a smooth displacement each.
 
-`deform` fits `RetrainOptions.augment`.
+`deform` and `deform_slightly` fit `RetrainOptions.augment`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SIDE = 28
-# The largest of each, drawn uniformly from plus and minus that.
+# Of `deform`: the largest of each, drawn uniformly from plus and minus that.
 _SHIFT = 2.0  # pixels
 _ANGLE = np.deg2rad(10)
 _SCALE = 0.1
@@ -32,19 +32,30 @@ def deform(arrays: dict[str, NDArray[Any]], generator: np.random.Generator) -> d
     Returns:
         The same arrays, with `pixels` replaced.
     """
+    return _deformed(arrays, generator, 1.0)
+
+
+def deform_slightly(arrays: dict[str, NDArray[Any]], generator: np.random.Generator) -> dict[str, NDArray[Any]]:
+    """Deforms the images of a batch half as much as `deform`, which see."""
+    return _deformed(arrays, generator, 0.5)
+
+
+def _deformed(
+    arrays: dict[str, NDArray[Any]], generator: np.random.Generator, strength: float
+) -> dict[str, NDArray[Any]]:
     images = arrays["pixels"].reshape(-1, _SIDE, _SIDE)
-    positions = _grids(len(images), generator) @ _INTERPOLATION
+    positions = _grids(len(images), generator, strength) @ _INTERPOLATION
     pieces = (slice(start, start + _PIECE) for start in range(0, len(images), _PIECE))
     moved = np.concatenate([sample(images[piece], positions[:, piece]) for piece in pieces])
     return {**arrays, "pixels": moved.reshape(arrays["pixels"].shape)}
 
 
-def _grids(count: int, generator: np.random.Generator) -> NDArray[np.float32]:
+def _grids(count: int, generator: np.random.Generator, strength: float) -> NDArray[np.float32]:
     """(2, count, grid points) row and column of the image that each point of a grid over the result is taken from."""
 
     def draw(largest: float, *shape: int) -> NDArray[np.float64]:
         drawn: NDArray[np.float64] = generator.uniform(-largest, largest, (*shape, count))
-        return drawn
+        return strength * drawn
 
     angle, shear, height, width = draw(_ANGLE), draw(_SHEAR), 1 + draw(_SCALE), 1 + draw(_SCALE)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -53,7 +64,7 @@ def _grids(count: int, generator: np.random.Generator) -> NDArray[np.float32]:
     axis = np.linspace(-centre, centre, _GRID)
     points = np.stack(np.meshgrid(axis, axis, indexing="ij")).reshape(2, -1)
     positions: NDArray[np.float64] = np.einsum("ijn,jp->inp", affine, points) + draw(_SHIFT, 2)[:, :, None] + centre
-    positions += generator.normal(0, _DISPLACEMENT, positions.shape)
+    positions += generator.normal(0, strength * _DISPLACEMENT, positions.shape)
     return positions.astype(np.float32)
 
 

@@ -117,7 +117,7 @@ _LENET_5 = RetrainOptions(
     epochs=12,
     clip_norm=1.0,
     mask_interval=100,
-    augment=_DEFORMED,
+    augment="lwc_compiler.reproduce.augment:deform_slightly",
     threads=1,
 )
 _LENET_5_SPARSER = _LENET_5.model_copy(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lwc_compiler.reproduce.augment import deform, sample
+from lwc_compiler.reproduce.augment import deform, deform_slightly, sample
 
 
 def blobs(count):
@@ -74,3 +74,14 @@ def test_generator_decides():
 def test_other_arrays_stay():
     extra = np.arange(3)
     assert deform({"pixels": blobs(3), "extra": extra}, np.random.default_rng(0))["extra"] is extra
+
+
+def test_slightly_is_half_as_much():
+    # A pixel whose brightness is its column tells where it was taken from.
+    ramp = np.tile(np.arange(28, dtype=np.float32), (200, 28, 1)).reshape(200, 784)
+    moved = [
+        (function({"pixels": ramp}, np.random.default_rng(0))["pixels"] - ramp).reshape(-1, 28, 28)[:, 8:20, 8:20]
+        for function in (deform, deform_slightly)
+    ]
+    largely, slightly = (float(np.abs(each).mean()) for each in moved)
+    assert slightly == pytest.approx(largely / 2, rel=0.02)
