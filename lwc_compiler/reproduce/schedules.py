@@ -121,7 +121,7 @@ _LENET_5 = RetrainOptions(
     threads=1,
 )
 _LENET_5_SPARSER = _LENET_5.model_copy(
-    update={"learning_rate": 0.05, "weight_decay": 2e-5, "epochs": 14, "grow": "gradient"}
+    update={"learning_rate": 0.05, "weight_decay": 2e-5, "epochs": 24, "grow": "gradient"}
 )
 
 
@@ -173,7 +173,6 @@ SCHEDULES = {
             _shared("12x"),
             _sparse("100x", _kept(conv1=0.4, conv2=0.05, fc1=0.0054, fc2=0.12), _LENET_5_SPARSER, "12x"),
             _shared("100x"),
-            _sparse("280x", _kept(conv1=0.3, conv2=0.019, fc1=0.0017, fc2=0.046), _LENET_5_SPARSER, "100x"),
         ),
         note="All networks were trained on images deformed at random.",
         figure_5=_figure_5(_LENET_5, l1=1e-5, epochs=2, rate=0.005, criterion="erdos-renyi-kernel"),
