@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lwc_compiler as lwc
@@ -25,7 +25,7 @@ from lwc_compiler.reproduce.draw import draw
 from lwc_compiler.reproduce.measure import count, error_of, trained_network
 from lwc_compiler.reproduce.networks import BUILDERS, Draw, he_normal
 from lwc_compiler.reproduce.results import Results, TradeOff, Trained, summary
-from lwc_compiler.reproduce.schedules import SCHEDULES, Schedule, Stage, Variant
+from lwc_compiler.reproduce.schedules import ANY_DATA, SCHEDULES, Schedule, Stage, Variant
 from lwc_compiler.reproduce.steps import Step, take_step
 from lwc_compiler.reproduce.tables import write_summary
 from lwc_compiler.training.progress import Progress
@@ -62,7 +62,10 @@ def lenet_experiment(network: str, dataset: str, cache: Path) -> Experiment:
         ToolchainError, DataError: the data cannot be had; see `datasets.prepare`.
     """
     data = prepare(dataset, _INPUT_SHAPES[network], cache)
-    return Experiment(network, BUILDERS[network], dataset, data, SCHEDULES[network])
+    schedule = SCHEDULES[network]
+    if dataset != "mnist":
+        schedule = replace(schedule, stages=tuple(stage for stage in schedule.stages if stage.name in ANY_DATA))
+    return Experiment(network, BUILDERS[network], dataset, data, schedule)
 
 
 def run(
