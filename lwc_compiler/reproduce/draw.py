@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.reproduce.results import Results
+from lwc_compiler.reproduce.results import Results, Trained
 from lwc_compiler.reproduce.steps import Step
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def draw(results: Results, steps: Mapping[str, Step], scan: Sensitivity, folder:
     dense = results.networks()[0]
     error = float(np.mean([one.validation_error for one in dense]))
     curves = [plots.Curve(curve.name, curve.densities, curve.errors) for curve in results.figure_5]
-    curves.append(_stages_curve(results))
+    curves += _stages_curves(results)
     figures = {
         "trade-off": plots.trade_off(curves, dense=error, metric="error"),
         "sensitivity": plots.figure_of_scan(scan),
@@ -48,15 +48,28 @@ def draw(results: Results, steps: Mapping[str, Step], scan: Sensitivity, folder:
     return [f"{name}.svg" for name in figures]
 
 
-def _stages_curve(results: Results) -> Curve:
-    """The networks of the tables as a curve: mean validation error over the seeds, and its standard deviation."""
+def _stages_curves(results: Results) -> list[Curve]:
+    """The networks of the tables as curves: mean validation error over the seeds, and its standard deviation.
+
+    `40x-deformed` and `68x-deformed` are on one curve; networks with shared weights, whose masks are those of others,
+    on none.
+    """
     from lwc_compiler.report.plots import Curve
 
-    networks = results.networks()
-    errors = [[one.validation_error for one in seeds] for seeds in networks]
-    return Curve(
-        "the networks of table 1",
-        [float(np.mean([1 / one.rate for one in seeds])) for seeds in networks],
-        [float(np.mean(values)) for values in errors],
-        [float(np.std(values, ddof=1)) for values in errors] if len(results.seeds) > 1 else (),
-    )
+    kinds: dict[str, list[tuple[Trained, ...]]] = {}
+    for seeds in results.networks():
+        kind = seeds[0].name.partition("-")[2]
+        if not kind.endswith("shared"):
+            kinds.setdefault(kind, []).append(seeds)
+    curves = []
+    for kind, networks in kinds.items():
+        errors = [[one.validation_error for one in seeds] for seeds in networks]
+        curves.append(
+            Curve(
+                "the networks of table 1" + (f", {kind}" if kind else ""),
+                [float(np.mean([1 / one.rate for one in seeds])) for seeds in networks],
+                [float(np.mean(values)) for values in errors],
+                [float(np.std(values, ddof=1)) for values in errors] if len(results.seeds) > 1 else (),
+            )
+        )
+    return curves
