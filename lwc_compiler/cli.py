@@ -231,12 +231,15 @@ def sensitivity(
     from lwc_compiler.model import load_model
     from lwc_compiler.passes.normalize import normalize
     from lwc_compiler.passes.sensitivity import suggest
+    from lwc_compiler.runtime.artifact import check_place
     from lwc_compiler.sparsity.allocation import Budget
 
     limit = None if budget is None else Budget.parse(budget)
     chosen = part_of(options, "sensitivity")
     if output is not None:
         _check_file(output, force)
+    if plots is not None:
+        check_place(plots, force=True)
     opened = normalize(load_model(model), fold_batch_norm=False)
     with scan_progress() as progress:
         found = lwc.sensitivity(opened, data, chosen, workdir=workdir, progress=progress)

@@ -397,3 +397,10 @@ def test_sensitivity_suggests_what_prune_takes(lwc, mlp, mlp_data, tmp_path):
     refused = lwc("prune", mlp, "-o", pruned, "--force", *criterion)
     assert refused.code == 2
     assert "data" in refused.err
+
+
+def test_plots_without_a_place_are_refused_before_the_scan(lwc, mlp, mlp_data, tmp_path):
+    done = lwc("sensitivity", mlp, "--data", mlp_data, "--plots", tmp_path / "missing" / "plots", "--workdir", tmp_path)
+    assert done.code == 9
+    assert "there is no directory" in done.err
+    assert not (tmp_path / "sensitivity.jsonl").exists()
