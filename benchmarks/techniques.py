@@ -115,8 +115,9 @@ def main() -> None:
         dense_error = error_of(file, data.validation)
         for technique in _techniques(network):
             started = time.perf_counter()
-            lwc.save(_pruned(dense, data, setting, technique), file)
-            weights, kept, _ = count(load_model(file))
+            model = _pruned(dense, data, setting, technique)
+            lwc.save(model, file)
+            weights, kept, _ = count(model)
             rows.append(
                 {
                     "technique": technique.name,

@@ -53,13 +53,16 @@ def to_markdown(report: Report, plots: Sequence[str] | None = ()) -> str:
     lines += [_markdown_row((what, f"{size:,}")) for what, size in report.sizes.items()]
     if iterated := last_entry(report.passes, "iterate"):
         lines += ["", "## Rounds", "", *_rounds(iterated)]
-    if plots is None:
-        lines += ["", NO_PLOTS]
-    elif plots:
-        lines += ["", "## Plots"]
-        for plot in plots:
-            lines += ["", f"![{PurePosixPath(plot).stem}]({plot})"]
+    for part in plot_parts(plots):
+        lines += ["", part]
     return "\n".join(lines) + "\n"
+
+
+def plot_parts(plots: Sequence[str] | None) -> list[str]:
+    """The paragraphs of a report that show `plots`, files relative to it; None: say that they could not be drawn."""
+    if plots is None:
+        return [NO_PLOTS]
+    return ["## Plots", *(f"![{PurePosixPath(plot).stem}]({plot})" for plot in plots)] if plots else []
 
 
 def to_rich(report: Report) -> Table:

@@ -6,11 +6,11 @@ import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lwc_compiler.errors import ArtifactError
-from lwc_compiler.report.render import NO_PLOTS
+from lwc_compiler.report.render import plot_parts
 from lwc_compiler.reproduce.paper import Figure, Network, Row
 from lwc_compiler.reproduce.steps import write_text
 
@@ -114,12 +114,8 @@ def write_summary(summary: Summary, folder: Path, plots: Sequence[str] | None = 
 
 def to_markdown(summary: Summary, plots: Sequence[str] | None = ()) -> str:
     """The content of `report.md`; `plots` as in `write_summary`."""
-    parts = [f"# {summary.title}\n", *map(_markdown_table, summary.tables)]
-    if plots is None:
-        parts.append(f"{NO_PLOTS}\n")
-    elif plots:
-        parts += ["## Plots\n", *(f"![{PurePosixPath(plot).stem}]({plot})\n" for plot in plots)]
-    return "\n".join(parts)
+    shown = (f"{part}\n" for part in plot_parts(plots))
+    return "\n".join([f"# {summary.title}\n", *map(_markdown_table, summary.tables), *shown])
 
 
 def _markdown_table(table: TextTable) -> str:
