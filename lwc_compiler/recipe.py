@@ -214,12 +214,15 @@ class LowerOptions(Options):
         batch: the batch dimension (dimension 0 of every input that leaves it open).
         threads: threads the artifact uses when the caller does not say; at least 1.
         shapes: input name -> every dimension, for inputs with other open dimensions.
+        tune: kernels measured on this machine for each layer, of those predicted to be the fastest; 0: the prediction
+            decides. None: 8 for `host`, 0 for a target with a name, whose code may run elsewhere.
     """
 
     target: str = "host"
     batch: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1)] = 1
     shapes: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] = {}
+    tune: Annotated[int, Field(ge=0)] | None = None
 
 
 class PackOptions(Options):

@@ -19,6 +19,7 @@ from tvm import relax
 
 from lwc_compiler.codegen.converters import input_name
 from lwc_compiler.codegen.result import LayerDecision
+from lwc_compiler.kernels.choice import Pick, predicted
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
 from lwc_compiler.kernels.kernel import Constant, Plan
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
@@ -53,14 +54,17 @@ class Layer:
     decision: LayerDecision | None
 
 
-def extract_layers(proto: onnx.ModelProto, target: Target) -> tuple[onnx.ModelProto, list[Layer]]:
+def extract_layers(
+    proto: onnx.ModelProto, target: Target, pick: Pick = predicted
+) -> tuple[onnx.ModelProto, list[Layer]]:
     """A copy of `proto` in which layer i is the node `lwc.LwcLayer(index=i)`, and the layers.
 
     Args:
         proto: normalized, static shapes, with value_info for every intermediate.
         target: what the plans are made for.
+        pick: chooses among the ways to compute a layer.
     """
-    return _Extraction(proto, target).result()
+    return _Extraction(proto, target, pick).result()
 
 
 def layer_call(node: Node) -> relax.Expr | None:
@@ -80,8 +84,8 @@ def layer_index(function: str) -> int | None:
 class _Extraction:
     """One pass over a graph's nodes, in their (topological) order."""
 
-    def __init__(self, proto: onnx.ModelProto, target: Target) -> None:
-        self.proto, self.target = proto, target
+    def __init__(self, proto: onnx.ModelProto, target: Target, pick: Pick) -> None:
+        self.proto, self.target, self.pick = proto, target, pick
         graph = proto.graph
         self.constants = {t.name: t for t in graph.initializer}
         self.values: dict[str, tuple[int, tuple[int, ...]]] = {
@@ -240,7 +244,7 @@ class _Extraction:
         geometry = _geometry(node, x, y, weight.shape)
         group = self.group(node, bias, y[1], 1 - len(y))
         planner = plan_conv_transpose if geometry.transposed else plan_conv
-        plan = planner(weight, geometry, group.epilogue, self.target)
+        plan = planner(weight, geometry, group.epilogue, self.target, self.pick)
         pixels = math.prod((x if geometry.transposed else y)[2:]) * x[0]
         self.finish(group, [node.input[0]], plan, node.input[1], 2 * weight.size * pixels)
 
@@ -272,7 +276,7 @@ class _Extraction:
                 kernel=(1,), strides=(1,), pads=(0, 0), dilations=(1,), groups=1,
             )  # fmt: skip
             group = self.group(node, None, a[-2], -2)
-            plan = plan_conv(weight, geometry, group.epilogue, self.target)
+            plan = plan_conv(weight, geometry, group.epilogue, self.target, self.pick)
             self.finish(group, [node.input[1]], plan, node.input[0], 2 * left.size * b[-1] * math.prod(b[:-2]))
         elif left is None and right is None and a[:-2] == b[:-2]:
             plan = plan_batched_matmul(math.prod(a[:-2]), a[-2], a[-1], b[-1], self.target)
@@ -284,7 +288,7 @@ class _Extraction:
         """The product of `x` (..., K) and `weight` (K, N), constant `name`."""
         rows = math.prod((self.shape(x) or ())[:-1])
         group = self.group(node, bias, weight.shape[1], -1)
-        plan = plan_matmul(np.ascontiguousarray(weight), rows, group.epilogue, self.target)
+        plan = plan_matmul(np.ascontiguousarray(weight), rows, group.epilogue, self.target, self.pick)
         self.finish(group, [x], plan, name, 2 * weight.size * rows)
 
 

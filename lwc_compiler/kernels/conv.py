@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lwc_compiler.kernels.choice import Pick, Task, predicted
 from lwc_compiler.kernels.interleave import interleave_kernel
 from lwc_compiler.kernels.kernel import Input, Output, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_matmul
-from lwc_compiler.kernels.tap_plan import plan_taps
+from lwc_compiler.kernels.tap_plan import tap_candidates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +23,13 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 
-def plan_conv(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target) -> Plan:
+def plan_conv(
+    weight: NDArray[np.float32],
+    geometry: ConvGeometry,
+    epilogue: Epilogue,
+    target: Target,
+    pick: Pick = predicted,
+) -> Plan:
     """Plans a convolution (ONNX `Conv`).
 
     Input 0 is x (N, C, *spatial), input 1 the residual if there is one, output 0 is (N, O, *out); all float32, dense,
@@ -32,6 +40,7 @@ def plan_conv(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epi
         geometry: not transposed.
         epilogue: bias (O,), residual, activation.
         target: what the code is for.
+        pick: chooses among the ways to compute it.
     """
     residual = Input(1) if epilogue.residual else None
     if geometry.groups == 1 and all(size == 1 for size in (*geometry.in_size, *geometry.out_size)):
@@ -39,12 +48,23 @@ def plan_conv(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epi
         position = [pad // d for pad, d in zip(geometry.pads, geometry.dilations, strict=False)]
         tap = np.ravel_multi_index(position, geometry.kernel)
         matrix = weight.reshape(geometry.out_channels, geometry.in_channels, -1)[:, :, tap]
-        return plan_matmul(matrix.T, geometry.batch, epilogue, target)
-    return plan_taps(weight, geometry, epilogue, target, Input(0), residual, Output(0))
+        return plan_matmul(matrix.T, geometry.batch, epilogue, target, pick)
+    candidates = tap_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
+    return pick(_task(weight, geometry, epilogue), candidates)
+
+
+def _task(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue) -> Task:
+    output = 4 * math.prod(geometry.out_shape)
+    inputs = (4 * math.prod(geometry.in_shape), *((output,) if epilogue.residual else ()))
+    return Task(f"conv {geometry} {epilogue}", float((weight != 0).mean()), inputs, output)
 
 
 def plan_conv_transpose(
-    weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target
+    weight: NDArray[np.float32],
+    geometry: ConvGeometry,
+    epilogue: Epilogue,
+    target: Target,
+    pick: Pick = predicted,
 ) -> Plan:
     """Plans a transposed convolution (ONNX `ConvTranspose`).
 
@@ -56,6 +76,7 @@ def plan_conv_transpose(
         geometry: `transposed`, with `output_padding`.
         epilogue: bias (O,), residual, activation.
         target: what the code is for.
+        pick: chooses among the ways to compute it.
     """
     n, groups = len(geometry.in_size), geometry.groups
     strides, out_size = geometry.strides, geometry.out_size
@@ -94,10 +115,14 @@ def plan_conv_transpose(
     first = replace(epilogue, bias=bias) if whole else Epilogue(bias)
     taps = phases.reshape(inner.out_channels, channels, *kernel)
     residual = Input(1) if first.residual else None
-    plan = plan_taps(taps, inner, first, target, Input(0), residual, Output(0) if whole else Scratch(0))
+    candidates = tap_candidates(taps, inner, first, target, Input(0), residual, Output(0) if whole else Scratch(0))
     if whole:
-        return plan
+        return pick(_task(weight, geometry, epilogue), candidates)
     crop = tuple(geometry.pads[i] % strides[i] for i in range(n))
     step = interleave_kernel(geometry.batch * geometry.out_channels, tuple(count), strides, crop, out_size, epilogue)
     args = (Scratch(0), *((Input(1),) if epilogue.residual else ()), Output(0))
-    return replace(plan, steps=(*plan.steps, Step(step, args)), scratch=(4 * int(np.prod(inner.out_shape)),))
+
+    def interleaved(plan: Plan) -> Plan:
+        return replace(plan, steps=(*plan.steps, Step(step, args)), scratch=(4 * int(np.prod(inner.out_shape)),))
+
+    return pick(_task(weight, geometry, epilogue), [candidate.then(interleaved) for candidate in candidates])

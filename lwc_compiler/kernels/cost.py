@@ -8,7 +8,7 @@ when a model is compiled: the same layer gives the same code everywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -26,55 +26,42 @@ if TYPE_CHECKING:
 _DENSE_ROWS = (8, 4, 3, 2)
 _BLOCK_ROWS = (2, 4, 8)
 _THREADS = 4  # that a layer's tiles should suffice for
+_RANKED = 16  # tilings of a format that are worth a measurement
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A format and a tiling, and the phrase that says why."""
-
-    format: str
-    tiling: Tiling
-    why: str
-
-
-def choose(problem: Problem, weight: NDArray[np.float32], target: Target) -> Choice:
-    """Picks format and tiling of a convolution.
+def stored_density(kept: NDArray[np.bool_], rows: int) -> float:
+    """Share of the rows x 1 blocks that hold a weight.
 
     Args:
-        problem: its geometry.
-        weight: (groups, out_channels, taps).
-        target: what the code is for.
+        kept: (groups, out_channels, taps).
+        rows: height of a block.
     """
-    kept = weight != 0
-    density = float(kept.mean())
-    tiling, time = best_tiling(problem, target, "dense", 1.0)
-    options = [(time, "dense", tiling)]
-    for rows in () if density == 1 else (1, *_BLOCK_ROWS):
-        blocks = _block_density(kept, rows)
-        if rows > problem.out_channels or (rows > 1 and blocks > 1.5 * density):
-            continue  # mostly filling: the zeros are not in blocks of this height
-        # Rounded, so that layers of nearly equal density share a kernel.
-        name = "csr" if rows == 1 else f"block{rows}"
-        tiling, time = best_tiling(problem, target, name, float(np.ceil(blocks * 25) / 25))
-        options.append((time, name, tiling))
-    options.sort(key=lambda option: option[0])
-    time, name, tiling = options[0]
-    others = ", ".join(f"{other} {slower / time:.1f}x" for slower, other, _ in options[1:])
-    why = f"density {density:.3g}; predicted " + (f"fastest (others: {others})" if others else f"{time:.3g} cycles")
-    return Choice(name, tiling, why)
-
-
-def _block_density(kept: NDArray[np.bool_], rows: int) -> float:
-    """Share of the rows x 1 blocks that hold a weight."""
     channels = kept.shape[1] // rows * rows
     if not channels:
         return 1.0
     return float(kept[:, :channels].reshape(kept.shape[0], -1, rows, kept.shape[2]).any(axis=2).mean())
 
 
+def formats(problem: Problem, kept: NDArray[np.bool_]) -> dict[str, float]:
+    """The formats that suit a layer's zeros, and the density each stores.
+
+    Args:
+        problem: its geometry.
+        kept: (groups, out_channels, taps).
+    """
+    density, result = float(kept.mean()), {"dense": 1.0}
+    for rows in () if density == 1 else (1, *_BLOCK_ROWS):
+        blocks = stored_density(kept, rows)
+        if rows > problem.out_channels or (rows > 1 and blocks > 1.5 * density):
+            continue  # mostly filling: the zeros are not in blocks of this height
+        # Rounded, so that layers of nearly equal density share a kernel.
+        result["csr" if rows == 1 else f"block{rows}"] = float(np.ceil(blocks * 25) / 25)
+    return result
+
+
 @lru_cache(maxsize=4096)
-def best_tiling(problem: Problem, target: Target, format_name: str, density: float) -> tuple[Tiling, float]:
-    """The tiling of a format with the fewest `cycles`, and these.
+def ranked(problem: Problem, target: Target, format_name: str, density: float) -> tuple[tuple[float, Tiling], ...]:
+    """The best tilings of a format with their predicted cycles, best first; no two differ in `chunk` only.
 
     A tiling whose tiles four threads could not share evenly has to be faster by a tenth of what they would lose.
 
@@ -84,14 +71,15 @@ def best_tiling(problem: Problem, target: Target, format_name: str, density: flo
         format_name: `dense`, `csr` or `block<rows>`.
         density: share of the row groups' taps that are stored.
     """
-    best, time, least = None, 0.0, np.inf
+    best: dict[Tiling, tuple[float, Tiling]] = {}
     for tiling in tilings(problem, target, format_name):
-        tiles, spent = TapLayout(problem, tiling).tiles, cycles(problem, tiling, target, density)
+        tiles = TapLayout(problem, tiling).tiles
         uneven = -(-tiles // _THREADS) * _THREADS / tiles - 1
-        if spent * (1 + 0.1 * uneven) < least:
-            best, time, least = tiling, spent, spent * (1 + 0.1 * uneven)
-    assert best is not None, "one vector of one row of pixels is always a tiling"
-    return best, time
+        time = cycles(problem, tiling, target, density) * (1 + 0.1 * uneven)
+        cut = replace(tiling, chunk=0)
+        if cut not in best or time < best[cut][0]:
+            best[cut] = (time, tiling)
+    return tuple(sorted(best.values(), key=lambda item: item[0])[:_RANKED])
 
 
 def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tiling]:
@@ -118,7 +106,7 @@ def _blockings(problem: Problem, target: Target, tiling: Tiling) -> Iterator[Til
     one = TapLayout(problem, tiling)
     units = one.tiles // one.chunks
     parts = sorted({min(one.row_groups, count) for count in (1, 2, 4, 8)}) if units < 2 * _THREADS else [1]
-    for kilobytes in (12, 20, 32, 64):
+    for kilobytes in (12, 20, 28, 40, 64):
         blocks = -(-problem.planes // max(1, min(problem.planes, (kilobytes << 8) // one.plane)))
         channels = -(-problem.planes // blocks)
         for count in parts:

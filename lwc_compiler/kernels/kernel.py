@@ -81,6 +81,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Trial:
+    """One of the ways to compute a layer, and how fast it is.
+
+    Attributes:
+        name: format and cut.
+        cycles: predicted time on one core, in cycles.
+        seconds: measured time on one core; None when it was not measured.
+    """
+
+    name: str
+    cycles: float
+    seconds: float | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """How one layer is computed.
 
@@ -91,6 +106,7 @@ class Plan:
         why: one phrase: what the choice of format and kernel rests on.
         stored: stored weights (with filling).
         flops: multiply-adds x 2 over the stored weights.
+        trials: the ways to compute the layer that were compared, best first.
     """
 
     steps: tuple[Step, ...]
@@ -99,3 +115,4 @@ class Plan:
     why: str = ""
     stored: int = 0
     flops: int = 0
+    trials: tuple[Trial, ...] = ()

@@ -74,6 +74,10 @@ class Epilogue:
     residual: bool = False
     activation: Activation | None = None
 
+    def __str__(self) -> str:
+        parts = ["bias"] * (self.bias is not None) + ["residual"] * self.residual
+        return " ".join([*parts, *([str(self.activation)] if self.activation else [])]) or "nothing"
+
 
 @dataclass(frozen=True)
 class ConvGeometry:

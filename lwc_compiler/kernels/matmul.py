@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels.cost import best_tiling
+from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.matvec import MatvecLayout, matvec_kernel, pack_matvec
-from lwc_compiler.kernels.tap_plan import canonical, plan_taps
+from lwc_compiler.kernels.tap_plan import tap_candidates
 from lwc_compiler.kernels.transpose import transpose_kernel
 
 if TYPE_CHECKING:
@@ -26,7 +26,9 @@ _FEWEST_TOKENS = 4  # below, most lanes of a vector of tokens are empty
 _DENSE_LOAD, _GATHER, _TRANSPOSE = 0.4, 1.1, 0.35
 
 
-def plan_matmul(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
+def plan_matmul(
+    weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target, pick: Pick = predicted
+) -> Plan:
     """Plans y (rows, N) = x (rows, K) @ weight (K, N).
 
     Input 0 is x, input 1 the residual if there is one, output 0 is y; all float32, dense, row-major.
@@ -36,21 +38,21 @@ def plan_matmul(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, targ
         rows: rows of x (batch, or tokens).
         epilogue: bias (N,), residual, activation.
         target: what the code is for.
+        pick: chooses among the ways to compute it.
     """
     k, n = weight.shape
     density = float((weight != 0).mean())
-    tokens = canonical(ConvGeometry(1, k, (rows,), n, (1,), (1,), (0, 0), (1,)))
-    options = [(max(rows * k * n / (target.vector_bits / 32), k * n * _DENSE_LOAD), "dense", plan_dense)]
+    cycles = max(rows * k * n / (target.vector_bits / 32), k * n * _DENSE_LOAD)
+    candidates = [Candidate("dense", "dense", cycles, lambda: plan_dense(weight, rows, epilogue, target))]
     if density < 1:
-        options.append((rows * (k * n * density + n) * _GATHER, "csr", plan_gathered))
+        cycles = rows * (k * n * density + n) * _GATHER
+        candidates.append(
+            Candidate("csr", "csr gathered", cycles, lambda: plan_gathered(weight, rows, epilogue, target))
+        )
         if rows >= _FEWEST_TOKENS:
-            _, time = best_tiling(tokens, target, "csr", float(np.ceil(density * 25) / 25))
-            options.append((time + _TRANSPOSE * rows * (k + n), "csr", plan_tokens))
-    options.sort(key=lambda option: option[0])
-    time, _, plan = options[0]
-    others = ", ".join(f"{other} {slower / time:.1f}x" for slower, other, _ in options[1:])
-    why = f"density {density:.3g}; predicted " + (f"fastest (others: {others})" if others else f"{time:.3g} cycles")
-    return replace(plan(weight, rows, epilogue, target), why=why)
+            candidates += _token_candidates(weight, rows, epilogue, target)
+    inputs = (4 * rows * k, *((4 * rows * n,) if epilogue.residual else ()))
+    return pick(Task(f"matmul {rows}x{k}x{n} {epilogue}", density, inputs, 4 * rows * n), candidates)
 
 
 def plan_dense(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
@@ -73,21 +75,27 @@ def plan_gathered(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, ta
     return Plan((Step(kernel, args),), (), "csr", "", stored, 2 * stored * rows)
 
 
-def plan_tokens(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
+def _token_candidates(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> list[Candidate]:
     """`plan_matmul` as a pointwise convolution over the rows of x, between two transpositions."""
     k, n = weight.shape
     geometry = ConvGeometry(1, k, (rows,), n, (1,), (1,), (0, 0), (1,))
     summed = Epilogue(epilogue.bias, activation=None if epilogue.residual else epilogue.activation)
     finish = Epilogue(None, residual=True, activation=epilogue.activation) if epilogue.residual else Epilogue()
-    inner = plan_taps(
-        np.ascontiguousarray(weight.T)[:, :, None], geometry, summed, target, Scratch(0), None, Scratch(1)
-    )
-    steps = (
-        Step(transpose_kernel("transpose", rows, k, Epilogue()), (Input(0), Scratch(0))),
-        *inner.steps,
-        Step(transpose_kernel("transpose", n, rows, finish), (Scratch(1), *_extra(finish), Output(0))),
-    )
-    return replace(inner, steps=steps, scratch=(4 * rows * k, 4 * rows * n))
+    taps = np.ascontiguousarray(weight.T)[:, :, None]
+
+    def between(plan: Plan) -> Plan:
+        steps = (
+            Step(transpose_kernel("transpose", rows, k, Epilogue()), (Input(0), Scratch(0))),
+            *plan.steps,
+            Step(transpose_kernel("transpose", n, rows, finish), (Scratch(1), *_extra(finish), Output(0))),
+        )
+        return replace(plan, steps=steps, scratch=(4 * rows * k, 4 * rows * n))
+
+    return [
+        candidate.then(between, _TRANSPOSE * rows * (k + n))
+        for candidate in tap_candidates(taps, geometry, summed, target, Scratch(0), None, Scratch(1))
+        if candidate.format != "dense"
+    ]
 
 
 def _extra(epilogue: Epilogue) -> tuple[Operand, ...]:

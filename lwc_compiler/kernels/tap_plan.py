@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels.cost import Choice, choose
+from lwc_compiler.kernels.choice import Candidate
+from lwc_compiler.kernels.cost import formats, ranked
 from lwc_compiler.kernels.kernel import Plan, Step
-from lwc_compiler.kernels.taps import Axis, Problem, TapLayout, pack_taps, tap_kernel, tap_operands
+from lwc_compiler.kernels.taps import Axis, Problem, TapLayout, Tiling, pack_taps, tap_kernel, tap_operands
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 
-def plan_taps(
+def tap_candidates(
     weight: NDArray[np.float32],
     geometry: ConvGeometry,
     epilogue: Epilogue,
@@ -26,8 +27,8 @@ def plan_taps(
     x: Operand,
     residual: Operand | None,
     y: Operand,
-) -> Plan:
-    """A plan of one step, in the format and tiling that are predicted to be the fastest.
+) -> list[Candidate]:
+    """Plans of one step: the formats that suit the weight's zeros, in their best tilings.
 
     Args:
         weight: float32 (O, C / groups, *kernel).
@@ -40,24 +41,36 @@ def plan_taps(
     """
     problem = canonical(geometry)
     weight = np.ascontiguousarray(weight, np.float32).reshape(problem.groups, problem.out_channels, -1)
-    return plan_choice(weight, geometry, epilogue, choose(problem, weight, target), x, residual, y)
+
+    def candidate(format_name: str, tiling: Tiling, cycles: float) -> Candidate:
+        def build() -> Plan:
+            return plan_tiling(weight, geometry, epilogue, format_name, tiling, x, residual, y)
+
+        return Candidate(format_name, f"{format_name} {tiling}", cycles, build)
+
+    return [
+        candidate(format_name, tiling, cycles)
+        for format_name, density in formats(problem, weight != 0).items()
+        for cycles, tiling in ranked(problem, target, format_name, density)
+    ]
 
 
-def plan_choice(
+def plan_tiling(
     weight: NDArray[np.float32],
     geometry: ConvGeometry,
     epilogue: Epilogue,
-    choice: Choice,
+    format_name: str,
+    tiling: Tiling,
     x: Operand,
     residual: Operand | None,
     y: Operand,
 ) -> Plan:
-    """`plan_taps` with format and tiling given; its weight is (groups, O / groups, taps)."""
-    shared = choice.format == "dense"
-    layout = TapLayout(canonical(geometry), choice.tiling)
+    """One of `tap_candidates`; its weight is (groups, O / groups, taps)."""
+    shared = format_name == "dense"
+    layout = TapLayout(canonical(geometry), tiling)
     constants, stored = pack_taps(weight, layout, shared=shared)
     kernel = tap_kernel(
-        f"conv_{choice.format}",
+        f"conv_{format_name}",
         layout,
         shared=shared,
         bias=epilogue.bias is not None,
@@ -66,7 +79,7 @@ def plan_choice(
     )
     args = tap_operands(constants, epilogue.bias, x, residual, y)
     pixels = geometry.batch * int(np.prod(geometry.out_size))
-    return Plan((Step(kernel, args),), (), choice.format, choice.why, stored, 2 * stored * pixels)
+    return Plan((Step(kernel, args),), (), format_name, "", stored, 2 * stored * pixels)
 
 
 def canonical(geometry: ConvGeometry) -> Problem:

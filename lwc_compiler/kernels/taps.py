@@ -109,6 +109,9 @@ class Tiling:
     channels: int
     chunk: int
 
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.tile_rows}x{self.tile_vectors}x{self.lanes}/{self.channels}/{self.chunk}"
+
 
 class TapLayout:
     """Where everything of a tile lies."""

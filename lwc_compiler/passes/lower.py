@@ -12,9 +12,9 @@ import numpy as np
 from onnx import helper
 
 from lwc_compiler.codegen.result import Lowered, TensorSpec
-from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.errors import OptionError, UnsupportedError
 from lwc_compiler.passes.normalize import normalize
-from lwc_compiler.targets import find_target
+from lwc_compiler.targets import HOST, find_target, missing_features
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from lwc_compiler.model import Model
     from lwc_compiler.recipe import LowerOptions
+    from lwc_compiler.targets.target import Target
+
+_TUNE = 8
 
 
 def lower(model: Model, options: LowerOptions) -> Lowered:
@@ -54,12 +57,15 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.codegen.kernel_build import compile_kernels
     from lwc_compiler.codegen.layers import extract_layers, layer_call
     from lwc_compiler.codegen.link import find_compiler, link_library
+    from lwc_compiler.codegen.tune import Tuner
+    from lwc_compiler.kernels.choice import predicted
 
     check_supported(model.proto)
     compiler = find_compiler()
     inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
-    rest, layers = extract_layers(model.proto, target)
+    count = _measured(options, target)
+    rest, layers = extract_layers(model.proto, target, Tuner(target, count, compiler) if count else predicted)
     module = import_onnx(rest, layer_call)
     program = assemble(module, [layer.plan for layer in layers], inputs, outputs, symbol, target)
     emitted = emit(program, model.name, symbol, options.threads, target.features)
@@ -85,6 +91,23 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         threads=options.threads,
         compiler=compiler.version,
     )
+
+
+def _measured(options: LowerOptions, target: Target) -> int:
+    """How many kernels are measured for each layer.
+
+    Raises:
+        OptionError: measurements are asked for, and this machine cannot run the target's code.
+    """
+    if options.tune is None:
+        return _TUNE if options.target == HOST else 0
+    missing = ", ".join(missing_features(target))
+    if options.tune and missing:
+        raise OptionError(
+            f"tune {options.tune} with target {target.name}: this machine cannot measure its kernels, it lacks {missing}; "
+            "tune 0 takes what is predicted to be the fastest"
+        )
+    return options.tune
 
 
 def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:

@@ -33,6 +33,11 @@ def missing_features(target: Target) -> list[str]:
     return sorted(target.features - _FAMILIES[target.family].host_features())
 
 
+def host_cpu(target: Target) -> str:
+    """Which CPU this machine has; empty where it is not of the target's family."""
+    return _FAMILIES[target.family].host_cpu()
+
+
 def find_target(name: str) -> Target:
     """The target called `name`; `host` is the most capable one that runs on this machine.
 

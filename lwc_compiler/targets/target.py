@@ -48,3 +48,6 @@ class Family(Protocol):
 
     def host_features(self) -> frozenset[str]:
         """Instruction sets of this machine, by GCC's names; none where it is not of this family."""
+
+    def host_cpu(self) -> str:
+        """Which CPU this machine has, as exactly as timings depend on it; empty where it is not of this family."""

@@ -43,10 +43,20 @@ TARGETS = (
 
 def host_features() -> frozenset[str]:
     """Instruction sets that this CPU has and the operating system lets programs use; none on other machines."""
+    return frozenset(_GCC_NAMES.get(flag, flag) for flag in _cpuinfo().get("flags", "").split())
+
+
+def host_cpu() -> str:
+    """Vendor, name, family, model and stepping of this CPU; empty on other machines."""
+    cpu = _cpuinfo()
+    keys = ("vendor_id", "model name", "cpu family", "model", "stepping")
+    return " ".join(cpu[key] for key in keys if key in cpu)
+
+
+def _cpuinfo() -> dict[str, str]:
+    """What Linux says of the first CPU; empty on other machines."""
     if platform.machine() not in ("x86_64", "AMD64") or not _CPUINFO.exists():
-        return frozenset()
-    for line in _CPUINFO.read_text(encoding="utf-8").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() == "flags":
-            return frozenset(_GCC_NAMES.get(flag, flag) for flag in value.split())
-    return frozenset()
+        return {}
+    first = _CPUINFO.read_text(encoding="utf-8").split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -1,0 +1,232 @@
+"""Picks the kernel of a layer by measurement on this machine, and remembers what was measured.
+
+The timings lie in a file of the user's cache directory, by CPU, target, lwc's kernels, layer and density: the next time
+the same layer is compiled on the same machine, nothing is measured and the choice is the same.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import ctypes
+import hashlib
+import json
+import os
+import tempfile
+import time
+from dataclasses import replace
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lwc_compiler.codegen.kernel_build import compile_kernels
+from lwc_compiler.codegen.link import Compiler, link_library
+from lwc_compiler.kernels.choice import explain, formats_best, predicted
+from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, Input, Output, Trial
+from lwc_compiler.targets import host_cpu
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from lwc_compiler.kernels.choice import Candidate, Task
+    from lwc_compiler.kernels.kernel import Plan
+    from lwc_compiler.targets.target import Target
+
+_WORTH_CYCLES = 30_000  # predicted; shorter layers are not worth a measurement
+_HOPELESS = 2.5  # a format that is predicted to be slower by this factor is not measured
+_ROUNDS, _SECONDS = 5, 0.004  # runs of each candidate at least, and how long each is timed
+_OUT_OF_THE_RACE = 1.3  # slower by this factor after two rounds: not run again
+
+
+class Tuner:
+    """A `Pick` that measures.
+
+    Args:
+        target: what the kernels are compiled for; this machine can run it.
+        count: candidates measured for each layer, at least 1.
+        compiler: links them.
+    """
+
+    def __init__(self, target: Target, count: int, compiler: Compiler) -> None:
+        self._target, self._count, self._compiler = target, count, compiler
+        self._file = _cache_folder() / f"timings-{_digest_of_kernels()}.json"
+        self._machine = f"{host_cpu(target)}; {target.name}"
+        self._timings = _read(self._file)
+
+    def __call__(self, task: Task, candidates: Sequence[Candidate]) -> Plan:
+        """The plan of the fastest candidate."""
+        if len(candidates) == 1 or min(c.cycles for c in candidates) < _WORTH_CYCLES:
+            return predicted(task, candidates)
+        chosen = _promising(candidates, self._count)
+        layer = f"{task.layer}; density {task.density:.2f}"
+        seconds = self._timings.get(self._machine, {}).get(layer, {})
+        plans: dict[str, Plan] = {}
+        if any(candidate.name not in seconds for candidate in chosen):
+            plans = {candidate.name: candidate.build() for candidate in chosen}
+            times = measure(list(plans.values()), task, self._target, self._compiler)
+            seconds = dict(zip(plans, times, strict=True))
+            self._remember(layer, seconds)
+        chosen.sort(key=lambda candidate: seconds[candidate.name])
+        ranked = sorted(formats_best(chosen, seconds), key=lambda item: item[1])
+        best = chosen[0]
+        return replace(
+            plans[best.name] if best.name in plans else best.build(),
+            why=explain(task, "measured", ranked),
+            trials=tuple(Trial(c.name, c.cycles, seconds[c.name]) for c in chosen),
+        )
+
+    def _remember(self, layer: str, seconds: dict[str, float]) -> None:
+        """Adds timings to the file, with what others wrote to it since; a file that cannot be written is no loss."""
+        self._timings = _read(self._file)
+        self._timings.setdefault(self._machine, {})[layer] = seconds
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False, encoding="utf-8") as file:
+                json.dump(self._timings, file)
+            Path(file.name).replace(self._file)
+        except OSError:
+            pass
+
+
+def _promising(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """`count` candidates: the best of every format that has a chance, then the best of all."""
+    ordered = sorted(candidates, key=lambda candidate: candidate.cycles)
+    heads = {c.name: c for c, _ in formats_best(ordered, {c.name: c.cycles for c in ordered})}
+    first = [c for c in ordered if c.name in heads and c.cycles <= _HOPELESS * ordered[0].cycles]
+    return [*first, *(c for c in ordered if c.name not in heads)][:count]
+
+
+def measure(plans: Sequence[Plan], task: Task, target: Target, compiler: Compiler) -> list[float]:
+    """Seconds of each plan's fastest run on one core, the plans taking turns.
+
+    Args:
+        plans: of one layer.
+        task: the layer.
+        target: what the kernels are compiled for; this machine can run it.
+        compiler: links them.
+    """
+    with Library(plans, target, compiler) as library:
+        generator = np.random.default_rng(0)
+        inputs = [generator.standard_normal(size // 4, np.float32) for size in task.inputs]
+        runs = [library.runner(i, inputs, task.output)[0] for i in range(len(plans))]
+        return fastest(runs, _SECONDS * len(plans))
+
+
+class Library:
+    """The kernels of some plans as a loaded library."""
+
+    def __init__(self, plans: Sequence[Plan], target: Target, compiler: Compiler) -> None:
+        names = [[f"k{i}_{j}" for j in range(len(plan.steps))] for i, plan in enumerate(plans)]
+        kernels = {n: s.kernel for p, ns in zip(plans, names, strict=True) for n, s in zip(ns, p.steps, strict=True)}
+        code = link_library(compiler, {"kernels.o": compile_kernels(kernels, target.llvm())}, hidden=("__truncsfhf2",))
+        with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+            path = Path(folder) / "kernels.so"
+            path.write_bytes(code)
+            self._library = ctypes.CDLL(str(path))
+        self._plans, self._names = plans, names
+
+    def __enter__(self) -> Library:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _ctypes.dlclose(self._library._handle)
+
+    def runner(
+        self, index: int, inputs: Sequence[NDArray[np.float32]], output: int
+    ) -> tuple[Callable[[], None], NDArray[np.uint8]]:
+        """A function that runs plan `index` on one core, and the bytes it writes the output to.
+
+        Args:
+            index: of the plan.
+            inputs: of the layer.
+            output: bytes of the output.
+        """
+        plan = self._plans[index]
+        data, result = [_copied(x) for x in inputs], _memory(output)
+        scratch = [_memory(size) for size in plan.scratch]
+        calls: list[tuple[Any, list[ctypes.c_void_p], int]] = []
+        held = [*data, result, *scratch]
+        for step, name in zip(plan.steps, self._names[index], strict=True):
+            buffers = []
+            for operand in step.args:
+                if isinstance(operand, Constant):
+                    buffers.append(_copied(operand.array))
+                elif isinstance(operand, Input):
+                    buffers.append(data[operand.index])
+                else:
+                    buffers.append(result if isinstance(operand, Output) else scratch[operand.index])
+            if step.kernel.thread_bytes:
+                buffers.append(_memory(step.kernel.thread_bytes))
+            held += buffers
+            pointers = [ctypes.c_void_p(b.ctypes.data) for b in buffers]
+            calls.append((self._library[name], pointers, step.kernel.tiles))
+
+        def run() -> None:
+            for function, pointers, tiles in calls:
+                function(*pointers, 0, tiles)
+
+        run.buffers = held  # type: ignore[attr-defined]  # they live as long as the function
+        return run, result[:output]
+
+
+def fastest(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]:
+    """Seconds of each function's fastest run; they take turns, and the slow ones drop out.
+
+    Args:
+        runs: the functions.
+        seconds: for all of them together; each is run a few times at least.
+    """
+    times = [float("inf")] * len(runs)
+    for run in runs:
+        run()
+    end, rounds = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end or rounds < _ROUNDS:
+        limit = _OUT_OF_THE_RACE * min(times) if rounds >= 2 else float("inf")  # noqa: PLR2004
+        for i, run in enumerate(runs):
+            if rounds and times[i] > limit:
+                continue
+            start = time.perf_counter()
+            run()
+            times[i] = min(times[i], time.perf_counter() - start)
+        rounds += 1
+    return times
+
+
+def _memory(size: int) -> NDArray[np.uint8]:
+    """Memory as kernels expect it: aligned, with slack past the end."""
+    whole = np.zeros(size + SLACK_BYTES + ALIGNMENT_BYTES, np.uint8)
+    return whole[-whole.ctypes.data % ALIGNMENT_BYTES :][: size + SLACK_BYTES]
+
+
+def _copied(array: NDArray[Any]) -> NDArray[np.uint8]:
+    buffer = _memory(array.nbytes)
+    buffer[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return buffer
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lwc"
+
+
+@lru_cache(maxsize=1)
+def _digest_of_kernels() -> str:
+    """Changes with every change of the code that makes kernels."""
+    digest = hashlib.sha256()
+    for package in ("lwc_compiler.kernels", "lwc_compiler.codegen"):
+        for file in sorted(resources.files(package).iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".py"):
+                digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(file: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """What the file holds; nothing when there is none, or it is damaged."""
+    try:
+        timings: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return timings

@@ -1,0 +1,83 @@
+"""The ways to compute one layer, and how one of them is picked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from lwc_compiler.kernels.kernel import Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lwc_compiler.kernels.kernel import Plan
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be computed.
+
+    Attributes:
+        layer: everything that tells the layer from others but its weights.
+        density: kept / all weights.
+        inputs: bytes of each input.
+        output: bytes of the output.
+    """
+
+    layer: str
+    density: float
+    inputs: tuple[int, ...]
+    output: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to compute a layer.
+
+    Attributes:
+        format: how it stores the weights.
+        name: format and cut; for one layer, equal names are equal kernels.
+        cycles: predicted time on one core.
+        build: makes the plan.
+    """
+
+    format: str
+    name: str
+    cycles: float
+    build: Callable[[], Plan]
+
+    def then(self, change: Callable[[Plan], Plan], cycles: float = 0.0) -> Candidate:
+        """The candidate whose plan is this one's, changed; it takes `cycles` more."""
+        return replace(self, cycles=self.cycles + cycles, build=lambda: change(self.build()))
+
+
+class Pick(Protocol):
+    """Picks one of the ways to compute a layer and builds its plan."""
+
+    def __call__(self, task: Task, candidates: Sequence[Candidate]) -> Plan:
+        """The plan of one of the candidates, with `why` and `trials`; there is at least one."""
+
+
+def predicted(task: Task, candidates: Sequence[Candidate]) -> Plan:
+    """Picks what is predicted to be the fastest."""
+    best = min(candidates, key=lambda candidate: candidate.cycles)
+    ranked = sorted(formats_best(candidates, {c.name: c.cycles for c in candidates}), key=lambda item: item[1])
+    trials = tuple(Trial(c.name, c.cycles, None) for c, _ in ranked)
+    return replace(best.build(), why=explain(task, "predicted", ranked), trials=trials)
+
+
+def formats_best(candidates: Sequence[Candidate], times: dict[str, float]) -> list[tuple[Candidate, float]]:
+    """The best candidate of every format and its time; `times` by name, those without one do not count."""
+    best: dict[str, tuple[Candidate, float]] = {}
+    for candidate in candidates:
+        time = times.get(candidate.name)
+        if time is not None and (candidate.format not in best or time < best[candidate.format][1]):
+            best[candidate.format] = (candidate, time)
+    return list(best.values())
+
+
+def explain(task: Task, how: str, ranked: Sequence[tuple[Candidate, float]]) -> str:
+    """Why the first of the formats was taken, and how much slower the others are."""
+    (_, least), *others = ranked
+    slower = ", ".join(f"{candidate.format} {time / least:.1f}x" for candidate, time in others)
+    return f"density {task.density:.3g}; {how} fastest" + (f" (others: {slower})" if slower else "")
