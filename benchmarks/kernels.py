@@ -1,6 +1,6 @@
 """Times our kernels, layer by layer, against ONNX Runtime's dense ones: one thread, batch 1.
 
-Run: python -m benchmarks.kernels [--layers TEXT] [--density 0.1 1] [--block 1] [--target NAME] [--seconds 0.2]
+Run: python -m benchmarks.kernels [--layers TEXT] [--density 0.1 1] [--block 1] [--target NAME] [--tune 8] [--seconds 0.2]
 
 Both engines take turns in one process; the figure is the fastest run of each, because a neighbour on the machine only
 ever makes a run slower. Useful GFLOP/s count the non-zero weights only.
@@ -9,23 +9,20 @@ ever makes a run slower. Useful GFLOP/s count the non-zero weights only.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import statistics
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from onnx import helper, numpy_helper
 
-from lwc_compiler.codegen.kernel_build import compile_kernels
-from lwc_compiler.codegen.link import find_compiler, link_library
+from lwc_compiler.codegen.link import find_compiler
+from lwc_compiler.codegen.tune import Library, Tuner, fastest
+from lwc_compiler.kernels.choice import Pick, predicted
 from lwc_compiler.kernels.conv import plan_conv
-from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, Input, Plan, Scratch
+from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_matmul
 from lwc_compiler.kernels.registry import KERNELS
@@ -90,10 +87,10 @@ def pruned(layer: Layer, density: float, block: int) -> np.ndarray:
     return weight * kept.take(range(layer.weight[outputs]), axis=outputs)
 
 
-def plan(layer: Layer, weight: np.ndarray, target: Target) -> Plan:
+def plan(layer: Layer, weight: np.ndarray, target: Target, pick: Pick) -> Plan:
     if layer.geometry:
-        return plan_conv(weight, layer.geometry, Epilogue(), target)
-    return plan_matmul(weight, layer.rows, Epilogue(), target)
+        return plan_conv(weight, layer.geometry, Epilogue(), target, pick)
+    return plan_matmul(weight, layer.rows, Epilogue(), target, pick)
 
 
 def reference(layer: Layer) -> tuple[np.ndarray, Callable[[], list[np.ndarray]]]:
@@ -115,91 +112,34 @@ def reference(layer: Layer) -> tuple[np.ndarray, Callable[[], list[np.ndarray]]]
     return data, lambda: session.run(None, {"x": data})
 
 
-def memory(size: int) -> np.ndarray:
-    whole = np.zeros(size + SLACK_BYTES + ALIGNMENT_BYTES, np.uint8)
-    return whole[-whole.ctypes.data % ALIGNMENT_BYTES :][: size + SLACK_BYTES]
-
-
-def copied(array: np.ndarray) -> np.ndarray:
-    buffer = memory(array.nbytes)
-    buffer[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return buffer
-
-
-def runner(
-    plan: Plan, functions: list[Callable[..., None]], x: np.ndarray, out: tuple[int, ...]
-) -> Callable[[], np.ndarray]:
-    """Runs a plan's steps and returns the output."""
-    data, result = copied(x), memory(4 * int(np.prod(out)))
-    scratch = [memory(size) for size in plan.scratch]
-    calls, held = [], [data, result, *scratch]
-    for step, function in zip(plan.steps, functions, strict=True):
-        buffers = []
-        for operand in step.args:
-            if isinstance(operand, Constant):
-                buffers.append(copied(operand.array))
-            elif isinstance(operand, Input):
-                buffers.append(data)
-            else:
-                buffers.append(scratch[operand.index] if isinstance(operand, Scratch) else result)
-        if step.kernel.thread_bytes:
-            buffers.append(memory(step.kernel.thread_bytes))
-        held += buffers
-        calls.append((function, [ctypes.c_void_p(b.ctypes.data) for b in buffers], step.kernel.tiles))
-
-    def run() -> np.ndarray:
-        for function, pointers, tiles in calls:
-            function(*pointers, 0, tiles)
-        return held[1][: result.size - SLACK_BYTES].view(np.float32).reshape(out)
-
-    return run
-
-
-def fastest(runs: list[Callable[[], object]], seconds: float) -> list[float]:
-    """Seconds of each function's fastest run, in turns."""
-    times = [float("inf")] * len(runs)
-    for run in runs:
-        run()
-    end, rounds = time.perf_counter() + seconds, 0
-    while time.perf_counter() < end or rounds < 5:
-        rounds += 1
-        for i, run in enumerate(runs):
-            start = time.perf_counter()
-            run()
-            times[i] = min(times[i], time.perf_counter() - start)
-    return times
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", default="", help="only layers whose name contains this text, e.g. 'resnet50'")
     parser.add_argument("--density", type=float, nargs="+", default=[0.1, 1.0], help="share of weights kept")
     parser.add_argument("--block", type=int, default=1, help="output channels that zeros come in blocks of")
     parser.add_argument("--target", default="host", help="as `lwc targets` lists them")
+    parser.add_argument("--tune", type=int, default=8, help="kernels measured for each layer; 0: predicted")
     parser.add_argument("--seconds", type=float, default=0.2, help="how long each layer is timed")
     options = parser.parse_args()
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     target = find_target(options.target)
     layers = [layer for layer in LAYERS if options.layers in layer.name]
     cases = [(layer, density, pruned(layer, density, options.block)) for layer in layers for density in options.density]
-    plans = [plan(layer, weight, target) for layer, _, weight in cases]
-    names = [[f"k{i}_{j}" for j in range(len(p.steps))] for i, p in enumerate(plans)]
-    kernels = {n: s.kernel for p, ns in zip(plans, names, strict=True) for n, s in zip(ns, p.steps, strict=True)}
-    code = compile_kernels(kernels, target.llvm())
+    compiler = find_compiler()
+    pick = Tuner(target, options.tune, compiler) if options.tune else predicted
+    plans = [plan(layer, weight, target, pick) for layer, _, weight in cases]
     speedups: dict[float, list[float]] = {}
-    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
-        path = Path(folder) / "kernels.so"
-        path.write_bytes(link_library(find_compiler(), {"kernels.o": code}, hidden=("__truncsfhf2",)))
-        library = ctypes.CDLL(str(path))
+    with Library(plans, target, compiler) as library:
         print(f"{'layer':38} density {'kernel':12} ONNX Runtime ms   lwc ms  speedup  useful GFLOP/s")
-        for (layer, density, weight), p, ns in zip(cases, plans, names, strict=True):
+        for i, ((layer, density, weight), p) in enumerate(zip(cases, plans, strict=True)):
             x, theirs = reference(layer)
             out = layer.geometry.out_shape if layer.geometry else (layer.rows, layer.weight[1])
-            ours = runner(p, [library[n] for n in ns], x, out)
+            ours, result = library.runner(i, [x.reshape(-1)], 4 * int(np.prod(out)))
             dense, sparse = fastest([theirs, ours], options.seconds)
             if density == 1:
                 (expected,) = theirs()
-                assert np.abs(ours() - expected).max() <= 1e-4 * np.abs(expected).max(), layer.name
+                error = np.abs(result.view(np.float32).reshape(out) - expected).max()
+                assert error <= 1e-4 * np.abs(expected).max(), layer.name
             pixels = int(np.prod(layer.geometry.out_size)) if layer.geometry else layer.rows
             useful = 2 * np.count_nonzero(weight) * pixels / sparse * 1e-9
             kernel = next(s.kernel.name for s in p.steps if s.kernel.name in {e.name for e in KERNELS if e.format})

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from lwc_compiler.kernels.choice import Candidate, Task
     from lwc_compiler.kernels.kernel import Plan
@@ -129,7 +130,7 @@ class Library:
             self._library = ctypes.CDLL(str(path))
         self._plans, self._names = plans, names
 
-    def __enter__(self) -> Library:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -185,7 +186,7 @@ def fastest(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]
         run()
     end, rounds = time.perf_counter() + seconds, 0
     while time.perf_counter() < end or rounds < _ROUNDS:
-        limit = _OUT_OF_THE_RACE * min(times) if rounds >= 2 else float("inf")  # noqa: PLR2004
+        limit = _OUT_OF_THE_RACE * min(times) if rounds >= 2 else float("inf")
         for i, run in enumerate(runs):
             if rounds and times[i] > limit:
                 continue

@@ -104,7 +104,7 @@ def _measured(options: LowerOptions, target: Target) -> int:
     missing = ", ".join(missing_features(target))
     if options.tune and missing:
         raise OptionError(
-            f"tune {options.tune} with target {target.name}: this machine cannot measure its kernels, it lacks {missing}; "
+            f"tune {options.tune}: this machine cannot measure kernels for {target.name}, it lacks {missing}; "
             "tune 0 takes what is predicted to be the fastest"
         )
     return options.tune

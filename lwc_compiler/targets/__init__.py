@@ -8,13 +8,17 @@ from __future__ import annotations
 import difflib
 import pkgutil
 import platform
+from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import cast
 
 from lwc_compiler.errors import TargetError
 from lwc_compiler.targets.target import Family, Target
 
 HOST = "host"
+
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 _FAMILIES = {
     module.name: cast(Family, import_module(f"{__name__}.{module.name}"))
@@ -56,10 +60,27 @@ def find_target(name: str) -> Target:
     return targets[name]
 
 
+def _cache_sizes() -> dict[str, int]:
+    """Level -> bytes of this machine's data caches, as Linux tells them; those it does not tell are left out."""
+    sizes = {}
+    for index in sorted(_CACHES.glob("index*")):
+        try:
+            level, kind, size = (
+                (index / name).read_text(encoding="utf-8").strip() for name in ("level", "type", "size")
+            )
+        except OSError:
+            continue
+        if kind != "Instruction" and size.endswith("K"):
+            sizes[level] = int(size[:-1]) << 10
+    return sizes
+
+
 def _host_target() -> Target:
     for target in reversed(all_targets()):
         if not missing_features(target):
-            return target
+            sizes = _cache_sizes()
+            l1, l2 = sizes.get("1", target.l1_bytes), sizes.get("2", target.l2_bytes)
+            return replace(target, l1_bytes=l1, l2_bytes=l2)
     least = min(all_targets(), key=lambda target: len(missing_features(target)))
     raise TargetError(
         f"target '{HOST}': lwc makes no code for this machine ({platform.machine()}, {platform.system()}); the closest "
