@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lwc_compiler.kernels.cost import choose
 from lwc_compiler.kernels.interleave import interleave_kernel
 from lwc_compiler.kernels.kernel import Input, Output, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_matmul
-from lwc_compiler.kernels.tap_plan import plan_taps
+from lwc_compiler.kernels.tap_plan import canonical, plan_choice, plan_taps
+from lwc_compiler.kernels.winograd_plan import best_winograd, plan_winograd
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +42,13 @@ def plan_conv(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epi
         tap = np.ravel_multi_index(position, geometry.kernel)
         matrix = weight.reshape(geometry.out_channels, geometry.in_channels, -1)[:, :, tap]
         return plan_matmul(matrix.T, geometry.batch, epilogue, target)
-    return plan_taps(weight, geometry, epilogue, target, Input(0), residual, Output(0))
+    problem = canonical(geometry)
+    taps = np.ascontiguousarray(weight, np.float32).reshape(problem.groups, problem.out_channels, -1)
+    choice, winograd = choose(problem, taps, target), best_winograd(geometry, target)
+    if winograd is not None and winograd.cycles < choice.cycles:
+        why = f"{choice.why}, Winograd {choice.cycles / winograd.cycles:.1f}x faster still"
+        return plan_winograd(weight, epilogue, winograd.layout, why)
+    return plan_choice(taps, geometry, epilogue, choice, Input(0), residual, Output(0))
 
 
 def plan_conv_transpose(

@@ -30,11 +30,12 @@ _THREADS = 4  # that a layer's tiles should suffice for
 
 @dataclass(frozen=True)
 class Choice:
-    """A format and a tiling, and the phrase that says why."""
+    """A format and a tiling, the phrase that says why, and the `cycles` predicted."""
 
     format: str
     tiling: Tiling
     why: str
+    cycles: float = 0.0
 
 
 def choose(problem: Problem, weight: NDArray[np.float32], target: Target) -> Choice:
@@ -61,7 +62,7 @@ def choose(problem: Problem, weight: NDArray[np.float32], target: Target) -> Cho
     time, name, tiling = options[0]
     others = ", ".join(f"{other} {slower / time:.1f}x" for slower, other, _ in options[1:])
     why = f"density {density:.3g}; predicted " + (f"fastest (others: {others})" if others else f"{time:.3g} cycles")
-    return Choice(name, tiling, why)
+    return Choice(name, tiling, why, time)
 
 
 def _block_density(kept: NDArray[np.bool_], rows: int) -> float:
@@ -146,6 +147,8 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
     split = float(((first + np.array(layout.starts)) % LINE + t.lanes > LINE).mean())
     missed = max(0.0, 1 - 0.75 * target.l1_bytes / (4 * layout.packed))
     tall = t.tile_vectors == 1 and t.tile_rows > 1  # all vectors of a tap lie in the same banks
+    if t.rows > 1:
+        unit = max(unit, target.vector_bits / 512)  # where vectors can be wider, narrow ones are no faster
     if t.rows == 1:
         load = (0.87 if t.lanes == 16 else 0.53) + unit * (0.76 * split + 0.1 * tall + 0.71 * missed)
         tap = 0.93 + max(vectors * load, 2.0)

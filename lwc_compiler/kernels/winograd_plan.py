@@ -1,0 +1,106 @@
+"""Plans a dense 3x3 convolution with the Winograd kernel, where that is predicted to be faster than anything else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
+from lwc_compiler.kernels.winograd import KERNEL, WinogradLayout, input_kernel, pack_winograd, winograd_kernel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from lwc_compiler.kernels.kernel import Operand
+    from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+    from lwc_compiler.targets.target import Target
+
+_THREADS = 4  # that a layer's units should suffice for
+# In vector multiply-adds, fitted to layers of VGG-16 and ResNet-50 on one core with AVX-512: a multiply-add with its
+# loads, a byte of weights and of transformed input from beyond the level-2 cache, a vector of a square transformed.
+_MULTIPLY, _WEIGHT_BYTE, _INPUT_BYTE, _TRANSFORM = 1.15, 0.1, 0.1, 700.0
+
+
+@dataclass(frozen=True)
+class WinogradChoice:
+    """A layout and the cycles predicted for it, on the scale of `cost.cycles`."""
+
+    layout: WinogradLayout
+    cycles: float
+
+
+def best_winograd(geometry: ConvGeometry, target: Target) -> WinogradChoice | None:
+    """The fastest way to compute a convolution by minimal filtering; None where the kernel cannot."""
+    choices = (WinogradChoice(layout, _cycles(layout, target)) for layout in layouts(geometry, target))
+    return min(choices, key=lambda choice: choice.cycles, default=None)
+
+
+def plan_winograd(weight: NDArray[np.float32], epilogue: Epilogue, layout: WinogradLayout, why: str) -> Plan:
+    """A plan of one step, or of two where there are too few units for several threads.
+
+    Input 0 is x (N, C, H, W), input 1 the residual if there is one, output 0 is (N, O, H', W').
+
+    Args:
+        weight: float32 (O, C, 3, 3).
+        epilogue: bias (O,), residual, activation.
+        layout: of the kernel.
+        why: of the plan.
+    """
+    operands: list[Operand] = [Scratch(0) if layout.separate else Input(0), pack_winograd(weight, layout)]
+    if epilogue.residual:
+        operands.append(Input(1))
+    if epilogue.bias is not None:
+        operands.append(Constant(epilogue.bias))
+    steps = [Step(winograd_kernel(layout, epilogue), (*operands, Output(0)))]
+    scratch: tuple[int, ...] = ()
+    if layout.separate:
+        steps.insert(0, Step(input_kernel(layout), (Input(0), Scratch(0))))
+        scratch = (4 * layout.transformed * int(np.prod(layout.blocks)),)
+    pixels = layout.batch * int(np.prod(layout.out_size))
+    return Plan(tuple(steps), scratch, "dense", why, weight.size, 2 * weight.size * pixels)
+
+
+def layouts(geometry: ConvGeometry, target: Target) -> Iterator[WinogradLayout]:
+    """Every sensible layout; none where the kernel cannot compute the convolution."""
+    g, lanes = geometry, target.vector_bits // 32
+    plain = g.kernel == (KERNEL,) * 2 and g.strides == g.dilations == (1, 1) and g.groups == 1 and not g.transposed
+    if not plain or min(g.in_channels, g.out_channels) < lanes:
+        return
+    vectors = 2 if g.out_channels > lanes else 1
+    most = (target.vector_registers - vectors - 2) // vectors
+    for square in (2, 4):
+        height, columns = (-(-size // square) for size in g.out_size)
+        for images in dict.fromkeys(min(g.batch, count) for count in (1, 2, 4, 8, 16)):
+            for rows in range(1, height + 1) if images == 1 else (height,):
+                if rows < height and -(-height // -(-height // rows)) != rows:
+                    continue  # as many units as with fewer rows
+                squares = images * rows * columns
+                group = -(-squares // -(-squares // most))
+                units = -(-g.batch // images) * -(-height // rows)
+                layout = WinogradLayout(
+                    g.batch, g.in_channels, g.out_channels, (g.in_size[0], g.in_size[1]),
+                    (g.out_size[0], g.out_size[1]), (g.pads[0], g.pads[1]), lanes, square, images, rows, group, vectors,
+                    units < _THREADS,
+                )  # fmt: skip
+                if images * rows == 1 or 4 * layout.transformed <= 4 * target.l2_bytes:
+                    yield layout
+
+
+def _cycles(layout: WinogradLayout, target: Target) -> float:
+    """Predicted cycles of the whole layer on one core."""
+    lay = layout
+    units = lay.blocks[0] * lay.blocks[1]
+    groups = -(-lay.squares // lay.group)
+    multiplies = lay.positions * groups * lay.group * lay.in_channels * lay.chunks * lay.vectors
+    weight_bytes = 4 * lay.positions * lay.in_channels * lay.chunks * lay.chunk
+    input_bytes = 4 * lay.transformed
+    vectors = lay.squares * (lay.in_channels + lay.out_channels) / lay.lanes * lay.positions / 36
+    spent = _MULTIPLY * multiplies + _TRANSFORM * vectors
+    if weight_bytes > target.l2_bytes // 2:
+        spent += _WEIGHT_BYTE * weight_bytes
+    spent += _INPUT_BYTE * lay.chunks * max(0, input_bytes - target.l2_bytes)
+    return units * spent * lay.lanes / 16
