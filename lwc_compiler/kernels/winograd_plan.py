@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 _THREADS = 4  # that a layer's units should suffice for
 # In vector multiply-adds, fitted to layers of VGG-16 and ResNet-50 on one core with AVX-512: a multiply-add with its
-# loads, a byte of weights and of transformed input from beyond the level-2 cache, a vector of a square transformed.
-_MULTIPLY, _WEIGHT_BYTE, _INPUT_BYTE, _TRANSFORM = 1.15, 0.1, 0.1, 700.0
+# loads, a byte of weights from beyond the level-2 cache, the first time and each further time, a byte of transformed
+# input from there, a vector of a square transformed.
+_MULTIPLY, _COLD_BYTE, _WEIGHT_BYTE, _INPUT_BYTE, _TRANSFORM = 1.15, 0.2, 0.08, 0.2, 700.0
 
 
 @dataclass(frozen=True)
@@ -102,5 +103,7 @@ def _cycles(layout: WinogradLayout, target: Target) -> float:
     spent = _MULTIPLY * multiplies + _TRANSFORM * vectors
     if weight_bytes > target.l2_bytes // 2:
         spent += _WEIGHT_BYTE * weight_bytes
-    spent += _INPUT_BYTE * lay.chunks * max(0, input_bytes - target.l2_bytes)
-    return units * spent * lay.lanes / 16
+    missed = min(1.0, max(0.0, 2 * input_bytes / target.l2_bytes - 1))
+    spent += _INPUT_BYTE * missed * input_bytes * (lay.chunks + 2)
+    more = 1 - KERNEL**2 / lay.positions  # other kernels read their weights for a first time too, but fewer bytes
+    return units * spent * lay.lanes / 16 + _COLD_BYTE * more * weight_bytes
