@@ -1,6 +1,6 @@
 """Times our kernels, layer by layer, against ONNX Runtime's dense ones: one thread, batch 1.
 
-Run: python -m benchmarks.kernels [--layers TEXT] [--density 0.1 1] [--block 1] [--target NAME] [--tune 8] [--seconds 0.2]
+Run: python -m benchmarks.kernels [--layers TEXT] [--density 0.1 1] [--block 1] [--target NAME] [--tune 8] [--seconds S]
 
 Both engines take turns in one process; the figure is the fastest run of each, because a neighbour on the machine only
 ever makes a run slower. Useful GFLOP/s count the non-zero weights only.

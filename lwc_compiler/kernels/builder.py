@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 from tvm.ir import PointerType, PrimType
-from tvm.tirx.stmt import AllocBuffer, Bind, BufferStore, DeclBuffer, For, ForKind, IfThenElse, SeqStmt, Stmt
+from tvm.tirx.stmt import AllocBuffer, Bind, BufferStore, DeclBuffer, Evaluate, For, ForKind, IfThenElse, SeqStmt, Stmt
 
 from lwc_compiler.kernels.kernel import Kernel
 
@@ -97,6 +97,12 @@ class KernelBuilder:
             return buffer.vload([_ramp(index, lanes)])
         parts = [buffer.vload([_ramp(index + i * lanes, lanes)]) for i in range(stride)]
         return tirx.Shuffle(parts, [tirx.const(i * stride, "int32") for i in range(lanes)])
+
+    def prefetch(self, buffer: Expr, index: Expr) -> None:
+        """Asks for the cache line of an element, which need not exist, to be brought into the level-1 cache."""
+        read, near, data = (tirx.const(value, "int32") for value in (0, 3, 1))
+        address = tirx.address_of(buffer.vload([_int(index)]))
+        self.emit(Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, read, near, data)))
 
     def shuffle(self, first: Register, second: Register, lanes: list[int]) -> Register:
         """A register of the given lanes of two others; the lanes of the second count on from those of the first."""

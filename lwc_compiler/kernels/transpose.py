@@ -43,14 +43,14 @@ def transpose_kernel(name: str, rows: int, columns: int, epilogue: Epilogue) -> 
                 square = [b.register(lanes) for _ in range(lanes)]
                 for i, register in enumerate(square):
                     register.set(b.load(x, source + i * columns, lanes))
-                _transpose(b, square)
+                transpose_square(b, square)
                 for i, register in enumerate(square):
                     store_result(b, y, target + i * rows, register.get(), residual, epilogue.activation, lanes)
     return b.build(name, -(-columns // strip))
 
 
-def _transpose(b: KernelBuilder, square: list[Register]) -> None:
-    """Exchanges ever smaller off-diagonal quarters."""
+def transpose_square(b: KernelBuilder, square: list[Register]) -> None:
+    """Transposes as many registers as they have lanes, in place: exchanges ever smaller off-diagonal quarters."""
     lanes = len(square)
     distance = lanes // 2
     while distance:

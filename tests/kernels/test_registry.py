@@ -3,6 +3,7 @@
 import test_conv
 import test_matmul
 import test_taps
+import test_winograd
 
 from lwc_compiler.kernels.registry import KERNELS
 from lwc_compiler.targets import find_target
@@ -10,7 +11,7 @@ from lwc_compiler.targets import find_target
 
 def test_lists_every_tested_kernel_and_no_other() -> None:
     formats = {}
-    for case in [*test_conv.CASES, *test_matmul.CASES, *test_taps.CASES]:
+    for case in [*test_conv.CASES, *test_matmul.CASES, *test_taps.CASES, *test_winograd.CASES]:
         plan = case.plan(find_target("x86-64-v4"))
         for step in plan.steps:
             formats.setdefault(step.kernel.name, set()).add(plan.format)

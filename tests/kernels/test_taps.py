@@ -4,11 +4,11 @@ import numpy as np
 from harness import Case, KernelTests, finish, make_epilogue, sparse
 from test_conv import conv, reference, weight_shape
 
-from lwc_compiler.kernels.cost import Choice, tilings
+from lwc_compiler.kernels.cost import tilings
 from lwc_compiler.kernels.kernel import Input, Output, Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.registry import KERNELS
-from lwc_compiler.kernels.tap_plan import canonical, plan_choice
+from lwc_compiler.kernels.tap_plan import canonical, plan_tiling
 
 GEOMETRIES = [
     conv(1, 30, (14, 19), 21, (3, 3), pads=(1, 1, 1, 1)),
@@ -25,7 +25,7 @@ def forced(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, fmt: 
     tiling = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
     flat = weight.reshape(problem.groups, problem.out_channels, -1)
     residual = Input(1) if epilogue.residual else None
-    return plan_choice(flat, geometry, epilogue, Choice(fmt, tiling, ""), Input(0), residual, Output(0))
+    return plan_tiling(flat, geometry, epilogue, fmt, tiling, Input(0), residual, Output(0))
 
 
 def make_case(number: int, geometry: ConvGeometry, fmt: str) -> Case:

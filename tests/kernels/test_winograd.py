@@ -1,0 +1,62 @@
+"""Minimal filtering is right in every layout, whether the cost model likes it or not."""
+
+import numpy as np
+import pytest
+from harness import Case, KernelTests, finish, make_epilogue, sparse, variant
+from test_conv import conv, reference, weight_shape
+
+from lwc_compiler.kernels.kernel import Plan
+from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+from lwc_compiler.kernels.winograd import matrices
+from lwc_compiler.kernels.winograd_plan import layouts, plan_winograd
+
+GEOMETRIES = [
+    conv(1, 16, (14, 14), 32, (3, 3), pads=(1, 1, 1, 1)),
+    conv(2, 20, (9, 13), 33, (3, 3), pads=(1, 1, 1, 1)),
+    conv(3, 17, (5, 4), 18, (3, 3), pads=(0, 1, 2, 0)),
+    conv(5, 24, (7, 7), 70, (3, 3), pads=(1, 1, 1, 1)),
+    conv(1, 130, (20, 21), 40, (3, 3), pads=(1, 1, 1, 1)),
+    conv(2, 16, (1, 5), 16, (3, 3), pads=(1, 1, 1, 1)),
+    conv(1, 31, (19, 1), 50, (3, 3), pads=(1, 1, 1, 1)),
+    conv(1, 33, (12, 38), 17, (3, 3), pads=(-1, -2, -2, -1)),
+    conv(2, 16, (6, 35), 47, (3, 3), pads=(3, 4, 2, 5)),
+]
+
+
+def forced(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, number: int, target) -> Plan:
+    """A layout picked at random from all that the cost model weighs."""
+    candidates = list(layouts(geometry, target))
+    layout = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
+    return plan_winograd(weight, epilogue, layout)
+
+
+def make_case(number: int, geometry: ConvGeometry) -> Case:
+    generator = np.random.default_rng(number)
+    density, kind = variant(number, 3)
+    weight = sparse(generator, weight_shape(geometry), density, axis=0)
+    epilogue = make_epilogue(generator, kind, geometry.out_channels)
+    x = generator.standard_normal(geometry.in_shape).astype(np.float32)
+    further, expected, scale = finish(generator, reference(x, weight, geometry), epilogue, axis=1)
+
+    def plan(target) -> Plan:
+        return forced(weight, geometry, epilogue, number, target)
+
+    return Case(f"{number}-{density}-{kind}", plan, [x, *further], expected, scale)
+
+
+CASES = [make_case(number, geometry) for number, geometry in enumerate(4 * GEOMETRIES)]
+
+
+class TestEveryLayout(KernelTests):
+    cases = CASES
+
+
+@pytest.mark.parametrize("square", [2, 4])
+def test_matrices_filter_a_signal(square: int) -> None:
+    """A^T [(G g) * (B^T d)] is the signal's correlation with the filter."""
+    generator = np.random.default_rng(square)
+    signal, kernel = generator.standard_normal(square + 2), generator.standard_normal(3)
+    backward, weights, forward = matrices(square)
+    assert np.allclose(backward @ ((weights @ kernel) * (forward @ signal)), np.correlate(signal, kernel))
+    for matrix in (backward, forward):
+        assert np.array_equal(matrix, matrix.astype(np.float32))
