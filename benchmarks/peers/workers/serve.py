@@ -1,10 +1,10 @@
 """What every worker does: it holds one model in one engine and times it when it is told to.
 
 A worker runs in the environment of its engine, so it knows nothing of lwc and runs on Python 3.10. It is started with
-one JSON object: `model`, a path; `input`, a .npy file; `threads`; and `answers`, the file descriptor it answers on, since
-engines print what they like to standard output. It says "ready" when the model is loaded. Then it answers lines of JSON,
-one each: `{"run": seconds}` with the seconds of every run, `{"output": path}` with null once the output is in that .npy
-file. In between it waits for input.
+one JSON object: `model`, a path; `input`, a .npy file; `threads`; and `answers`, the file descriptor it answers on, for
+engines print what they like to standard output. It says "ready" when the model is loaded. Then it answers lines of
+JSON, one each: `{"run": seconds}` with the seconds of every run, `{"output": path}` with null once the output is in
+that .npy file. In between it waits for input.
 """
 
 from __future__ import annotations
