@@ -19,7 +19,8 @@ def load(model: str, array: np.ndarray, threads: int) -> tuple[Callable[[], Any]
     options.use_bf16_storage = options.use_vulkan_compute = False
     if net.load_param(str(Path(model, "model.param"))) or net.load_model(str(Path(model, "model.bin"))):
         raise RuntimeError("the model does not load")
-    matrix = ncnn.Mat(array[0])
+    # A matrix made of an array does not keep the array's memory alive.
+    matrix = ncnn.Mat(array[0]).clone()
 
     def run() -> Any:
         extractor = net.create_extractor()
