@@ -27,14 +27,14 @@ def figures_of(rows: Sequence[Row]) -> dict[str, Figure]:
 @styled
 def bars(rows: Sequence[Row]) -> Figure:
     """A bar for each peer at its best on each network, with the quartiles over the rounds."""
+    from matplotlib.patches import Patch
     from matplotlib.ticker import FixedLocator, NullLocator
 
     first = rows[0]
     figure = new_figure(7.2, 0.9 + 0.75 * len(rows))
     axes = figure.add_subplot()
     height = 0.8 / len(PEERS)
-    for place, (engine, name) in enumerate(PEERS.items()):
-        axes.barh([], [], color=COLOURS[place], label=name)
+    for place, engine in enumerate(PEERS):
         for index, row in enumerate(rows):
             entry = best_of(row, engine)
             if entry is None or not entry["agrees"]:
@@ -60,5 +60,6 @@ def bars(rows: Sequence[Row]) -> Figure:
     axes.set_xlabel("time of the peer at its best / time of lwc on the pruned file")
     threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
     axes.set_title(f"{threads}, batch {first['batch']}{', AVX2' * (first['isa'] == 'avx2')}")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
+    keys = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, PEERS.values(), strict=False)]
+    axes.legend(handles=keys, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     return figure
