@@ -7,11 +7,12 @@ COMMA := ,
 # Linking needs a C compiler: where the system has none, PyPI's is installed.
 ZIG := $(if $(shell command -v cc || command -v gcc || command -v clang),,$(COMMA)zig)
 
-.PHONY: help demo reproduce test lint types unit clean
+.PHONY: help demo reproduce bench test lint types unit clean
 
 help:
 	@echo "make demo    train, prune, retrain and compile a small network on bundled data (about a minute)"
 	@echo "make reproduce  the paper's results on MNIST, three seeds of each network (hours)"
+	@echo "make bench   lwc beside other engines, each in an environment of its own (hours); ARGS='--models lenet5' chooses"
 	@echo "make test    everything that has to pass: lint, types, tests"
 	@echo "make lint    ruff: rules and formatting"
 	@echo "make types   mypy"
@@ -25,6 +26,9 @@ demo: .venv/demo.stamp
 reproduce: .venv/demo.stamp
 	$(BIN)/lwc reproduce lenet-300-100 --figure-5 -o reproduce/lenet-300-100
 	$(BIN)/lwc reproduce lenet-5 --figure-5 -o reproduce/lenet-5
+
+bench: .venv/demo.stamp
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 test: lint types unit
 
