@@ -9,7 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lwc_compiler.cli import main
 from lwc_compiler.codegen.link import find_compiler
-from lwc_compiler.codegen.result import LayerDecision, Lowered, TensorSpec
+from lwc_compiler.codegen.result import LayerDecision, Lowered, ProgramInfo, StepInfo, TensorSpec
 from lwc_compiler.model import Model
 from lwc_compiler.recipe import Recipe
 from lwc_compiler.report.table import Report
@@ -69,6 +69,14 @@ int twice_run(const void *const *inputs, void *const *outputs, void *workspace, 
 const char *twice_error_string(int code) { return code == 1 ? "workspace is not aligned" : "the number of the beast"; }
 const char *twice_version(void) { return "0"; }
 int twice_cpu_supported(void) { return SUPPORTED; }
+const char *twice_target(void) { return "x86-64-v3"; }
+int twice_use_target(const char *target) { return strcmp(target, "x86-64-v3") == 0; }
+int twice_step_count(void) { return 2; }
+int twice_profile(const void *const *inputs, void *const *outputs, void *workspace, twice_pool *pool, double *seconds) {
+  seconds[0] += 3e-3;
+  seconds[1] += 1e-3;
+  return twice_run(inputs, outputs, workspace, pool);
+}
 """
 
 
@@ -113,6 +121,7 @@ def make_lowered(tmp_path_factory):
                     why="sparse enough",
                 ),
             ),
+            programs=(ProgramInfo("x86-64-v3", (StepInfo("fc", "csr_gemm", "csr"), StepInfo("", "add", ""))),),
             target="x86-64-v3",
             threads=1,
             compiler="test cc 1.0",

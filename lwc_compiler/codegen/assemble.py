@@ -14,7 +14,7 @@ from tvm import relax, tirx
 from lwc_compiler.codegen.kernel_build import split_function
 from lwc_compiler.codegen.layers import layer_index
 from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Program, Ref
-from lwc_compiler.codegen.result import TensorSpec
+from lwc_compiler.codegen.result import StepInfo, TensorSpec
 from lwc_compiler.codegen.schedules import schedule
 from lwc_compiler.errors import UnsupportedError
 from lwc_compiler.kernels.kernel import Constant, Input, Output
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lwc_compiler.kernels.kernel import Kernel, Plan
+    from lwc_compiler.codegen.layers import Layer
+    from lwc_compiler.kernels.kernel import Kernel, Plan, Step
     from lwc_compiler.targets.target import Target
+
+# What one core does in a step; good to a factor of two or three, which is all that the choice of threads needs.
+_FLOPS_A_NANOSECOND = 20.0
+_BYTES_A_NANOSECOND = 10.0
 
 Value: TypeAlias = "Ref | tuple[Value, ...]"
 
@@ -51,27 +56,27 @@ def legalize(module: tvm.IRModule) -> tvm.IRModule:
 
 def assemble(
     module: tvm.IRModule,
-    layers: Sequence[Plan],
+    layers: Sequence[Layer],
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
-    symbol: str,
+    prefix: str,
     target: Target,
 ) -> Program:
     """The program of a Relax module.
 
     Args:
         module: as `import_onnx` gives it, layers as `layer_call` makes them.
-        layers: the plan of each layer.
+        layers: the layers.
         inputs: graph inputs, as `main` takes them.
         outputs: graph outputs, as `main` returns them.
-        symbol: prefix of the kernels' C symbols.
+        prefix: of the kernels' C symbols.
         target: what the schedules are made for.
 
     Raises:
         UnsupportedError: the module holds a call that is neither a TIR function nor a layer.
     """
     module = legalize(module)
-    builder = _Builder(module, layers, symbol, target)
+    builder = _Builder(module, layers, prefix, target)
     main = module["main"]
     refs = [builder.new_buffer(_bytes(spec)) for spec in inputs]
     builder.values.update(zip(main.params, refs, strict=True))
@@ -101,8 +106,8 @@ def _spec(name: str, ty: Any) -> TensorSpec:
 class _Builder:
     """The program while it grows."""
 
-    def __init__(self, module: tvm.IRModule, layers: Sequence[Plan], symbol: str, target: Target) -> None:
-        self.module, self.layers, self.symbol, self.target = module, layers, symbol, target
+    def __init__(self, module: tvm.IRModule, layers: Sequence[Layer], prefix: str, target: Target) -> None:
+        self.module, self.layers, self.prefix, self.target = module, layers, prefix, target
         self.values: dict[Any, Value] = {}
         self.buffers: list[int] = []
         self.constants: list[NDArray[np.generic]] = []
@@ -134,15 +139,16 @@ class _Builder:
             ):
                 return symbol
         name = re.sub(r"\W", "_", kernel.name)[:60]
-        symbol = f"{self.symbol}_kernel_{len(self.kernels)}_{name}"
+        symbol = f"{self.prefix}_{len(self.kernels)}_{name}"
         self.kernels[symbol] = kernel
         same.append(symbol)
         return symbol
 
-    def run(self, plan: Plan, inputs: Sequence[Ref], outputs: Sequence[Ref]) -> None:
-        """Appends the calls of `plan`."""
+    def run(self, plan: Plan, inputs: Sequence[Ref], outputs: Sequence[Ref], node: str) -> None:
+        """Appends the calls of `plan`, which belong to the layer `node`, or to none."""
         scratch = [self.new_buffer(size) for size in plan.scratch]
-        for step in plan.steps:
+        weights = [_constant_bytes(step) for step in plan.steps]
+        for step, share in zip(plan.steps, weights, strict=True):
             args: list[Ref] = []
             for operand in step.args:
                 if isinstance(operand, Input):
@@ -153,7 +159,12 @@ class _Builder:
                     args.append(self.constant(operand.array))
                 else:
                     args.append(scratch[operand.index])
-            self.calls.append(Call(self.kernel_symbol(step.kernel), tuple(args)))
+            # Multiply-adds are where the weights are.
+            flops = plan.flops * (share / sum(weights) if any(weights) else 1 / len(weights))
+            moved = share + sum(self.buffers[ref.index] for ref in args if isinstance(ref, BufferRef))
+            info = StepInfo(node, step.kernel.name, plan.format if share else "")
+            nanoseconds = flops / _FLOPS_A_NANOSECOND + moved / _BYTES_A_NANOSECOND
+            self.calls.append(Call(self.kernel_symbol(step.kernel), tuple(args), info, nanoseconds))
 
     def bind(self, binding: Any) -> None:
         self.values[binding.var] = self.value(binding.value)
@@ -193,10 +204,10 @@ class _Builder:
             index = layer_index(name)
             if index is None:
                 raise UnsupportedError(f"function {name} has no code generator")
-            plan = self.layers[index]
+            layer = self.layers[index]
+            self.run(layer.plan, refs, results, layer.node)
         else:
-            plan = self.plan(call.args[0], len(refs))
-        self.run(plan, refs, results)
+            self.run(self.plan(call.args[0], len(refs)), refs, results, "")
         return tuple(results) if isinstance(ty, relax.TupleType) else results[0]
 
     def plan(self, function: Any, inputs: int) -> Plan:
@@ -206,6 +217,10 @@ class _Builder:
             assert isinstance(func, tirx.PrimFunc)
             self._plans[name] = split_function(name, schedule(func, self.target), inputs)
         return self._plans[name]
+
+
+def _constant_bytes(step: Step) -> int:
+    return sum(operand.array.nbytes for operand in step.args if isinstance(operand, Constant))
 
 
 def _digest(array: NDArray[np.generic]) -> bytes:

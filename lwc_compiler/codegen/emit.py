@@ -1,8 +1,7 @@
-"""The C side of an artifact: the public header, and the source of the entry points and the table of steps."""
+"""The C source of an artifact: the table of steps of each program, around the runtime in `runtime/c`."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -15,88 +14,33 @@ from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES
 from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from lwc_compiler.codegen.program import Program, Ref
+    from numpy.typing import NDArray
+
+    from lwc_compiler.codegen.program import Call, Program, Ref
     from lwc_compiler.codegen.result import TensorSpec
+    from lwc_compiler.targets.target import Target
+
+# A thread that joins a step has to save more time than the caller takes to let it in and to wait for it.
+_NANOSECONDS_A_THREAD = 4000
+_MAX_THREADS = 256  # LWC_MAX_THREADS
 
 
 @dataclass(frozen=True)
 class Emitted:
-    """C text and data of a program.
+    """C text and data of a library.
 
     Attributes:
-        header: public header.
         source: C source; includes the header as `<symbol>.h` and the weights as `weights.bin`.
         weights: the constants, each at a 64-byte boundary.
         workspace_bytes: bytes of the workspace for `threads` threads.
     """
 
-    header: str
     source: str
     weights: bytes
     workspace_bytes: int
 
-
-_HEADER = """\
-/* {name}: a neural network as a library. Made by lwc {version}.
- *
- * Inputs:
-{inputs}
- * Outputs:
-{outputs}
- *
- * {symbol}_run computes the outputs from the inputs. It allocates nothing and keeps no state between calls: calls with
- * different workspaces and pools may run at the same time.
- */
-#ifndef {guard}
-#define {guard}
-
-#include <stddef.h>
-#include <stdint.h>
-
-#ifdef __cplusplus
-extern "C" {{
-#endif
-
-#define {guard_base}_VERSION "{version}"
-#define {guard_base}_WORKSPACE_ALIGNMENT {alignment}
-
-typedef struct {{
-    const char *name;
-    const char *dtype; /* NumPy's name of the element type */
-    int rank;
-    const int64_t *dims; /* row-major */
-}} {symbol}_tensor;
-
-/* Threads that share the work of a run. Creating one is the only allocation in this library. */
-typedef struct {symbol}_pool {symbol}_pool;
-{symbol}_pool *{symbol}_pool_create(int threads); /* NULL when there is no memory, or threads is not 1 to 256 */
-void {symbol}_pool_destroy({symbol}_pool *pool);
-
-/* Bytes of the workspace a run on so many threads needs. */
-size_t {symbol}_workspace_bytes(int threads);
-
-/* Runs the network: one pointer for each input and output, in the order above, tensors dense and row-major. The
- * workspace is the caller's, aligned to 64 bytes; its contents need not survive between calls. A NULL pool means one
- * thread. Returns 0, or a code for {symbol}_error_string. */
-int {symbol}_run(const void *const *inputs, void *const *outputs, void *workspace, {symbol}_pool *pool);
-
-const char *{symbol}_error_string(int code);
-const char *{symbol}_version(void);
-int {symbol}_cpu_supported(void); /* 1 when this processor has the instructions the library uses */
-
-int {symbol}_input_count(void);
-int {symbol}_output_count(void);
-const {symbol}_tensor *{symbol}_inputs(void);
-const {symbol}_tensor *{symbol}_outputs(void);
-
-#ifdef __cplusplus
-}}
-#endif
-
-#endif
-"""
 
 _PROLOGUE = """\
 #include "{symbol}.h"
@@ -105,6 +49,7 @@ _PROLOGUE = """\
 #define LWC_API __attribute__((visibility("default")))
 
 enum {{ LWC_ERROR_NULL = 1, LWC_ERROR_ALIGNMENT = 2 }};
+enum {{ LWC_INPUTS = {inputs}, LWC_OUTPUTS = {outputs}, LWC_ALIGNMENT = {alignment} }};
 
 __asm__(
     ".section .rodata\\n"
@@ -118,39 +63,160 @@ __asm__(
 extern const unsigned char LWC(weights)[];
 """
 
-_EPILOGUE = """\
-LWC_API size_t LWC(workspace_bytes)(int threads) {{
-    return (size_t){arena} + (size_t)(threads < 1 ? 1 : threads) * {thread_bytes};
+_PROGRAM = """\
+{functions}
+static const lwc_step lwc_steps_{i}[] = {{
+{steps}
+}};
+
+static int lwc_supported_{i}(void) {{ return {supported}; }}
+
+static void lwc_copy_in_{i}(const lwc_frame *f, const void *const *inputs) {{
+    (void)f, (void)inputs;
+{copy_in}
 }}
 
-LWC_API int LWC(run)(const void *const *inputs, void *const *outputs, void *workspace, LWC(pool) *pool) {{
-    if (inputs == NULL || outputs == NULL || workspace == NULL) return LWC_ERROR_NULL;
-    if ((uintptr_t)workspace % {alignment} != 0) return LWC_ERROR_ALIGNMENT;
-    for (int i = 0; i < {input_count}; i++) if (inputs[i] == NULL) return LWC_ERROR_NULL;
-    for (int i = 0; i < {output_count}; i++) if (outputs[i] == NULL) return LWC_ERROR_NULL;
-    const lwc_frame frame = {{workspace}};
-{copy_in}
-    for (size_t i = 0; i < {step_count}; i++) lwc_run_step(pool, &frame, &lwc_steps[i]);
+static void lwc_copy_out_{i}(const lwc_frame *f, void *const *outputs) {{
+    (void)f, (void)outputs;
 {copy_out}
-    return 0;
 }}
+"""
+
+_EPILOGUE = """\
+const lwc_program LWC(programs)[] = {{
+{programs}
+}};
+const int LWC(program_count) = {program_count};
 
 LWC_API const char *LWC(version)(void) {{ return "{version}"; }}
 
-LWC_API int LWC(cpu_supported)(void) {{ return {cpu_supported}; }}
-
 {tensors}
-LWC_API int LWC(input_count)(void) {{ return {input_count}; }}
-LWC_API int LWC(output_count)(void) {{ return {output_count}; }}
+LWC_API int LWC(input_count)(void) {{ return LWC_INPUTS; }}
+LWC_API int LWC(output_count)(void) {{ return LWC_OUTPUTS; }}
 LWC_API const LWC(tensor) *LWC(inputs)(void) {{ return lwc_inputs; }}
 LWC_API const LWC(tensor) *LWC(outputs)(void) {{ return lwc_outputs; }}
 """
 
 
-def c_identifier(name: str) -> str:
-    """`name` as a C identifier: other characters become `_`, a leading digit gets one before it."""
-    text = re.sub(r"\W", "_", name, flags=re.ASCII)
-    return text if re.match(r"[A-Za-z_]", text) else f"_{text}"
+def emit(programs: Sequence[tuple[Target, Program]], symbol: str, threads: int) -> Emitted:
+    """The C text of a library.
+
+    Args:
+        programs: for each target what runs there, the least demanding first; all compute the same network.
+        symbol: prefix of all symbols.
+        threads: threads `workspace_bytes` of the result is counted for.
+    """
+    weights = _Weights()
+    parts = [_Part(i, target, program, weights) for i, (target, program) in enumerate(programs)]
+    _, first = programs[0]
+    inputs, outputs = [s for s, _ in first.inputs], [s for s, _ in first.outputs]
+    runtime = [
+        resources.files("lwc_compiler.runtime").joinpath(f"c/{name}.c").read_text(encoding="utf-8")
+        for name in ("pool", "runtime")
+    ]
+    source = "\n".join(
+        [
+            _PROLOGUE.format(
+                symbol=symbol, inputs=len(inputs), outputs=len(outputs), alignment=ALIGNMENT_BYTES, slack=SLACK_BYTES
+            ),
+            *runtime,
+            *(part.text() for part in parts),
+            _EPILOGUE.format(
+                programs="\n".join(part.row() for part in parts),
+                program_count=len(parts),
+                version=__version__,
+                tensors=_tensor_table("input", inputs) + "\n" + _tensor_table("output", outputs),
+            ),
+        ]
+    )
+    return Emitted(source, bytes(weights.data), max(part.arena + threads * part.thread_bytes for part in parts))
+
+
+class _Weights:
+    """The constants of all programs; equal ones are stored once."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self._places: dict[bytes, int] = {}
+
+    def place(self, constant: NDArray[np.generic]) -> int:
+        """Offset of a constant."""
+        contents = constant.tobytes()
+        if contents not in self._places:
+            self._places[contents] = len(self.data)
+            self.data += contents
+            self.data += bytes(aligned(len(self.data)) - len(self.data))
+        return self._places[contents]
+
+
+class _Part:
+    """The C text of one program.
+
+    Attributes:
+        arena: bytes of the workspace that all threads share.
+        thread_bytes: bytes of the workspace that each thread has for itself.
+    """
+
+    def __init__(self, index: int, target: Target, program: Program, weights: _Weights) -> None:
+        self._index, self._target, self._program = index, target, program
+        self._offsets, self.arena = plan_workspace(program)
+        self._constants = [weights.place(constant) for constant in program.constants]
+        self.thread_bytes = max(
+            (aligned(k.thread_bytes + SLACK_BYTES) for k in program.kernels.values() if k.thread_bytes), default=0
+        )
+
+    def row(self) -> str:
+        """The program as an entry of the table of programs."""
+        i = self._index
+        return (
+            f"    {{{_c_string(self._target.name)}, lwc_supported_{i}, lwc_steps_{i}, {len(self._program.calls)}, "
+            f"{self.arena}, {self.thread_bytes}, lwc_copy_in_{i}, lwc_copy_out_{i}}},"
+        )
+
+    def text(self) -> str:
+        """What the entry refers to."""
+        program, i = self._program, self._index
+        functions = []
+        for symbol, kernel in program.kernels.items():
+            pointers = ["const void *"] * (len(kernel.func.params) - 2)
+            functions.append(f"void {symbol}({', '.join(pointers)}, int32_t, int32_t);")
+        functions += [self._function(number, call) for number, call in enumerate(program.calls)]
+        return _PROGRAM.format(
+            i=i,
+            functions="\n".join(functions),
+            steps="\n".join(self._step(n, call) for n, call in enumerate(program.calls)) or "    {NULL, 0, 0},",
+            supported=" && ".join(f"LWC_HAS_{f}" for f in sorted(self._target.features)) or "1",
+            copy_in="\n".join(
+                f"    memcpy({self._place(ref)}, inputs[{n}], {_bytes(spec)});"
+                for n, (spec, ref) in enumerate(program.inputs)
+                if _bytes(spec)
+            ),
+            copy_out="\n".join(
+                f"    memcpy(outputs[{n}], {self._place(ref)}, {_bytes(spec)});"
+                for n, (spec, ref) in enumerate(program.outputs)
+                if _bytes(spec)
+            ),
+        )
+
+    def _function(self, number: int, call: Call) -> str:
+        args = [self._place(ref) for ref in call.args]
+        if self._program.kernels[call.symbol].thread_bytes:
+            args.append(f"f->workspace + {self.arena} + (size_t)thread * {self.thread_bytes}")
+        return (
+            f"static void lwc_step_{self._index}_{number}"
+            "(const lwc_frame *f, int32_t t0, int32_t t1, int32_t thread) {\n"
+            f"    (void)f, (void)thread;\n    {call.symbol}({', '.join([*args, 't0', 't1'])});\n}}"
+        )
+
+    def _step(self, number: int, call: Call) -> str:
+        tiles = self._program.kernels[call.symbol].tiles
+        threads = max(1, min(tiles, _MAX_THREADS, int(call.nanoseconds / _NANOSECONDS_A_THREAD)))
+        return f"    {{lwc_step_{self._index}_{number}, {tiles}, {threads}}},"
+
+    def _place(self, ref: Ref) -> str:
+        if isinstance(ref, BufferRef):
+            return f"f->workspace + {self._offsets[ref.index]}"
+        return f"LWC(weights) + {self._constants[ref.index]}"
 
 
 def _c_string(text: str) -> str:
@@ -170,88 +236,3 @@ def _tensor_table(direction: str, specs: Iterable[TensorSpec]) -> str:
         lines.append(f"static const int64_t lwc_{direction}_dims_{i}[] = {{{dims}}};")
         rows.append(f'    {{{_c_string(spec.name)}, "{spec.dtype}", {len(spec.shape)}, lwc_{direction}_dims_{i}}},')
     return "\n".join([*lines, f"static const LWC(tensor) lwc_{direction}s[] = {{", *rows, "};"])
-
-
-def _describe(specs: Iterable[TensorSpec]) -> str:
-    def clean(name: str) -> str:
-        return name.replace("*/", "* /").replace("\\", "/")
-
-    return "\n".join(f" *   {clean(s.name)}: {s.dtype}[{', '.join(map(str, s.shape))}]" for s in specs)
-
-
-def emit(program: Program, name: str, symbol: str, threads: int, features: Iterable[str]) -> Emitted:
-    """The C text of a program.
-
-    Args:
-        program: what to run.
-        name: model name, for the header's first line.
-        symbol: prefix of all symbols.
-        threads: threads `workspace_bytes` of the result is counted for.
-        features: instruction sets the processor must have; `runtime.c` has a test for each.
-    """
-    offsets, arena = plan_workspace(program)
-    weights, places = bytearray(), []
-    for constant in program.constants:
-        places.append(len(weights))
-        weights += constant.tobytes()
-        weights += bytes(aligned(len(weights)) - len(weights))
-    thread_bytes = max(
-        (aligned(k.thread_bytes + SLACK_BYTES) for k in program.kernels.values() if k.thread_bytes), default=0
-    )
-
-    def place(ref: Ref) -> str:
-        if isinstance(ref, BufferRef):
-            return f"f->workspace + {offsets[ref.index]}"
-        return f"LWC(weights) + {places[ref.index]}"
-
-    prototypes, functions, rows = [], [], []
-    for symbol_, kernel in program.kernels.items():
-        pointers = len(kernel.func.params) - 2
-        prototypes.append(f"void {symbol_}({', '.join(['const void *'] * pointers)}, int32_t, int32_t);")
-    for i, call in enumerate(program.calls):
-        kernel = program.kernels[call.symbol]
-        args = [place(ref) for ref in call.args]
-        if kernel.thread_bytes:
-            args.append(f"f->workspace + {arena} + (size_t)thread * {thread_bytes}")
-        functions.append(
-            f"static void lwc_step_{i}(const lwc_frame *f, int32_t t0, int32_t t1, int32_t thread) {{\n"
-            f"    (void)f, (void)thread;\n    {call.symbol}({', '.join([*args, 't0', 't1'])});\n}}"
-        )
-        rows.append(f"    {{lwc_step_{i}, {kernel.tiles}}},")
-    runtime = resources.files("lwc_compiler.runtime").joinpath("c/runtime.c").read_text(encoding="utf-8")
-    inputs, outputs = [s for s, _ in program.inputs], [s for s, _ in program.outputs]
-    copy_in = [
-        f"    memcpy({place(ref).replace('f->', 'frame.')}, inputs[{i}], {_bytes(spec)});"
-        for i, (spec, ref) in enumerate(program.inputs)
-        if _bytes(spec)
-    ]
-    copy_out = [
-        f"    memcpy(outputs[{i}], {place(ref).replace('f->', 'frame.')}, {_bytes(spec)});"
-        for i, (spec, ref) in enumerate(program.outputs)
-        if _bytes(spec)
-    ]
-    supported = " && ".join(f"LWC_HAS_{f}" for f in sorted(features)) or "1"
-    guard = f"{symbol.upper()}_H"
-    header = _HEADER.format(
-        name=name.replace("*/", "* /"), symbol=symbol, guard=guard, guard_base=symbol.upper(), version=__version__,
-        alignment=ALIGNMENT_BYTES, inputs=_describe(inputs), outputs=_describe(outputs),
-    )  # fmt: skip
-    source = "\n".join(
-        [
-            _PROLOGUE.format(symbol=symbol, alignment=ALIGNMENT_BYTES, slack=SLACK_BYTES),
-            runtime,
-            *prototypes,
-            *functions,
-            "static const lwc_step lwc_steps[] = {",
-            *(rows or ["    {NULL, 0},"]),
-            "};",
-            "",
-            _EPILOGUE.format(
-                arena=arena, thread_bytes=thread_bytes, alignment=ALIGNMENT_BYTES, input_count=len(inputs),
-                output_count=len(outputs), step_count=len(rows),
-                copy_in="\n".join(copy_in), copy_out="\n".join(copy_out), version=__version__, cpu_supported=supported,
-                tensors=_tensor_table("input", inputs) + "\n" + _tensor_table("output", outputs),
-            ),
-        ]
-    )  # fmt: skip
-    return Emitted(header, source, bytes(weights), arena + threads * thread_bytes)

@@ -46,10 +46,12 @@ class Layer:
     """One linear layer.
 
     Attributes:
+        node: the ONNX node.
         plan: how it is computed; its inputs are the inputs of the `LwcLayer` node.
         decision: what the report says about it; None for a product of two activations, which has no weights.
     """
 
+    node: str
     plan: Plan
     decision: LayerDecision | None
 
@@ -213,7 +215,7 @@ class _Extraction:
         self.replaced[group.output] = layer
         self.dropped.update(node.output[0] for node in group.nodes[:-1])
         decision = None if weight is None else self.decide(group, plan, weight, dense_flops)
-        self.layers.append(Layer(plan, decision))
+        self.layers.append(Layer(node_label(group.nodes[0]), plan, decision))
 
     def decide(self, group: _Group, plan: Plan, weight: str, dense_flops: int) -> LayerDecision:
         tensor = self.constants[weight]

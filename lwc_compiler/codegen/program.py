@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from lwc_compiler.codegen.result import TensorSpec
+    from lwc_compiler.codegen.result import StepInfo, TensorSpec
     from lwc_compiler.kernels.kernel import Kernel
 
 
@@ -32,10 +32,19 @@ Ref: TypeAlias = "BufferRef | ConstantRef"
 
 @dataclass(frozen=True)
 class Call:
-    """One call of kernel `symbol` over all its tiles, on one operand for each of its pointers."""
+    """One call of a kernel over all its tiles.
+
+    Attributes:
+        symbol: of the kernel.
+        args: one operand for each of its pointers.
+        info: what it belongs to.
+        nanoseconds: roughly what it takes on one core.
+    """
 
     symbol: str
     args: tuple[Ref, ...]
+    info: StepInfo
+    nanoseconds: float
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,34 @@ class LayerDecision:
 
 
 @dataclass(frozen=True)
+class StepInfo:
+    """One step of a program.
+
+    Attributes:
+        node: the ONNX node of the linear layer it belongs to; empty for any other step.
+        kernel: name of the kernel.
+        format: how the layer's weights are stored; empty for a step without weights.
+    """
+
+    node: str
+    kernel: str
+    format: str
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    """What a library runs on one target.
+
+    Attributes:
+        target: name of the target.
+        steps: in the order they run, as `<symbol>_profile` times them.
+    """
+
+    target: str
+    steps: tuple[StepInfo, ...]
+
+
+@dataclass(frozen=True)
 class Lowered:
     """A lowered model, in memory.
 
@@ -66,7 +94,8 @@ class Lowered:
         outputs: in the order `<symbol>_run` takes them.
         workspace_bytes: bytes of 64-byte-aligned memory the caller hands to `<symbol>_run`.
         weight_bytes: bytes of constants in the library.
-        layers: one decision for each node that uses a site.
+        layers: one decision for each node that uses a site; for the most capable processor the library has code for.
+        programs: what runs on each processor the library has code for, the most capable last.
         target: name of the target.
         threads: threads to use when the caller does not say.
         compiler: the C compiler and its version, as it describes itself.
@@ -81,6 +110,7 @@ class Lowered:
     workspace_bytes: int
     weight_bytes: int
     layers: tuple[LayerDecision, ...]
+    programs: tuple[ProgramInfo, ...]
     target: str
     threads: int
     compiler: str

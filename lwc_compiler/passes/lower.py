@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import helper
 
-from lwc_compiler.codegen.result import Lowered, TensorSpec
+from lwc_compiler.codegen.result import Lowered, ProgramInfo, TensorSpec
 from lwc_compiler.errors import OptionError, UnsupportedError
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.targets import HOST, find_target, missing_features
@@ -52,8 +52,9 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
     from lwc_compiler.codegen.assemble import assemble
-    from lwc_compiler.codegen.emit import c_identifier, emit
+    from lwc_compiler.codegen.emit import emit
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
+    from lwc_compiler.codegen.header import c_identifier, emit_header
     from lwc_compiler.codegen.kernel_build import compile_kernels
     from lwc_compiler.codegen.layers import extract_layers, layer_call
     from lwc_compiler.codegen.link import find_compiler, link_library
@@ -64,29 +65,34 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     compiler = find_compiler()
     inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
-    count = _measured(options, target)
-    rest, layers = extract_layers(model.proto, target, Tuner(target, count, compiler) if count else predicted)
-    module = import_onnx(rest, layer_call)
-    program = assemble(module, [layer.plan for layer in layers], inputs, outputs, symbol, target)
-    emitted = emit(program, model.name, symbol, options.threads, target.features)
-    files = {
-        f"{symbol}.h": emitted.header.encode(),
-        "program.c": emitted.source.encode(),
-        "weights.bin": emitted.weights,
-    }
-    if program.kernels:
-        files["kernels.o"] = compile_kernels(program.kernels, target.llvm())
+    programs = []
+    files = {}
+    for variant in target.variants or (target,):
+        count = _measured(options, variant)
+        pick = Tuner(variant, count, compiler) if count else predicted
+        rest, layers = extract_layers(model.proto, variant, pick)
+        prefix = f"{symbol}_kernel_{c_identifier(variant.name)}"
+        program = assemble(import_onnx(rest, layer_call), layers, inputs, outputs, prefix, variant)
+        programs.append((variant, program))
+        if program.kernels:
+            files[f"kernels-{variant.name}.o"] = compile_kernels(program.kernels, variant.llvm())
+    emitted = emit(programs, symbol, options.threads)
+    header = emit_header(model.name, symbol, inputs, outputs)
+    files |= {f"{symbol}.h": header.encode(), "program.c": emitted.source.encode(), "weights.bin": emitted.weights}
     library = link_library(compiler, files, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
     return Lowered(
         name=model.name,
         symbol=symbol,
         library=library,
-        header=emitted.header,
+        header=header,
         inputs=inputs,
         outputs=outputs,
         workspace_bytes=emitted.workspace_bytes,
         weight_bytes=len(emitted.weights),
         layers=tuple(layer.decision for layer in layers if layer.decision is not None),
+        programs=tuple(
+            ProgramInfo(variant.name, tuple(call.info for call in program.calls)) for variant, program in programs
+        ),
         target=target.name,
         threads=options.threads,
         compiler=compiler.version,

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from lwc_compiler.codegen.result import LayerDecision, TensorSpec
+from lwc_compiler.codegen.result import LayerDecision, ProgramInfo, TensorSpec
 from lwc_compiler.errors import ArtifactError
 from lwc_compiler.recipe import Recipe
 from lwc_compiler.version import __version__
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lwc_compiler.model import Model
     from lwc_compiler.report.table import Report
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 _TOOLS = (
     "numpy",
@@ -95,7 +95,8 @@ class Manifest(BaseModel):
         options: the whole recipe.
         tools: tool -> version, as installed where the artifact was made.
         verification: see `Verification`.
-        layers: the decision for every layer.
+        layers: the decision for every layer, for the most capable processor that the library has code for.
+        programs: the steps of the library on each processor it has code for; none in layout 1.
         files: file name -> size and hash, of every file but the manifest.
     """
 
@@ -116,6 +117,7 @@ class Manifest(BaseModel):
     tools: dict[str, str]
     verification: Verification
     layers: tuple[LayerDecision, ...]
+    programs: tuple[ProgramInfo, ...] = ()
     files: dict[str, FileEntry]
 
 
@@ -259,6 +261,7 @@ def write_artifact(
             tools={**tool_versions(), "compiler": lowered.compiler},
             verification=verification,
             layers=lowered.layers,
+            programs=lowered.programs,
             files={
                 path.relative_to(new).as_posix(): FileEntry(path.stat().st_size, sha256_of(path))
                 for path in sorted(new.rglob("*"))

@@ -21,6 +21,8 @@ class Target:
         l1_bytes: level-1 data cache of one core, in bytes.
         l2_bytes: level-2 cache of one core, in bytes.
         description: one line for `lwc targets`.
+        variants: targets that the library has code for, the least demanding first, to choose from when it runs; none:
+            this one alone.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Target:
     l1_bytes: int
     l2_bytes: int
     description: str
+    variants: tuple[Target, ...] = ()
 
     def llvm(self) -> dict[str, str]:
         """TVM's description of this target."""

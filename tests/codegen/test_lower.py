@@ -212,7 +212,7 @@ def test_the_library_needs_only_the_c_library_and_exports_only_its_interface(tmp
         f"net_{name}"
         for name in (
             "run", "workspace_bytes", "pool_create", "pool_destroy", "error_string", "version", "cpu_supported",
-            "input_count", "output_count", "inputs", "outputs",
+            "input_count", "output_count", "inputs", "outputs", "target", "use_target", "step_count", "profile",
         )
     }  # fmt: skip
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from lwc_compiler.codegen.memory import lifetimes, plan_workspace
 from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Program
-from lwc_compiler.codegen.result import TensorSpec
+from lwc_compiler.codegen.result import StepInfo, TensorSpec
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES
 
 
@@ -14,7 +14,7 @@ def program(sizes: list[int], calls: list[list[int]]) -> Program:
     spec = TensorSpec("x", "uint8", (sizes[0],))
     return Program(
         kernels={},
-        calls=tuple(Call("k", tuple(BufferRef(i) for i in call)) for call in calls),
+        calls=tuple(Call("k", tuple(BufferRef(i) for i in call), StepInfo("", "k", ""), 0.0) for call in calls),
         buffers=tuple(sizes),
         constants=(np.zeros(1, np.float32),),
         inputs=((spec, BufferRef(0)),),

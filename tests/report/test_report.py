@@ -296,7 +296,7 @@ def pruned():
 
 
 def lowered(*decisions):
-    return Lowered("net", "net", b"\x7fELF", "", (), (), 512, 99, decisions, "host", 1, "cc")
+    return Lowered("net", "net", b"\x7fELF", "", (), (), 512, 99, decisions, (), "host", 1, "cc")
 
 
 def decision(site, node, why):

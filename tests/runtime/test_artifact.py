@@ -172,8 +172,8 @@ def test_what_is_no_artifact_is_refused(tmp_path):
 
 
 def test_newer_layout_is_refused_in_a_sentence(artifact):
-    edit_manifest(artifact, lambda values: values.update(schema_version=2, lwc_version="7.1", invented="later"))
-    with pytest.raises(ArtifactError, match=r"made by lwc 7.1 in layout 2; this lwc .* reads layouts up to 1: upgrade"):
+    edit_manifest(artifact, lambda values: values.update(schema_version=3, lwc_version="7.1", invented="later"))
+    with pytest.raises(ArtifactError, match=r"made by lwc 7.1 in layout 3; this lwc .* reads layouts up to 2: upgrade"):
         read_artifact(artifact.directory)
 
 
@@ -212,5 +212,5 @@ def test_changed_and_missing_files_are_noticed(artifact):
         read_artifact(artifact.directory)
 
 
-def test_current_layout_is_the_first():
-    assert SCHEMA_VERSION == 1
+def test_layout_that_is_written():
+    assert SCHEMA_VERSION == 2

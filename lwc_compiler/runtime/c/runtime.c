@@ -1,144 +1,105 @@
-/* The runtime that ships in every artifact: runs the steps of the program, on the threads of a pool.
+/* The runtime that ships in every artifact: chooses the program for the processor and runs its steps.
  *
- * A step is a function over a range of tiles. The threads of a pool take chunks of the range from a shared counter, so
- * an uneven tile does not hold the others up; every tile is computed whole by one thread, so results do not depend on
- * how the range was split. Workers spin briefly for the next step and then sleep. Nothing allocates while a program
- * runs. `LWC(name)` adds the model's prefix; the generated part of the file defines it and what is declared here.
+ * `LWC(name)` adds the model's prefix. The generated text before this defines it, with `LWC_INPUTS` and `LWC_OUTPUTS`,
+ * and that after it the programs. A library holds one program for each target it has code for, the least demanding
+ * first.
  */
 
-#include <pthread.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <stdlib.h>
-#include <string.h>
-
-/* What a step needs: the workspace. Weights are static data. */
+/* One way to compute the network. */
 typedef struct {
-    unsigned char *workspace;
-} lwc_frame;
+    const char *target;
+    int (*supported)(void); /* the processor has the instructions */
+    const lwc_step *steps;
+    int step_count;
+    size_t shared_bytes; /* of the workspace; the rest of it is the threads' own */
+    size_t thread_bytes;
+    void (*copy_in)(const lwc_frame *frame, const void *const *inputs);
+    void (*copy_out)(const lwc_frame *frame, void *const *outputs);
+} lwc_program;
 
-typedef struct {
-    void (*call)(const lwc_frame *frame, int32_t t0, int32_t t1, int32_t thread);
-    int32_t tiles;
-} lwc_step;
+extern const lwc_program LWC(programs)[];
+extern const int LWC(program_count);
 
-enum { LWC_SPINS = 4000, LWC_MAX_THREADS = 256 };
+/* What runs here; NULL until the processor was asked, which gives the same answer every time. */
+static _Atomic(const lwc_program *) lwc_chosen;
 
-struct LWC(pool) {
-    int threads; /* including the caller */
-    pthread_t workers[LWC_MAX_THREADS];
-    pthread_mutex_t lock;
-    pthread_cond_t wake;
-    int sleeping; /* under lock */
-    const lwc_step *step;
-    const lwc_frame *frame;
-    int32_t chunk;
-    _Alignas(64) atomic_int generation;
-    _Alignas(64) atomic_int next;
-    _Alignas(64) atomic_int running;
-    int stopping; /* written before a generation begins, read after */
-};
-
-typedef struct {
-    struct LWC(pool) *pool;
-    int thread;
-} lwc_worker;
-
-static inline void lwc_pause(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
-
-static void lwc_work(struct LWC(pool) *pool, int thread) {
-    const lwc_step *step = pool->step;
-    for (;;) {
-        int32_t t0 = atomic_fetch_add_explicit(&pool->next, pool->chunk, memory_order_relaxed);
-        if (t0 >= step->tiles) return;
-        int32_t t1 = step->tiles - t0 < pool->chunk ? step->tiles : t0 + pool->chunk;
-        step->call(pool->frame, t0, t1, thread);
+static const lwc_program *lwc_program_here(void) {
+    const lwc_program *program = atomic_load_explicit(&lwc_chosen, memory_order_relaxed);
+    if (program == NULL) {
+        int i = LWC(program_count) - 1;
+        while (i > 0 && !LWC(programs)[i].supported()) i--;
+        program = &LWC(programs)[i];
+        atomic_store_explicit(&lwc_chosen, program, memory_order_relaxed);
     }
+    return program;
 }
 
-static void *lwc_worker_main(void *argument) {
-    lwc_worker worker = *(lwc_worker *)argument;
-    struct LWC(pool) *pool = worker.pool;
-    free(argument);
-    int seen = 0;
-    for (;;) {
-        for (int i = 0; i < LWC_SPINS && atomic_load_explicit(&pool->generation, memory_order_acquire) == seen; i++)
-            lwc_pause();
-        if (atomic_load_explicit(&pool->generation, memory_order_acquire) == seen) {
-            pthread_mutex_lock(&pool->lock);
-            pool->sleeping++;
-            while (atomic_load_explicit(&pool->generation, memory_order_acquire) == seen)
-                pthread_cond_wait(&pool->wake, &pool->lock);
-            pool->sleeping--;
-            pthread_mutex_unlock(&pool->lock);
+/* Runs the network; adds the seconds of every step, and then of the copies of inputs and outputs, to `seconds`. */
+static inline int lwc_run(
+    const void *const *inputs, void *const *outputs, void *workspace, LWC(pool) *pool, double *seconds
+) {
+    if (inputs == NULL || outputs == NULL || workspace == NULL) return LWC_ERROR_NULL;
+    if ((uintptr_t)workspace % LWC_ALIGNMENT != 0) return LWC_ERROR_ALIGNMENT;
+    for (int i = 0; i < LWC_INPUTS; i++) if (inputs[i] == NULL) return LWC_ERROR_NULL;
+    for (int i = 0; i < LWC_OUTPUTS; i++) if (outputs[i] == NULL) return LWC_ERROR_NULL;
+    const lwc_program *program = lwc_program_here();
+    const lwc_frame frame = {workspace};
+    double last = seconds ? lwc_seconds() : 0, now;
+    program->copy_in(&frame, inputs);
+    if (seconds) now = lwc_seconds(), seconds[program->step_count] += now - last, last = now;
+    for (int i = 0; i < program->step_count; i++) {
+        lwc_run_step(pool, &frame, &program->steps[i]);
+        if (seconds) now = lwc_seconds(), seconds[i] += now - last, last = now;
+    }
+    program->copy_out(&frame, outputs);
+    if (seconds) seconds[program->step_count] += lwc_seconds() - last;
+    return 0;
+}
+
+LWC_API int LWC(run)(const void *const *inputs, void *const *outputs, void *workspace, LWC(pool) *pool) {
+    return lwc_run(inputs, outputs, workspace, pool, NULL);
+}
+
+LWC_API int LWC(step_count)(void) { return lwc_program_here()->step_count; }
+
+LWC_API int LWC(profile)(
+    const void *const *inputs, void *const *outputs, void *workspace, LWC(pool) *pool, double *seconds
+) {
+    return seconds == NULL ? LWC_ERROR_NULL : lwc_run(inputs, outputs, workspace, pool, seconds);
+}
+
+LWC_API size_t LWC(workspace_bytes)(int threads) {
+    size_t most = 0;
+    for (int i = 0; i < LWC(program_count); i++) {
+        const lwc_program *program = &LWC(programs)[i];
+        size_t bytes = program->shared_bytes + (size_t)(threads < 1 ? 1 : threads) * program->thread_bytes;
+        if (bytes > most) most = bytes;
+    }
+    return most;
+}
+
+LWC_API int LWC(cpu_supported)(void) { return LWC(programs)[0].supported(); }
+
+LWC_API const char *LWC(target)(void) { return lwc_program_here()->target; }
+
+LWC_API int LWC(use_target)(const char *target) {
+    for (int i = 0; i < LWC(program_count); i++) {
+        const lwc_program *program = &LWC(programs)[i];
+        if (target != NULL && strcmp(program->target, target) == 0 && program->supported()) {
+            atomic_store_explicit(&lwc_chosen, program, memory_order_relaxed);
+            return 1;
         }
-        seen++;
-        if (pool->stopping) return NULL;
-        lwc_work(pool, worker.thread);
-        atomic_fetch_sub_explicit(&pool->running, 1, memory_order_release);
     }
+    return 0;
 }
 
-/* Begins a generation: every worker leaves its wait once. */
-static void lwc_release(struct LWC(pool) *pool) {
-    pthread_mutex_lock(&pool->lock);
-    atomic_fetch_add_explicit(&pool->generation, 1, memory_order_release);
-    if (pool->sleeping) pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->lock);
-}
-
-static void lwc_run_step(struct LWC(pool) *pool, const lwc_frame *frame, const lwc_step *step) {
-    if (pool == NULL || pool->threads < 2 || step->tiles < 2) {
-        step->call(frame, 0, step->tiles, 0);
-        return;
+LWC_API const char *LWC(error_string)(int code) {
+    switch (code) {
+        case 0: return "ok";
+        case LWC_ERROR_NULL: return "a pointer is NULL";
+        case LWC_ERROR_ALIGNMENT: return "the workspace is not aligned to 64 bytes";
+        default: return "unknown error";
     }
-    int32_t chunk = step->tiles / (pool->threads * 4);
-    pool->step = step;
-    pool->frame = frame;
-    pool->chunk = chunk < 1 ? 1 : chunk;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->running, pool->threads - 1, memory_order_relaxed);
-    lwc_release(pool);
-    lwc_work(pool, 0);
-    for (int spins = 0; atomic_load_explicit(&pool->running, memory_order_acquire) != 0; spins++) {
-        if (spins < LWC_SPINS) lwc_pause();
-        else sched_yield(); /* a worker lost its core: let it have this one */
-    }
-}
-
-LWC_API struct LWC(pool) *LWC(pool_create)(int threads) {
-    if (threads < 1 || threads > LWC_MAX_THREADS) return NULL;
-    struct LWC(pool) *pool = NULL;
-    if (posix_memalign((void **)&pool, 64, sizeof *pool) != 0) return NULL;
-    memset(pool, 0, sizeof *pool);
-    pthread_mutex_init(&pool->lock, NULL);
-    pthread_cond_init(&pool->wake, NULL);
-    pool->threads = 1;
-    for (int i = 1; i < threads; i++) {
-        lwc_worker *worker = malloc(sizeof *worker);
-        if (worker != NULL) *worker = (lwc_worker){pool, i};
-        if (worker == NULL || pthread_create(&pool->workers[i], NULL, lwc_worker_main, worker) != 0) {
-            free(worker);
-            LWC(pool_destroy)(pool);
-            return NULL;
-        }
-        pool->threads++;
-    }
-    return pool;
-}
-
-LWC_API void LWC(pool_destroy)(struct LWC(pool) *pool) {
-    if (pool == NULL) return;
-    pool->stopping = 1;
-    lwc_release(pool);
-    for (int i = 1; i < pool->threads; i++) pthread_join(pool->workers[i], NULL);
-    pthread_cond_destroy(&pool->wake);
-    pthread_mutex_destroy(&pool->lock);
-    free(pool);
 }
 
 #if defined(__x86_64__)
@@ -174,12 +135,3 @@ static int lwc_os_saves(unsigned registers) {
 #define LWC_HAS_avx512bw lwc_cpu_has(7, LWC_EBX, 30)
 #define LWC_HAS_avx512vl lwc_cpu_has(7, LWC_EBX, 31)
 #endif
-
-LWC_API const char *LWC(error_string)(int code) {
-    switch (code) {
-        case 0: return "ok";
-        case LWC_ERROR_NULL: return "an input, an output or the workspace is NULL";
-        case LWC_ERROR_ALIGNMENT: return "the workspace is not aligned to 64 bytes";
-        default: return "unknown error";
-    }
-}

@@ -1,0 +1,114 @@
+"""The public C header of an artifact."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES
+from lwc_compiler.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from lwc_compiler.codegen.result import TensorSpec
+
+_HEADER = """\
+/* {name}: a neural network as a library. Made by lwc {version}.
+ *
+ * Inputs:
+{inputs}
+ * Outputs:
+{outputs}
+ *
+ * {symbol}_run computes the outputs from the inputs. It allocates nothing and keeps no state between calls: calls with
+ * different workspaces and pools may run at the same time.
+ */
+#ifndef {guard}
+#define {guard}
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+#define {guard_base}_VERSION "{version}"
+#define {guard_base}_WORKSPACE_ALIGNMENT {alignment}
+
+typedef struct {{
+    const char *name;
+    const char *dtype; /* NumPy's name of the element type */
+    int rank;
+    const int64_t *dims; /* row-major */
+}} {symbol}_tensor;
+
+/* Threads that share the work of a run. Creating one is the only allocation in this library. */
+typedef struct {symbol}_pool {symbol}_pool;
+{symbol}_pool *{symbol}_pool_create(int threads); /* NULL when there is no memory, or threads is not 1 to 256 */
+void {symbol}_pool_destroy({symbol}_pool *pool);
+
+/* Bytes of the workspace a run on so many threads needs. */
+size_t {symbol}_workspace_bytes(int threads);
+
+/* Runs the network: one pointer for each input and output, in the order above, tensors dense and row-major. The
+ * workspace is the caller's, aligned to 64 bytes; its contents need not survive between calls. A NULL pool means one
+ * thread. Returns 0, or a code for {symbol}_error_string. */
+int {symbol}_run(const void *const *inputs, void *const *outputs, void *workspace, {symbol}_pool *pool);
+
+const char *{symbol}_error_string(int code);
+const char *{symbol}_version(void);
+int {symbol}_cpu_supported(void); /* 1 when this processor can run the library */
+
+/* The target whose code runs here. A library may hold code for several and takes the most capable that this processor
+ * can run. use_target makes later runs of the process take another; 1, or 0 when there is no code for it that this
+ * processor can run. */
+const char *{symbol}_target(void);
+int {symbol}_use_target(const char *target);
+
+/* Runs the network as {symbol}_run does, and adds to `seconds` the time of each step, in the order of manifest.json,
+ * and then of the copies of inputs and outputs: step_count + 1 numbers. */
+int {symbol}_step_count(void);
+int {symbol}_profile(
+    const void *const *inputs, void *const *outputs, void *workspace, {symbol}_pool *pool, double *seconds);
+
+int {symbol}_input_count(void);
+int {symbol}_output_count(void);
+const {symbol}_tensor *{symbol}_inputs(void);
+const {symbol}_tensor *{symbol}_outputs(void);
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+
+def c_identifier(name: str) -> str:
+    """`name` as a C identifier: other characters become `_`, a leading digit gets one before it."""
+    text = re.sub(r"\W", "_", name, flags=re.ASCII)
+    return text if re.match(r"[A-Za-z_]", text) else f"_{text}"
+
+
+def emit_header(name: str, symbol: str, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> str:
+    """The header.
+
+    Args:
+        name: model name, for the first line.
+        symbol: prefix of all symbols.
+        inputs: graph inputs in order.
+        outputs: graph outputs in order.
+    """
+    return _HEADER.format(
+        name=name.replace("*/", "* /"), symbol=symbol, guard=f"{symbol.upper()}_H", guard_base=symbol.upper(),
+        version=__version__, alignment=ALIGNMENT_BYTES, inputs=_describe(inputs), outputs=_describe(outputs),
+    )  # fmt: skip
+
+
+def _describe(specs: Iterable[TensorSpec]) -> str:
+    def clean(name: str) -> str:
+        return name.replace("*/", "* /").replace("\\", "/")
+
+    return "\n".join(f" *   {clean(s.name)}: {s.dtype}[{', '.join(map(str, s.shape))}]" for s in specs)
