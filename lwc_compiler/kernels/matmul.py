@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from lwc_compiler.kernels.cost import best_tiling
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+from lwc_compiler.kernels.lookup import FEATURES, LANES, STEP_BYTES, LookupLayout, lookup_kernel, pack_lookup
 from lwc_compiler.kernels.matvec import MatvecLayout, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.tap_plan import canonical, plan_taps
 from lwc_compiler.kernels.transpose import transpose_kernel
@@ -18,12 +20,20 @@ from lwc_compiler.kernels.transpose import transpose_kernel
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lwc_compiler.kernels.kernel import Operand
+    from lwc_compiler.kernels.kernel import Kernel, Operand
     from lwc_compiler.targets.target import Target
 
+_MOST_SHARED = 2  # vectors of rows that share a non-zero
 _FEWEST_TOKENS = 4  # below, most lanes of a vector of tokens are empty
-# Cycles, measured on Zen 4: to load a dense weight from memory, for a gathered non-zero, to transpose an element.
-_DENSE_LOAD, _GATHER, _TRANSPOSE = 0.4, 1.1, 0.35
+_MOST_INPUTS = 1 << 20  # of a layer whose inputs are looked up
+
+# Cycles, measured on Zen 4: to load a byte of weights from the level-2 cache and from beyond it, for a gathered
+# non-zero, to transpose an element.
+_NEAR_BYTE, _DISTANT_BYTE, _GATHER, _TRANSPOSE = 0.025, 0.1, 1.1, 0.35
+# Cycles, measured on Sapphire Rapids: of a look-up step by its window, with weights in the level-2 cache and beyond it;
+# of a non-zero that several rows share, and for each byte of its inputs.
+_LOOKUP_STEP = {64: (4.0, 7.5), 128: (6.8, 8.6)}
+_SHARED, _SHARED_BYTE = 0.9, 0.014
 
 
 def plan_matmul(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
@@ -39,18 +49,41 @@ def plan_matmul(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, targ
     """
     k, n = weight.shape
     density = float((weight != 0).mean())
-    tokens = canonical(ConvGeometry(1, k, (rows,), n, (1,), (1,), (0, 0), (1,)))
-    options = [(max(rows * k * n / (target.vector_bits / 32), k * n * _DENSE_LOAD), "dense", plan_dense)]
+    lanes = target.vector_bits // 32
+    byte = _DISTANT_BYTE if 4 * k * n > target.l2_bytes / 2 else _NEAR_BYTE
+    options = [(max(rows * k * n / lanes, 4 * k * n * byte), "dense", plan_dense)]
     if density < 1:
         options.append((rows * (k * n * density + n) * _GATHER, "csr", plan_gathered))
+        if target.features >= FEATURES and k <= _MOST_INPUTS:
+            _, time = _best_window(k, n, rows, density, target)
+            options.append((time, "csr", plan_lookup))
+        transposing = _TRANSPOSE * rows * (k + n)
+        if 1 < rows <= _MOST_SHARED * lanes:
+            time = k * n * density * (_SHARED + 4 * rows * _SHARED_BYTE) + transposing
+            options.append((time, "csr", plan_shared))
         if rows >= _FEWEST_TOKENS:
+            tokens = canonical(ConvGeometry(1, k, (rows,), n, (1,), (1,), (0, 0), (1,)))
             _, time = best_tiling(tokens, target, "csr", float(np.ceil(density * 25) / 25))
-            options.append((time + _TRANSPOSE * rows * (k + n), "csr", plan_tokens))
+            options.append((time + transposing, "csr", plan_tokens))
     options.sort(key=lambda option: option[0])
     time, _, plan = options[0]
     others = ", ".join(f"{other} {slower / time:.1f}x" for slower, other, _ in options[1:])
     why = f"density {density:.3g}; predicted " + (f"fastest (others: {others})" if others else f"{time:.3g} cycles")
     return replace(plan(weight, rows, epilogue, target), why=why)
+
+
+def _best_window(k: int, n: int, rows: int, density: float, target: Target) -> tuple[int, float]:
+    """The best window for looking inputs up, and the cycles it takes."""
+
+    def cycles(window: int) -> float:
+        # Fitted to random weights: the fewer non-zeros a row has in a window, the more lanes are idle.
+        filled = 1 + 1.3 * math.pow(max(density * window, 0.1), -0.85)
+        steps = -(-n // LANES) * k * density * filled
+        near, distant = _LOOKUP_STEP[window]
+        first = distant if steps * STEP_BYTES > target.l2_bytes / 2 else near
+        return steps * (first + (rows - 1) * near) + rows * n
+
+    return min(((window, cycles(window)) for window in _LOOKUP_STEP), key=lambda option: option[1])
 
 
 def plan_dense(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
@@ -63,25 +96,64 @@ def plan_dense(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, targe
 
 
 def plan_gathered(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
-    """`plan_matmul` row by row: every non-zero loads its input; best for a single row."""
+    """`plan_matmul` row by row: every non-zero loads its input."""
     k, n = weight.shape
-    layout = MatvecLayout(rows, k, n, min(k, target.l1_bytes * 3 // 16), min(n, 64))
+    layout = MatvecLayout(rows, 1, k, n, 1, min(k, target.l1_bytes * 3 // 16), min(n, 64), 8)
     constants, stored = pack_matvec(np.ascontiguousarray(weight.T), layout)
     kernel = matvec_kernel("matvec_csr", layout, epilogue)
+    return _one_step(kernel, constants, epilogue, stored, rows)
+
+
+def plan_lookup(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
+    """`plan_matmul` row by row: inputs are looked up in registers."""
+    k, n = weight.shape
+    window, _ = _best_window(k, n, rows, float((weight != 0).mean()), target)
+    layout = LookupLayout(rows, k, n, window, 4)
+    constants, stored = pack_lookup(np.ascontiguousarray(weight.T), layout)
+    return _one_step(lookup_kernel("matvec_lookup", layout, epilogue), constants, epilogue, stored, rows)
+
+
+def _one_step(kernel: Kernel, constants: list[Constant], epilogue: Epilogue, stored: int, rows: int) -> Plan:
     residual, bias = _extra(replace(epilogue, bias=None)), _extra(replace(epilogue, residual=False))
     args = (Input(0), *residual, *constants, *bias, Output(0))
     return Plan((Step(kernel, args),), (), "csr", "", stored, 2 * stored * rows)
+
+
+def plan_shared(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
+    """`plan_matmul` with all rows of x side by side, between two transpositions: they share every non-zero."""
+    k, n = weight.shape
+    lanes = min(target.vector_bits // 32, 1 << (rows - 1).bit_length())
+    block = min(k, 1 << 16, target.l2_bytes // (16 * rows))
+    layout = MatvecLayout(1, rows, k, n, lanes, block, min(n, max(64, n // 16)), 4)
+    constants, stored = pack_matvec(np.ascontiguousarray(weight.T), layout)
+    summed, finish = _split(epilogue)
+    kernel = matvec_kernel("matvec_shared", layout, summed)
+    args = (Scratch(0), *constants, *_extra(summed), Scratch(1))
+    inner = Plan((Step(kernel, args),), (), "csr", "", stored, 2 * stored * rows)
+    return _transposed(inner, weight, rows, finish)
 
 
 def plan_tokens(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
     """`plan_matmul` as a pointwise convolution over the rows of x, between two transpositions."""
     k, n = weight.shape
     geometry = ConvGeometry(1, k, (rows,), n, (1,), (1,), (0, 0), (1,))
-    summed = Epilogue(epilogue.bias, activation=None if epilogue.residual else epilogue.activation)
-    finish = Epilogue(None, residual=True, activation=epilogue.activation) if epilogue.residual else Epilogue()
+    summed, finish = _split(epilogue)
     inner = plan_taps(
         np.ascontiguousarray(weight.T)[:, :, None], geometry, summed, target, Scratch(0), None, Scratch(1)
     )
+    return _transposed(inner, weight, rows, finish)
+
+
+def _split(epilogue: Epilogue) -> tuple[Epilogue, Epilogue]:
+    """What is done to transposed sums, and what to the result: a residual is not transposed."""
+    if not epilogue.residual:
+        return epilogue, Epilogue()
+    return Epilogue(epilogue.bias), Epilogue(None, residual=True, activation=epilogue.activation)
+
+
+def _transposed(inner: Plan, weight: NDArray[np.float32], rows: int, finish: Epilogue) -> Plan:
+    """A plan from Scratch(0), (K, rows), to Scratch(1), (N, rows), between two transpositions."""
+    k, n = weight.shape
     steps = (
         Step(transpose_kernel("transpose", rows, k, Epilogue()), (Input(0), Scratch(0))),
         *inner.steps,

@@ -27,7 +27,9 @@ KERNELS = (
     Entry("conv_block8", "block8", "convolution, non-zeros in blocks of 8 output channels"),
     Entry("interleave", "", "puts the phases of a transposed convolution together"),
     Entry("gemm", "dense", "matrix product with every weight"),
-    Entry("matvec_csr", "csr", "sparse matrix times one or a few vectors"),
+    Entry("matvec_csr", "csr", "sparse matrix times vector, loading single inputs"),
+    Entry("matvec_lookup", "csr", "sparse matrix times vector, looking inputs up in registers"),
+    Entry("matvec_shared", "csr", "sparse matrix times a few vectors that lie side by side"),
     Entry("transpose", "", "turns the input and the output of a sparse product of many rows"),
     Entry("gemm_batched", "", "products of two computed matrices"),
 )
