@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,19 +12,30 @@ from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+from lwc_compiler.kernels.lookup import FEATURES, LANES, STEP_BYTES, LookupLayout, lookup_kernel, pack_lookup
 from lwc_compiler.kernels.matvec import MatvecLayout, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.tap_plan import tap_candidates
 from lwc_compiler.kernels.transpose import transpose_kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-    from lwc_compiler.kernels.kernel import Operand
+    from lwc_compiler.kernels.kernel import Kernel, Operand
     from lwc_compiler.targets.target import Target
 
+_MOST_SHARED = 2  # vectors of rows that share a non-zero
 _FEWEST_TOKENS = 4  # below, most lanes of a vector of tokens are empty
-# Cycles, measured on Zen 4: to load a dense weight from memory, for a gathered non-zero, to transpose an element.
-_DENSE_LOAD, _GATHER, _TRANSPOSE = 0.4, 1.1, 0.35
+_MOST_INPUTS = 1 << 20  # of a layer whose inputs are looked up
+
+# Cycles, measured on Zen 4: to load a byte of weights from the level-2 cache and from beyond it, for a gathered
+# non-zero, to transpose an element.
+_NEAR_BYTE, _DISTANT_BYTE, _GATHER, _TRANSPOSE = 0.025, 0.1, 1.1, 0.35
+# Cycles, measured on Sapphire Rapids: of a look-up step by its window, with weights in the level-2 cache and beyond it;
+# of a non-zero that several rows share, and for each byte of its inputs.
+_LOOKUP_STEP = {64: (4.0, 7.5), 128: (6.8, 8.6)}
+_SHARED, _SHARED_BYTE = 0.9, 0.014
 
 
 def plan_matmul(
@@ -42,17 +54,39 @@ def plan_matmul(
     """
     k, n = weight.shape
     density = float((weight != 0).mean())
-    cycles = max(rows * k * n / (target.vector_bits / 32), k * n * _DENSE_LOAD)
-    candidates = [Candidate("dense", "dense", cycles, lambda: plan_dense(weight, rows, epilogue, target))]
+    lanes = target.vector_bits // 32
+
+    def candidate(name: str, cycles: float, plan: Callable[..., Plan]) -> Candidate:
+        return Candidate(name.split()[0], name, cycles, lambda: plan(weight, rows, epilogue, target))
+
+    byte = _DISTANT_BYTE if 4 * k * n > target.l2_bytes / 2 else _NEAR_BYTE
+    candidates = [candidate("dense", max(rows * k * n / lanes, 4 * k * n * byte), plan_dense)]
     if density < 1:
-        cycles = rows * (k * n * density + n) * _GATHER
-        candidates.append(
-            Candidate("csr", "csr gathered", cycles, lambda: plan_gathered(weight, rows, epilogue, target))
-        )
+        candidates.append(candidate("csr gathered", rows * (k * n * density + n) * _GATHER, plan_gathered))
+        if target.features >= FEATURES and k <= _MOST_INPUTS:
+            _, cycles = _best_window(k, n, rows, density, target)
+            candidates.append(candidate("csr lookup", cycles, plan_lookup))
+        if 1 < rows <= _MOST_SHARED * lanes:
+            cycles = k * n * density * (_SHARED + 4 * rows * _SHARED_BYTE) + _TRANSPOSE * rows * (k + n)
+            candidates.append(candidate("csr shared", cycles, plan_shared))
         if rows >= _FEWEST_TOKENS:
             candidates += _token_candidates(weight, rows, epilogue, target)
     inputs = (4 * rows * k, *((4 * rows * n,) if epilogue.residual else ()))
     return pick(Task(f"matmul {rows}x{k}x{n} {epilogue}", density, inputs, 4 * rows * n), candidates)
+
+
+def _best_window(k: int, n: int, rows: int, density: float, target: Target) -> tuple[int, float]:
+    """The best window for looking inputs up, and the cycles it takes."""
+
+    def cycles(window: int) -> float:
+        # Fitted to random weights: the fewer non-zeros a row has in a window, the more lanes are idle.
+        filled = 1 + 1.3 * math.pow(max(density * window, 0.1), -0.85)
+        steps = -(-n // LANES) * k * density * filled
+        near, distant = _LOOKUP_STEP[window]
+        first = distant if steps * STEP_BYTES > target.l2_bytes / 2 else near
+        return steps * (first + (rows - 1) * near) + rows * n
+
+    return min(((window, cycles(window)) for window in _LOOKUP_STEP), key=lambda option: option[1])
 
 
 def plan_dense(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
@@ -65,37 +99,72 @@ def plan_dense(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, targe
 
 
 def plan_gathered(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
-    """`plan_matmul` row by row: every non-zero loads its input; best for a single row."""
+    """`plan_matmul` row by row: every non-zero loads its input."""
     k, n = weight.shape
-    layout = MatvecLayout(rows, k, n, min(k, target.l1_bytes * 3 // 16), min(n, 64))
+    layout = MatvecLayout(rows, 1, k, n, 1, min(k, target.l1_bytes * 3 // 16), min(n, 64), 8)
     constants, stored = pack_matvec(np.ascontiguousarray(weight.T), layout)
     kernel = matvec_kernel("matvec_csr", layout, epilogue)
+    return _one_step(kernel, constants, epilogue, stored, rows)
+
+
+def plan_lookup(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
+    """`plan_matmul` row by row: inputs are looked up in registers."""
+    k, n = weight.shape
+    window, _ = _best_window(k, n, rows, float((weight != 0).mean()), target)
+    layout = LookupLayout(rows, k, n, window, 4)
+    constants, stored = pack_lookup(np.ascontiguousarray(weight.T), layout)
+    return _one_step(lookup_kernel("matvec_lookup", layout, epilogue), constants, epilogue, stored, rows)
+
+
+def _one_step(kernel: Kernel, constants: list[Constant], epilogue: Epilogue, stored: int, rows: int) -> Plan:
     residual, bias = _extra(replace(epilogue, bias=None)), _extra(replace(epilogue, residual=False))
     args = (Input(0), *residual, *constants, *bias, Output(0))
     return Plan((Step(kernel, args),), (), "csr", "", stored, 2 * stored * rows)
+
+
+def plan_shared(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
+    """`plan_matmul` with all rows of x side by side, between two transpositions: they share every non-zero."""
+    k, n = weight.shape
+    lanes = min(target.vector_bits // 32, 1 << (rows - 1).bit_length())
+    block = min(k, 1 << 16, target.l2_bytes // (16 * rows))
+    layout = MatvecLayout(1, rows, k, n, lanes, block, min(n, max(64, n // 16)), 4)
+    constants, stored = pack_matvec(np.ascontiguousarray(weight.T), layout)
+    summed, finish = _split(epilogue)
+    kernel = matvec_kernel("matvec_shared", layout, summed)
+    args = (Scratch(0), *constants, *_extra(summed), Scratch(1))
+    inner = Plan((Step(kernel, args),), (), "csr", "", stored, 2 * stored * rows)
+    return _transposed(inner, weight, rows, finish)
 
 
 def _token_candidates(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> list[Candidate]:
     """`plan_matmul` as a pointwise convolution over the rows of x, between two transpositions."""
     k, n = weight.shape
     geometry = ConvGeometry(1, k, (rows,), n, (1,), (1,), (0, 0), (1,))
-    summed = Epilogue(epilogue.bias, activation=None if epilogue.residual else epilogue.activation)
-    finish = Epilogue(None, residual=True, activation=epilogue.activation) if epilogue.residual else Epilogue()
+    summed, finish = _split(epilogue)
     taps = np.ascontiguousarray(weight.T)[:, :, None]
-
-    def between(plan: Plan) -> Plan:
-        steps = (
-            Step(transpose_kernel("transpose", rows, k, Epilogue()), (Input(0), Scratch(0))),
-            *plan.steps,
-            Step(transpose_kernel("transpose", n, rows, finish), (Scratch(1), *_extra(finish), Output(0))),
-        )
-        return replace(plan, steps=steps, scratch=(4 * rows * k, 4 * rows * n))
-
     return [
-        candidate.then(between, _TRANSPOSE * rows * (k + n))
+        candidate.then(lambda plan: _transposed(plan, weight, rows, finish), _TRANSPOSE * rows * (k + n))
         for candidate in tap_candidates(taps, geometry, summed, target, Scratch(0), None, Scratch(1))
         if candidate.format != "dense"
     ]
+
+
+def _split(epilogue: Epilogue) -> tuple[Epilogue, Epilogue]:
+    """What is done to transposed sums, and what to the result: a residual is not transposed."""
+    if not epilogue.residual:
+        return epilogue, Epilogue()
+    return Epilogue(epilogue.bias), Epilogue(None, residual=True, activation=epilogue.activation)
+
+
+def _transposed(inner: Plan, weight: NDArray[np.float32], rows: int, finish: Epilogue) -> Plan:
+    """A plan from Scratch(0), (K, rows), to Scratch(1), (N, rows), between two transpositions."""
+    k, n = weight.shape
+    steps = (
+        Step(transpose_kernel("transpose", rows, k, Epilogue()), (Input(0), Scratch(0))),
+        *inner.steps,
+        Step(transpose_kernel("transpose", n, rows, finish), (Scratch(1), *_extra(finish), Output(0))),
+    )
+    return replace(inner, steps=steps, scratch=(4 * rows * k, 4 * rows * n))
 
 
 def _extra(epilogue: Epilogue) -> tuple[Operand, ...]:

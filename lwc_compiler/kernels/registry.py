@@ -29,7 +29,9 @@ KERNELS = (
     Entry("winograd_input", "", "transforms the input of a minimal filtering with few units of work"),
     Entry("interleave", "", "puts the phases of a transposed convolution together"),
     Entry("gemm", "dense", "matrix product with every weight"),
-    Entry("matvec_csr", "csr", "sparse matrix times one or a few vectors"),
+    Entry("matvec_csr", "csr", "sparse matrix times vector, loading single inputs"),
+    Entry("matvec_lookup", "csr", "sparse matrix times vector, looking inputs up in registers"),
+    Entry("matvec_shared", "csr", "sparse matrix times a few vectors that lie side by side"),
     Entry("transpose", "", "turns the input and the output of a sparse product of many rows"),
     Entry("gemm_batched", "", "products of two computed matrices"),
 )

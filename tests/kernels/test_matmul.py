@@ -2,10 +2,17 @@
 
 import numpy as np
 import pytest
-from harness import TARGETS, Case, KernelTests, check_same_kernels, finish, make_epilogue, sparse, variant
+from harness import TARGETS, Case, KernelTests, build, check_same_kernels, finish, make_epilogue, run, sparse, variant
 
 from lwc_compiler.kernels.layer import Epilogue
-from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul
+from lwc_compiler.kernels.lookup import FEATURES
+from lwc_compiler.kernels.matmul import (
+    plan_batched_matmul,
+    plan_gathered,
+    plan_lookup,
+    plan_matmul,
+    plan_shared,
+)
 
 # rows, inner dimension, columns
 PRODUCTS = [
@@ -28,6 +35,21 @@ PRODUCTS = [
     (128, 64, 65),
 ]
 
+# The same, for one sparse kernel each, whatever is predicted for the layer.
+GATHERED = [(1, 1, 1), (1, 7000, 17), (1, 65, 63), (2, 64, 64), (3, 7, 65)]
+LOOKUP = [
+    (1, 1, 1),
+    (1, 31, 15),
+    (1, 63, 16),
+    (2, 64, 17),
+    (1, 65, 63),
+    (3, 79, 64),
+    (1, 127, 65),
+    (2, 300, 33),
+    (1, 513, 80),
+]
+SHARED = [(2, 3, 1), (3, 64, 63), (4, 31, 64), (5, 7000, 65), (8, 33, 66), (9, 16, 7), (15, 9000, 5), (16, 65, 40)]
+
 # batch, rows, inner dimension, columns, a transposed, b transposed, scale
 BATCHED = [
     (1, 8, 16, 32, False, False, 1.0),
@@ -43,15 +65,22 @@ BATCHED = [
 ]
 
 
-def make_case(number: int, rows: int, inner: int, columns: int, density: object, kind: str) -> Case:
+def lookup_where_possible(weight, rows, epilogue, target):
+    plan = plan_lookup if target.features >= FEATURES else plan_gathered
+    return plan(weight, rows, epilogue, target)
+
+
+def make_case(
+    number: int, rows: int, inner: int, columns: int, density: object, kind: str, plan=plan_matmul, name: str = ""
+) -> Case:
     generator = np.random.default_rng(number)
     weight = sparse(generator, (inner, columns), density, axis=1)
     epilogue = make_epilogue(generator, kind, columns)
     x = generator.standard_normal((rows, inner)).astype(np.float32)
     sums = x.astype(np.float64) @ weight.astype(np.float64)
     further, expected, scale = finish(generator, sums, epilogue, axis=1)
-    name = f"{number}-{rows}x{inner}x{columns}-{density}-{kind}"
-    return Case(name, lambda target: plan_matmul(weight, rows, epilogue, target), [x, *further], expected, scale)
+    name = f"{number}{name}-{rows}x{inner}x{columns}-{density}-{kind}"
+    return Case(name, lambda target: plan(weight, rows, epilogue, target), [x, *further], expected, scale)
 
 
 def make_batched(
@@ -77,6 +106,13 @@ def make_batched(
 def make_cases() -> list[Case]:
     chosen = [(*shape, *variant(i, shift)) for i, shape in enumerate(PRODUCTS) for shift in (0, 2)]
     cases = [make_case(number, *case) for number, case in enumerate(chosen)]
+    for name, plan, shapes in (
+        ("gathered", plan_gathered, GATHERED),
+        ("lookup", lookup_where_possible, LOOKUP),
+        ("shared", plan_shared, SHARED),
+    ):
+        chosen = [(*shape, *variant(i, shift)) for i, shape in enumerate(shapes) for shift in (0, 1, 3)]
+        cases += [make_case(number, *case, plan, name) for number, case in enumerate(chosen)]
     return cases + [make_batched(*shape) for shape in BATCHED]
 
 
@@ -93,3 +129,20 @@ class TestProducts(KernelTests):
 def test_layers_alike_share_their_kernels(target, rows: int, density: float) -> None:
     weights = [sparse(np.random.default_rng(seed), (96, 40), density, 1) for seed in (1, 2)]
     check_same_kernels(*(plan_matmul(weight, rows, Epilogue(), target) for weight in weights))
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize("plan", [plan_gathered, lookup_where_possible, plan_shared])
+@pytest.mark.parametrize("density", [0.02, 0.3])
+def test_inputs_reach_only_the_outputs_that_read_them(target, plan, density: float, tmp_path) -> None:
+    """Filling adds 0 times an input: one that is not finite must not get into a sum by it."""
+    generator = np.random.default_rng(0)
+    weight = sparse(generator, (300, 90), density, 1)
+    weight[:, 4] = 0
+    x = generator.standard_normal((4, 300)).astype(np.float32)
+    x[:, ::37] = np.inf
+    x[:, 5::37] = np.nan
+    read = (weight[~np.isfinite(x[0])] != 0).any(axis=0)
+    case = Case("case", lambda target: plan(weight, 4, Epilogue(), target), [x], np.zeros((4, 90)), 1.0)
+    result = run(build([case], target, tmp_path), case, split=False)
+    assert np.array_equal(np.isfinite(result), np.tile(~read, (4, 1)))
