@@ -71,13 +71,13 @@ static const lwc_step lwc_steps_{i}[] = {{
 
 static int lwc_supported_{i}(void) {{ return {supported}; }}
 
-static void lwc_copy_in_{i}(const lwc_frame *f, const void *const *inputs) {{
-    (void)f, (void)inputs;
+static void lwc_copy_in_{i}(const lwc_frame *f, const void *const *inputs, size_t image) {{
+    (void)f, (void)inputs, (void)image;
 {copy_in}
 }}
 
-static void lwc_copy_out_{i}(const lwc_frame *f, void *const *outputs) {{
-    (void)f, (void)outputs;
+static void lwc_copy_out_{i}(const lwc_frame *f, void *const *outputs, size_t image) {{
+    (void)f, (void)outputs, (void)image;
 {copy_out}
 }}
 """
@@ -98,18 +98,24 @@ LWC_API const LWC(tensor) *LWC(outputs)(void) {{ return lwc_outputs; }}
 """
 
 
-def emit(programs: Sequence[tuple[Target, Program]], symbol: str, threads: int) -> Emitted:
+def emit(
+    programs: Sequence[tuple[Target, Program]],
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    symbol: str,
+    threads: int,
+) -> Emitted:
     """The C text of a library.
 
     Args:
         programs: for each target what runs there, the least demanding first; all compute the same network.
+        inputs: of the library; a program takes an equal part of each for every image.
+        outputs: of the library, likewise.
         symbol: prefix of all symbols.
         threads: threads `workspace_bytes` of the result is counted for.
     """
     weights = _Weights()
     parts = [_Part(i, target, program, weights) for i, (target, program) in enumerate(programs)]
-    _, first = programs[0]
-    inputs, outputs = [s for s, _ in first.inputs], [s for s, _ in first.outputs]
     runtime = [
         resources.files("lwc_compiler.runtime").joinpath(f"c/{name}.c").read_text(encoding="utf-8")
         for name in ("pool", "runtime")
@@ -129,7 +135,7 @@ def emit(programs: Sequence[tuple[Target, Program]], symbol: str, threads: int) 
             ),
         ]
     )
-    return Emitted(source, bytes(weights.data), max(part.arena + threads * part.thread_bytes for part in parts))
+    return Emitted(source, bytes(weights.data), max(part.workspace_bytes(threads) for part in parts))
 
 
 class _Weights:
@@ -165,12 +171,18 @@ class _Part:
             (aligned(k.thread_bytes + SLACK_BYTES) for k in program.kernels.values() if k.thread_bytes), default=0
         )
 
+    def workspace_bytes(self, threads: int) -> int:
+        """Bytes of the workspace for so many threads, as `lwc_bytes` of the runtime counts them."""
+        together = self.arena + threads * self.thread_bytes
+        apart = min(threads, self._program.images) * (self.arena + self.thread_bytes)
+        return max(together, apart) if self._program.images > 1 else together
+
     def row(self) -> str:
         """The program as an entry of the table of programs."""
         i = self._index
         return (
             f"    {{{_c_string(self._target.name)}, lwc_supported_{i}, lwc_steps_{i}, {len(self._program.calls)}, "
-            f"{self.arena}, {self.thread_bytes}, lwc_copy_in_{i}, lwc_copy_out_{i}}},"
+            f"{self._program.images}, {self.arena}, {self.thread_bytes}, lwc_copy_in_{i}, lwc_copy_out_{i}}},"
         )
 
     def text(self) -> str:
@@ -187,12 +199,12 @@ class _Part:
             steps="\n".join(self._step(n, call) for n, call in enumerate(program.calls)) or "    {NULL, 0, 0},",
             supported=" && ".join(f"LWC_HAS_{f}" for f in sorted(self._target.features)) or "1",
             copy_in="\n".join(
-                f"    memcpy({self._place(ref)}, inputs[{n}], {_bytes(spec)});"
+                f"    memcpy({self._place(ref)}, (const char *)inputs[{n}] + image * {_bytes(spec)}, {_bytes(spec)});"
                 for n, (spec, ref) in enumerate(program.inputs)
                 if _bytes(spec)
             ),
             copy_out="\n".join(
-                f"    memcpy(outputs[{n}], {self._place(ref)}, {_bytes(spec)});"
+                f"    memcpy((char *)outputs[{n}] + image * {_bytes(spec)}, {self._place(ref)}, {_bytes(spec)});"
                 for n, (spec, ref) in enumerate(program.outputs)
                 if _bytes(spec)
             ),

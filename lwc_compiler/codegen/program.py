@@ -58,6 +58,7 @@ class Program:
         constants: each once; C order.
         inputs: graph inputs in order, and the buffer each is copied into.
         outputs: graph outputs in order, and the buffer or constant each is copied from.
+        images: how often it runs, each time on the next image of a batch.
     """
 
     kernels: dict[str, Kernel]
@@ -66,3 +67,4 @@ class Program:
     constants: tuple[NDArray[np.generic], ...]
     inputs: tuple[tuple[TensorSpec, BufferRef], ...]
     outputs: tuple[tuple[TensorSpec, Ref], ...]
+    images: int = 1

@@ -6,6 +6,7 @@ schedules; every buffer has its place in one workspace. The library needs no Pyt
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import helper
 
 from lwc_compiler.codegen.result import Lowered, ProgramInfo, TensorSpec
 from lwc_compiler.errors import OptionError, UnsupportedError
+from lwc_compiler.passes.images import one_image
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.targets import HOST, find_target, missing_features
 
@@ -65,18 +67,21 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     compiler = find_compiler()
     inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
+    computed, images = one_image(model) or (model, 1)
+    takes, gives = _specs(computed.proto.graph.input), _specs(computed.proto.graph.output)
     programs = []
     files = {}
     for variant in target.variants or (target,):
         count = _measured(options, variant)
         pick = Tuner(variant, count, compiler) if count else predicted
-        rest, layers = extract_layers(model.proto, variant, pick)
+        rest, layers = extract_layers(computed.proto, variant, pick)
         prefix = f"{symbol}_kernel_{c_identifier(variant.name)}"
-        program = assemble(import_onnx(rest, layer_call), layers, inputs, outputs, prefix, variant)
+        program = assemble(import_onnx(rest, layer_call), layers, takes, gives, prefix, variant)
+        program = replace(program, images=images)
         programs.append((variant, program))
         if program.kernels:
             files[f"kernels-{variant.name}.o"] = compile_kernels(program.kernels, variant.llvm())
-    emitted = emit(programs, symbol, options.threads)
+    emitted = emit(programs, inputs, outputs, symbol, options.threads)
     header = emit_header(model.name, symbol, inputs, outputs)
     files |= {f"{symbol}.h": header.encode(), "program.c": emitted.source.encode(), "weights.bin": emitted.weights}
     library = link_library(compiler, files, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
@@ -89,7 +94,11 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         outputs=outputs,
         workspace_bytes=emitted.workspace_bytes,
         weight_bytes=len(emitted.weights),
-        layers=tuple(layer.decision for layer in layers if layer.decision is not None),
+        layers=tuple(
+            replace(decision, flops=images * decision.flops, dense_flops=images * decision.dense_flops)
+            for decision in (layer.decision for layer in layers)
+            if decision is not None
+        ),
         programs=tuple(
             ProgramInfo(variant.name, tuple(call.info for call in program.calls)) for variant, program in programs
         ),

@@ -20,9 +20,14 @@
 #include <string.h>
 #include <time.h>
 
-/* What a step needs: the workspace. Weights are static data. */
+typedef struct lwc_program lwc_program;
+
+/* What a step needs: the workspace. Weights are static data. The rest is for a step that runs whole images. */
 typedef struct {
     unsigned char *workspace;
+    const lwc_program *program;
+    const void *const *inputs;
+    void *const *outputs;
 } lwc_frame;
 
 typedef struct {

@@ -6,16 +6,17 @@
  */
 
 /* One way to compute the network. */
-typedef struct {
+struct lwc_program {
     const char *target;
     int (*supported)(void); /* the processor has the instructions */
     const lwc_step *steps;
     int step_count;
+    int32_t images; /* the steps compute one image; a run computes so many */
     size_t shared_bytes; /* of the workspace; the rest of it is the threads' own */
     size_t thread_bytes;
-    void (*copy_in)(const lwc_frame *frame, const void *const *inputs);
-    void (*copy_out)(const lwc_frame *frame, void *const *outputs);
-} lwc_program;
+    void (*copy_in)(const lwc_frame *frame, const void *const *inputs, size_t image);
+    void (*copy_out)(const lwc_frame *frame, void *const *outputs, size_t image);
+};
 
 extern const lwc_program LWC(programs)[];
 extern const int LWC(program_count);
@@ -34,6 +35,18 @@ static const lwc_program *lwc_program_here(void) {
     return program;
 }
 
+/* Images t0 to t1 - 1, on this thread alone and in a workspace of its own. */
+static void lwc_images(const lwc_frame *frame, int32_t t0, int32_t t1, int32_t thread) {
+    const lwc_program *program = frame->program;
+    const lwc_frame own = {frame->workspace + (size_t)thread * (program->shared_bytes + program->thread_bytes), program,
+                           frame->inputs, frame->outputs};
+    for (int32_t image = t0; image < t1; image++) {
+        program->copy_in(&own, frame->inputs, (size_t)image);
+        for (int i = 0; i < program->step_count; i++) program->steps[i].call(&own, 0, program->steps[i].tiles, 0);
+        program->copy_out(&own, frame->outputs, (size_t)image);
+    }
+}
+
 /* Runs the network; adds the seconds of every step, and then of the copies of inputs and outputs, to `seconds`. */
 static inline int lwc_run(
     const void *const *inputs, void *const *outputs, void *workspace, LWC(pool) *pool, double *seconds
@@ -43,16 +56,23 @@ static inline int lwc_run(
     for (int i = 0; i < LWC_INPUTS; i++) if (inputs[i] == NULL) return LWC_ERROR_NULL;
     for (int i = 0; i < LWC_OUTPUTS; i++) if (outputs[i] == NULL) return LWC_ERROR_NULL;
     const lwc_program *program = lwc_program_here();
-    const lwc_frame frame = {workspace};
-    double last = seconds ? lwc_seconds() : 0, now;
-    program->copy_in(&frame, inputs);
-    if (seconds) now = lwc_seconds(), seconds[program->step_count] += now - last, last = now;
-    for (int i = 0; i < program->step_count; i++) {
-        lwc_run_step(pool, &frame, &program->steps[i]);
-        if (seconds) now = lwc_seconds(), seconds[i] += now - last, last = now;
+    const lwc_frame frame = {workspace, program, inputs, outputs};
+    if (pool != NULL && pool->threads > 1 && pool->threads <= program->images && seconds == NULL) {
+        const lwc_step images = {lwc_images, program->images, program->images};
+        lwc_run_step(pool, &frame, &images);
+        return 0;
     }
-    program->copy_out(&frame, outputs);
-    if (seconds) seconds[program->step_count] += lwc_seconds() - last;
+    double last = seconds ? lwc_seconds() : 0, now;
+    for (int32_t image = 0; image < program->images; image++) {
+        program->copy_in(&frame, inputs, (size_t)image);
+        if (seconds) now = lwc_seconds(), seconds[program->step_count] += now - last, last = now;
+        for (int i = 0; i < program->step_count; i++) {
+            lwc_run_step(pool, &frame, &program->steps[i]);
+            if (seconds) now = lwc_seconds(), seconds[i] += now - last, last = now;
+        }
+        program->copy_out(&frame, outputs, (size_t)image);
+        if (seconds) now = lwc_seconds(), seconds[program->step_count] += now - last, last = now;
+    }
     return 0;
 }
 
@@ -72,8 +92,11 @@ LWC_API size_t LWC(workspace_bytes)(int threads) {
     size_t most = 0;
     for (int i = 0; i < LWC(program_count); i++) {
         const lwc_program *program = &LWC(programs)[i];
-        size_t bytes = program->shared_bytes + (size_t)(threads < 1 ? 1 : threads) * program->thread_bytes;
+        size_t count = (size_t)(threads < 1 ? 1 : threads), images = (size_t)program->images;
+        size_t bytes = program->shared_bytes + count * program->thread_bytes;
         if (bytes > most) most = bytes;
+        bytes = (count < images ? count : images) * (program->shared_bytes + program->thread_bytes);
+        if (images > 1 && bytes > most) most = bytes;
     }
     return most;
 }
