@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 _WORTH_CYCLES = 30_000  # predicted; shorter layers are not worth a measurement
 _HOPELESS = 2.5  # a format that is predicted to be slower by this factor is not measured
-_ROUNDS, _SECONDS = 5, 0.004  # runs of each candidate at least, and how long each is timed
-_OUT_OF_THE_RACE = 1.3  # slower by this factor after two rounds: not run again
+_ROUNDS, _SECONDS = 6, 0.012  # runs of each candidate at least, and how long each is timed
+_TRIED, _OUT_OF_THE_RACE = 3, 2.0  # slower by this factor after so many rounds: not run again
 
 
 class Tuner:
@@ -177,6 +177,8 @@ class Library:
 def fastest(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]:
     """Seconds of each function's fastest run; they take turns, and the slow ones drop out.
 
+    What other programs take of the core does not count, but for what they push out of its caches.
+
     Args:
         runs: the functions.
         seconds: for all of them together; each is run a few times at least.
@@ -190,9 +192,9 @@ def fastest(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]
         for i, run in enumerate(runs):
             if rounds and times[i] > limit:
                 continue
-            start = time.perf_counter()
+            start = time.thread_time()
             run()
-            times[i] = min(times[i], time.perf_counter() - start)
+            times[i] = min(times[i], time.thread_time() - start)
         rounds += 1
     return times
 
