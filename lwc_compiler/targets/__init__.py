@@ -24,7 +24,7 @@ _FAMILIES = {
 
 
 def all_targets() -> tuple[Target, ...]:
-    """Every target, family by family, the most capable of each last."""
+    """Every target, family by family; of those without variants the most capable of each last."""
     return tuple(target for family in _FAMILIES.values() for target in family.TARGETS)
 
 
@@ -52,10 +52,12 @@ def find_target(name: str) -> Target:
 
 
 def _host_target() -> Target:
-    for target in reversed(all_targets()):
+    # A machine's own code needs no variants.
+    targets = [target for target in all_targets() if not target.variants]
+    for target in reversed(targets):
         if not missing_features(target):
             return target
-    least = min(all_targets(), key=lambda target: len(missing_features(target)))
+    least = min(targets, key=lambda target: len(missing_features(target)))
     raise TargetError(
         f"target '{HOST}': lwc makes no code for this machine ({platform.machine()}, {platform.system()}); the closest "
         f"target, {least.name}, needs {', '.join(missing_features(least))}. Name the target of the machine that will "
