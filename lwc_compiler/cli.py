@@ -17,7 +17,19 @@ from typing import Any
 import click
 
 import lwc_compiler as lwc
-from lwc_compiler.cli_output import print_json, print_rich, print_table, shape_text, show_artifact, show_packed
+from lwc_compiler.cli_artifacts import bench, inspect, run, targets
+from lwc_compiler.cli_output import print_json, print_rich, print_table, show_artifact, show_packed
+from lwc_compiler.cli_parts import (
+    DATA,
+    PATH,
+    Group,
+    force_option,
+    json_option,
+    model_argument,
+    output_file,
+    val_data_option,
+    workdir_option,
+)
 from lwc_compiler.cli_progress import scan_progress, training_progress
 
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
@@ -25,60 +37,6 @@ INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 
 logger = logging.getLogger("lwc_compiler")
-
-
-class _Command(click.Command):
-    """A command with the options that every command has, and the recipe options of `parts`.
-
-    The recipe options come from the recipe's classes, which take a while to import: they are made when they are needed.
-    """
-
-    def __init__(self, *args: Any, parts: Sequence[str] = (), **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._parts = tuple(parts)
-        self._common: list[click.Parameter] = [
-            click.Option(["-v", "--verbose"], is_flag=True, callback=_set_level, expose_value=False, help="Log more."),
-            click.Option(
-                ["--debug"], is_flag=True, callback=_set_debug, expose_value=False, help="Show an error's traceback."
-            ),
-        ]
-
-    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        if self._common:
-            if self._parts:
-                from lwc_compiler.cli_options import recipe_options
-
-                self.params += recipe_options(self._parts)
-            self.params += self._common
-            self._common = []
-        return super().get_params(ctx)
-
-
-class _Group(click.Group):
-    command_class = _Command
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-class _InputFile(click.ParamType[tuple[str, Path]]):
-    """`NAME=FILE`."""
-
-    name = "file"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
-        name, equals, file = value.partition("=")
-        if not (name and equals and file):
-            self.fail(f"'{value}' is not of the form NAME=FILE.npy", param, ctx)
-        return name, Path(file)
-
-
-def _set_level(_ctx: click.Context, _option: click.Parameter, verbose: bool) -> None:
-    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
-
-
-def _set_debug(ctx: click.Context, _option: click.Parameter, debug: bool) -> None:
-    ctx.ensure_object(dict)["debug"] = debug
 
 
 def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
@@ -90,32 +48,7 @@ def _print_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -
         ctx.exit()
 
 
-_PATH = click.Path(path_type=Path, readable=False)  # what opens the file says what is wrong with it
-_model = click.argument("model", type=_PATH)
-_directory = click.argument("directory", type=_PATH)
-_output_file = click.option(
-    "-o", "--output", type=_PATH, required=True, metavar="FILE", help="ONNX file to write; its directory exists."
-)
-_force = click.option("--force", is_flag=True, help="Replace the output when it exists.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_DATA = (
-    ".npz with one array for each input and `labels`, .npy with the only input, a folder with one folder of images for "
-    "each class, or module:function that yields batches"
-)
-_val_data = click.option(
-    "--val-data",
-    metavar="DATA",
-    help="Data the best epoch is chosen on; the same forms.  [default: the last tenth of the training data]",
-)
-_workdir = click.option(
-    "--workdir",
-    type=_PATH,
-    metavar="DIR",
-    help="Keep a checkpoint of every epoch here: the same command goes on from the last one.  [default: keep none]",
-)
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option(
     "--version",
     is_flag=True,
@@ -132,19 +65,19 @@ def cli() -> None:
 
 
 @cli.command("compile", parts=("prune", "retrain", "iterate", "lower"))
-@_model
-@click.option("-o", "--output", type=_PATH, metavar="DIR", help="Artifact to write.  [default: <model>.lwc]")
+@model_argument
+@click.option("-o", "--output", type=PATH, metavar="DIR", help="Artifact to write.  [default: <model>.lwc]")
 @click.option(
     "--recipe",
-    type=_PATH,
+    type=PATH,
     metavar="FILE.toml",
     help="Take options from a TOML file; those on the command line replace the file's.  [default: none]",
 )
-@click.option("--train-data", metavar="DATA", help=f"Retrain on this data: {_DATA}.  [default: do not retrain]")
-@_val_data
-@_workdir
-@_force
-@_json
+@click.option("--train-data", metavar="DATA", help=f"Retrain on this data: {DATA}.  [default: do not retrain]")
+@val_data_option
+@workdir_option
+@force_option
+@json_option
 def compile_command(
     model: Path,
     output: Path | None,
@@ -172,16 +105,16 @@ def compile_command(
 
 
 @cli.command(parts=("prune",))
-@_model
-@_output_file
+@model_argument
+@output_file
 @click.option(
     "--data",
     metavar="DATA",
     help="Data that --criterion sensitivity and --score activation measure on, in the forms of --train-data, or the "
     "FILE.json of `lwc sensitivity`.  [default: none]",
 )
-@_force
-@_json
+@force_option
+@json_option
 def prune(model: Path, output: Path, data: str | None, force: bool, as_json: bool, **options: Any) -> None:
     """Sets the smallest weights of MODEL to zero."""
     from lwc_compiler.cli_options import part_of
@@ -192,8 +125,8 @@ def prune(model: Path, output: Path, data: str | None, force: bool, as_json: boo
 
 
 @cli.command(parts=("sensitivity",))
-@_model
-@click.option("--data", metavar="DATA", required=True, help=f"Data to measure on, with or without labels: {_DATA}.")
+@model_argument
+@click.option("--data", metavar="DATA", required=True, help=f"Data to measure on, with or without labels: {DATA}.")
 @click.option(
     "--budget",
     metavar="KIND=VALUE",
@@ -202,16 +135,16 @@ def prune(model: Path, output: Path, data: str | None, force: bool, as_json: boo
 )
 @click.option(
     "--workdir",
-    type=_PATH,
+    type=PATH,
     metavar="DIR",
     help="Keep every measurement here: the same command makes only those that are missing.  [default: keep none]",
 )
-@click.option("-o", "--output", type=_PATH, metavar="FILE.json", help="Write all points.  [default: none]")
+@click.option("-o", "--output", type=PATH, metavar="FILE.json", help="Write all points.  [default: none]")
 @click.option(
-    "--plots", type=_PATH, metavar="DIR", help="Draw the curves of all layers into this folder.  [default: draw none]"
+    "--plots", type=PATH, metavar="DIR", help="Draw the curves of all layers into this folder.  [default: draw none]"
 )
-@_force
-@_json
+@force_option
+@json_option
 def sensitivity(
     model: Path,
     data: str,
@@ -269,19 +202,19 @@ def sensitivity(
 
 
 @cli.command(parts=("retrain",))
-@_model
-@_output_file
-@click.option("--train-data", metavar="DATA", required=True, help=f"Data to train on: {_DATA}.")
-@_val_data
+@model_argument
+@output_file
+@click.option("--train-data", metavar="DATA", required=True, help=f"Data to train on: {DATA}.")
+@val_data_option
 @click.option(
     "--teacher",
-    type=_PATH,
+    type=PATH,
     metavar="FILE",
     help="Model to distil from, usually the one before pruning.  [default: none]",
 )
-@_workdir
-@_force
-@_json
+@workdir_option
+@force_option
+@json_option
 def retrain(
     model: Path,
     output: Path,
@@ -304,13 +237,13 @@ def retrain(
 
 
 @cli.command(parts=("prune", "retrain", "iterate"))
-@_model
-@_output_file
-@click.option("--train-data", metavar="DATA", required=True, help=f"Data to train on: {_DATA}.")
-@_val_data
-@_workdir
-@_force
-@_json
+@model_argument
+@output_file
+@click.option("--train-data", metavar="DATA", required=True, help=f"Data to train on: {DATA}.")
+@val_data_option
+@workdir_option
+@force_option
+@json_option
 def iterate(
     model: Path,
     output: Path,
@@ -341,10 +274,10 @@ def iterate(
 
 
 @cli.command()
-@_model
-@_output_file
-@_force
-@_json
+@model_argument
+@output_file
+@force_option
+@json_option
 def compact(model: Path, output: Path, force: bool, as_json: bool) -> None:
     """Removes the channels that pruning cut off.
 
@@ -355,10 +288,10 @@ def compact(model: Path, output: Path, force: bool, as_json: bool) -> None:
 
 
 @cli.command(parts=("lower",))
-@_model
-@click.option("-o", "--output", type=_PATH, metavar="DIR", help="Artifact to write.  [default: <model>.lwc]")
-@_force
-@_json
+@model_argument
+@click.option("-o", "--output", type=PATH, metavar="DIR", help="Artifact to write.  [default: <model>.lwc]")
+@force_option
+@json_option
 def lower(model: Path, output: Path | None, force: bool, as_json: bool, **options: Any) -> None:
     """Compiles MODEL as it is, with its zeros.
 
@@ -371,10 +304,10 @@ def lower(model: Path, output: Path | None, force: bool, as_json: bool, **option
 
 
 @cli.command(parts=("pack",))
-@_model
-@click.option("-o", "--output", type=_PATH, metavar="FILE", help="File to write.  [default: <model>.lwcp]")
-@_force
-@_json
+@model_argument
+@click.option("-o", "--output", type=PATH, metavar="FILE", help="File to write.  [default: <model>.lwcp]")
+@force_option
+@json_option
 def pack(model: Path, output: Path | None, force: bool, as_json: bool, **options: Any) -> None:
     """Packs MODEL into one small file for shipping.
 
@@ -392,160 +325,36 @@ def pack(model: Path, output: Path | None, force: bool, as_json: bool, **options
 
 
 @cli.command()
-@click.argument("packed", type=_PATH)
-@_output_file
-@_force
-@_json
+@click.argument("packed", type=PATH)
+@output_file
+@force_option
+@json_option
 def unpack(packed: Path, output: Path, force: bool, as_json: bool) -> None:
     """Makes the ONNX file of PACKED, a file that `pack` wrote."""
     _check_file(output, force)
     _save(lwc.unpack(packed), output, as_json)
 
 
-@cli.command()
-@_directory
-@click.option(
-    "--input",
-    "inputs",
-    multiple=True,
-    type=_InputFile(),
-    metavar="NAME=FILE.npy",
-    help="Value of an input; once for each input of the model.",
-)
-@click.option("--output-dir", type=_PATH, required=True, metavar="DIR", help="Where <output>.npy files are written.")
-@click.option("--threads", type=int, help="Threads, at least 1.  [default: what the artifact was compiled for]")
-@_force
-@_json
-def run(
-    directory: Path,
-    inputs: tuple[tuple[str, Path], ...],
-    output_dir: Path,
-    threads: int | None,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Runs the artifact DIRECTORY on .npy files."""
-    from lwc_compiler.runtime.arrays import read_arrays, write_arrays
-
-    with lwc.load(directory, threads) as session:
-        outputs = session.run(read_arrays(inputs))
-    files = write_arrays(output_dir, outputs, force=force)
-    rows = [(name, outputs[name].dtype.name, outputs[name].shape, str(file)) for name, file in files.items()]
-    if as_json:
-        print_json({name: {"dtype": dtype, "shape": shape, "file": file} for name, dtype, shape, file in rows})
-        return
-    print_table(
-        ("output", "dtype", "shape", "file"),
-        [(name, dtype, shape_text(shape), file) for name, dtype, shape, file in rows],
-    )
+for _command in (run, bench, inspect):
+    cli.add_command(_command)
 
 
 @cli.command()
-@_directory
-@click.option("--against", type=_PATH, metavar="MODEL.onnx", help="Time ONNX Runtime on this model too.")
-@click.option("--threads", type=int, help="Threads of both, at least 1.  [default: what the artifact was compiled for]")
-@click.option(
-    "--seconds",
-    type=click.FloatRange(min=0),
-    default=3.0,
-    show_default=True,
-    help="Time to measure each of the two for, at least 0.",
-)
-@_json
-def bench(directory: Path, against: Path | None, threads: int | None, seconds: float, as_json: bool) -> None:
-    """Times an artifact and ONNX Runtime.
-
-    Both get the same random inputs and run in turns; a figure is the median of many runs.
-    """
-    from lwc_compiler.runtime import bench as module
-
-    result = module.bench(directory, against=against, threads=threads, seconds=seconds)
-    if as_json:
-        print_json(asdict(result))
-        return
-    rows = [(t.engine, f"{t.median_ms:.4g}", f"{t.min_ms:.4g}", f"{t.p90_ms:.4g}", t.runs) for t in result.timings]
-    print_table(("engine", "median ms", "min ms", "p90 ms", "runs"), rows)
-    threads_text = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
-    click.echo(f"{threads_text}; {result.speedup:.2f}x ONNX Runtime" if result.speedup else threads_text)
-
-
-@cli.command()
-@click.argument("path", metavar="MODEL.onnx|DIRECTORY", type=_PATH)
-@_json
-def inspect(path: Path, as_json: bool) -> None:
-    """Shows every layer of a model or artifact.
-
-    Of an artifact also the kernel a layer got, and why. FLOPs are those of one run; an open batch counts as 1.
-    """
-    from lwc_compiler.report.render import percent, quantity
-
-    if path.is_dir():
-        from lwc_compiler.runtime.artifact import read_artifact
-
-        manifest = read_artifact(path).manifest
-        if as_json:
-            print_json(manifest.model_dump(mode="json"))
-            return
-        print_table(
-            ("layer", "operator", "shape", "density %", "format", "kernel", "bytes", "FLOPs", "why"),
-            [
-                (
-                    d.node,
-                    d.op,
-                    shape_text(d.shape),
-                    percent(d.density),
-                    d.format,
-                    d.kernel,
-                    d.bytes,
-                    quantity(d.flops),
-                    d.why,
-                )
-                for d in manifest.layers
-            ],
-        )
-        return
-    from lwc_compiler.model import load_model
-    from lwc_compiler.passes.normalize import normalize
-    from lwc_compiler.report.render import to_json
-    from lwc_compiler.report.table import layer_report
-
-    report = layer_report(normalize(load_model(path), fold_batch_norm=False))
-    if as_json:
-        print_json(to_json(report))
-        return
-    rows = [
-        (
-            row.node,
-            row.op,
-            shape_text(row.shape),
-            row.weights,
-            percent(row.density),
-            quantity(row.flops),
-            row.kept_because,
-        )
-        for row in report.rows
-    ]
-    total = report.total
-    rows.append(("total", "", "", total.weights, percent(total.density), quantity(total.flops), ""))
-    print_table(("layer", "operator", "shape", "weights", "density %", "FLOPs", "kept because"), rows)
-
-
-@cli.command()
-@_model
-@click.option("-o", "--output", type=_PATH, required=True, metavar="DIR", help="Report to write.")
+@model_argument
+@click.option("-o", "--output", type=PATH, required=True, metavar="DIR", help="Report to write.")
 @click.option(
     "--dense",
-    type=_PATH,
+    type=PATH,
     metavar="FILE",
     help="The model before pruning, whose weights the plots then show too.  [default: none]",
 )
 @click.option(
     "--data",
     metavar="DATA",
-    help=f"Data to measure activations on: {_DATA}.  [default: none; Act% and FLOP% stay open]",
+    help=f"Data to measure activations on: {DATA}.  [default: none; Act% and FLOP% stay open]",
 )
-@_force
-@_json
+@force_option
+@json_option
 def report(model: Path, output: Path, dense: Path | None, data: str | None, force: bool, as_json: bool) -> None:
     """Writes the report of a pruned MODEL: report.md, report.json and plots."""
     from lwc_compiler.model import load_model
@@ -566,31 +375,18 @@ def report(model: Path, output: Path, dense: Path | None, data: str | None, forc
     click.echo(f"wrote {output}")
 
 
-@cli.command()
-@_json
-def targets(as_json: bool) -> None:
-    """Lists what code can be made for."""
-    from lwc_compiler.targets import all_targets, missing_features
-
-    listed = [(target, missing_features(target)) for target in all_targets()]
-    if as_json:
-        print_json([{**asdict(t), "features": sorted(t.features), "missing_here": missing} for t, missing in listed])
-        return
-    print_table(
-        ("target", "vector bits", "runs here", "description"),
-        [(t.name, t.vector_bits, f"no: {', '.join(m)}" if m else "yes", t.description) for t, m in listed],
-    )
+cli.add_command(targets)
 
 
 @cli.command()
 @click.option(
     "-o",
     "--output",
-    type=_PATH,
+    type=PATH,
     metavar="DIR",
     help="Keep data, dense model and artifact here.  [default: keep nothing]",
 )
-@_json
+@json_option
 def demo(output: Path | None, as_json: bool) -> None:
     """Shows the whole path on handwritten digits.
 
@@ -609,7 +405,7 @@ def demo(output: Path | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("network", type=click.Choice(["lenet-300-100", "lenet-5", "alexnet", "vgg-16"]))
-@click.option("-o", "--output", type=_PATH, metavar="DIR", help="Folder of results.  [default: reproduce-<network>]")
+@click.option("-o", "--output", type=PATH, metavar="DIR", help="Folder of results.  [default: reproduce-<network>]")
 @click.option(
     "--data",
     type=click.Choice(["mnist", "fashion-mnist"]),
@@ -621,8 +417,8 @@ def demo(output: Path | None, as_json: bool) -> None:
     "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of the LeNets, 1 or more."
 )
 @click.option("--figure-5", is_flag=True, help="Train the trade-off curves of figure 5 too, for the first seed.")
-@click.option("--cache", type=_PATH, metavar="DIR", help="Keep data sets here.  [default: $LWC_CACHE, ~/.cache/lwc]")
-@_json
+@click.option("--cache", type=PATH, metavar="DIR", help="Keep data sets here.  [default: $LWC_CACHE, ~/.cache/lwc]")
+@json_option
 def reproduce(
     network: str, output: Path | None, data: str, seeds: int, figure_5: bool, cache: Path | None, as_json: bool
 ) -> None:

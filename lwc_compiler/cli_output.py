@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import lwc_compiler as lwc
     from lwc_compiler.packing import PackedSizes
+    from lwc_compiler.runtime.bench import Bench
+    from lwc_compiler.runtime.layer_times import LayerTime
 
 
 def show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
@@ -63,6 +65,39 @@ def show_packed(path: Path, sizes: PackedSizes, as_json: bool) -> None:
     rows.append(("total", "", "", None, "", None, sizes.bytes, f"{sizes.ratio:.1f}x"))
     print_table(("tensor", "shape", "layout", "values", "density %", "bits/index", "bytes", "smaller"), rows)
     click.echo(f"{path}: {sizes.dense_bytes:,} bytes of ONNX in {sizes.bytes:,}")
+
+
+def show_bench(result: Bench) -> None:
+    """The time of every engine, and of every layer where those were timed."""
+    rows = [(t.engine, f"{t.median_ms:.4g}", f"{t.min_ms:.4g}", f"{t.p90_ms:.4g}", t.runs) for t in result.timings]
+    print_table(("engine", "median ms", "min ms", "p90 ms", "runs"), rows)
+    if result.layers:
+        _show_layer_times(result.layers)
+    threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
+    click.echo(f"{threads}; {result.speedup:.2f}x ONNX Runtime" if result.speedup else threads)
+
+
+def _show_layer_times(layers: Sequence[LayerTime]) -> None:
+    from lwc_compiler.report.render import percent
+
+    rows: list[tuple[Any, ...]] = [
+        (
+            entry.layer,
+            entry.kernel,
+            entry.format,
+            None if entry.density is None else percent(entry.density),
+            f"{entry.ms:.4g}",
+            f"{100 * entry.share:.1f}",
+            None if entry.gflops is None else f"{entry.gflops:.3g}",
+            None if entry.dense_ms is None else f"{entry.dense_ms:.4g}",
+            None if entry.dense_ms is None or not entry.ms else f"{entry.dense_ms / entry.ms:.2f}x",
+        )
+        for entry in layers
+    ]
+    columns = ("layer", "kernel", "format", "density %", "ms", "share %", "useful GFLOP/s", "not pruned, ms", "ratio")
+    # The last two are about the model that was given to compare with.
+    count = len(columns) if any(entry.dense_ms is not None for entry in layers) else len(columns) - 2
+    print_table(columns[:count], [row[:count] for row in rows])
 
 
 def _accuracy(passes: Sequence[dict[str, Any]]) -> str:

@@ -207,6 +207,12 @@ def test_compile_run_bench_inspect(lwc, mlp, tmp_path, monkeypatch):
     assert [timing["engine"].split()[0] for timing in result["timings"]] == ["lwc", "ONNX"]
     assert result["speedup"] > 0
     assert "1 thread\n" in lwc("bench", directory, "--seconds", "0").out
+    plots = tmp_path / "plots"
+    done = lwc("bench", directory, "--against", mlp, "--seconds", "0", "--layers", "--plots", plots)
+    assert all(text in done.out for text in ("fc1", "fc2", "inputs and outputs", "useful GFLOP/s", "not pruned, ms"))
+    assert {path.name for path in plots.iterdir()} == {"layer-times.png", "layer-times.svg"}
+    assert "not pruned" not in lwc("bench", directory, "--seconds", "0", "--layers").out
+    assert "give --layers too" in lwc("bench", directory, "--plots", plots).err
 
     layers = json.loads(lwc("inspect", directory, "--json").out)["layers"]
     assert [layer["node"] for layer in layers] == ["fc1", "fc2"]

@@ -8,18 +8,26 @@ one's threads stop spinning, and a run that is not counted. Every run is timed a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
 
 from lwc_compiler.errors import DataError
 from lwc_compiler.model import Model, load_model
-from lwc_compiler.runtime.artifact import read_artifact
+from lwc_compiler.runtime.artifact import Manifest, read_artifact
+from lwc_compiler.runtime.layer_times import LayerTime, layer_times, milliseconds
 from lwc_compiler.runtime.reference import random_inputs, reference_session
-from lwc_compiler.runtime.session import Session, open_session
+from lwc_compiler.runtime.session import Session, open_lowered, open_session
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lwc_compiler.codegen.result import Lowered, ProgramInfo
 
 _WARM_UP_SECONDS = 0.3
 _BLOCK_SECONDS = 0.1
@@ -48,17 +56,19 @@ class Timing:
 
 @dataclass(frozen=True)
 class Bench:
-    """Timings of an artifact and, when asked for, of ONNX Runtime.
+    """Timings of an artifact and, when asked for, of ONNX Runtime and of the dense model compiled by lwc.
 
     Attributes:
-        threads: threads of both.
-        timings: lwc first.
+        threads: threads of all.
+        timings: lwc, ONNX Runtime, the dense model.
         speedup: ONNX Runtime's median / lwc's; None without ONNX Runtime.
+        layers: where the time of the artifact goes; empty when it was not asked for.
     """
 
     threads: int
     timings: tuple[Timing, ...]
     speedup: float | None
+    layers: tuple[LayerTime, ...] = ()
 
 
 def bench(
@@ -67,6 +77,7 @@ def bench(
     against: str | Path | Model | None = None,
     threads: int | None = None,
     seconds: float = 3.0,
+    layers: bool = False,
 ) -> Bench:
     """Times an artifact on random inputs.
 
@@ -75,6 +86,7 @@ def bench(
         against: an ONNX model with the same inputs, for example the one before pruning, to be run by ONNX Runtime.
         threads: threads of both; None: what the artifact was compiled for.
         seconds: time for the timed runs of each engine.
+        layers: time the layers too; `against` is then compiled as it is, to be timed beside the artifact.
 
     Raises:
         ArtifactError, TargetError, OptionError: see `load`.
@@ -82,7 +94,8 @@ def bench(
         DataError: `against` has other inputs than the artifact.
     """
     artifact = read_artifact(directory)
-    with open_session(artifact, threads) as session:
+    with ExitStack() as stack:
+        session = stack.enter_context(open_session(artifact, threads))
         inputs = random_inputs(load_model(artifact.model).proto, session.inputs, seed=0)
         engines: dict[str, Callable[[], object]] = {"lwc": lambda: session.run(inputs)}
         if against is not None:
@@ -91,26 +104,58 @@ def bench(
             _check_inputs(session, reference, model.name)
             names = [output.name for output in reference.get_outputs()]
             engines[f"ONNX Runtime {onnxruntime.__version__}"] = lambda: reference.run(names, inputs)
-        timings = tuple(_timing(engine, times) for engine, times in _interleave(engines, seconds).items())
+        profiled = [_Profiled(session, artifact.manifest.programs, inputs)] if layers else []
+        if layers and against is not None:
+            lowered = _lowered(model, artifact.manifest)
+            dense = stack.enter_context(open_lowered(lowered, session.threads))
+            engines["lwc, not pruned"] = lambda: dense.run(inputs)
+            profiled.append(_Profiled(dense, lowered.programs, inputs))
+        times = _interleave([*engines.values(), *(each.run for each in profiled)], seconds)
+        timings = tuple(_timing(engine, spent) for engine, spent in zip(engines, times, strict=False))
     speedup = timings[1].median_ms / timings[0].median_ms if len(timings) > 1 else None
-    return Bench(session.threads, timings, speedup)
+    return Bench(session.threads, timings, speedup, _layers(profiled, artifact.manifest) if layers else ())
 
 
-def _interleave(engines: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Engine -> seconds of every timed run."""
-    for run in engines.values():
+class _Profiled:
+    """An engine that times its own steps."""
+
+    def __init__(self, session: Session, programs: Sequence[ProgramInfo], inputs: Mapping[str, Any]) -> None:
+        self.program = next(program for program in programs if program.target == session.target)
+        self.profiles: list[NDArray[np.float64]] = []
+        self._session, self._inputs = session, inputs
+
+    def run(self) -> None:
+        self.profiles.append(self._session.profile(self._inputs))
+
+
+def _lowered(model: Model, manifest: Manifest) -> Lowered:
+    """`model` compiled as the artifact was, without being pruned."""
+    from lwc_compiler.passes.lower import lower
+
+    return lower(model, manifest.options.lower.model_copy(update={"target": manifest.target}))
+
+
+def _layers(profiled: Sequence[_Profiled], manifest: Manifest) -> tuple[LayerTime, ...]:
+    pruned, *dense = profiled
+    beside = milliseconds(dense[0].program, dense[0].profiles) if dense else {}
+    return layer_times(pruned.program, manifest.layers, pruned.profiles, beside)
+
+
+def _interleave(engines: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
+    """Seconds of every timed run of each engine."""
+    for run in engines:
         start = time.perf_counter()
         while time.perf_counter() - start < _WARM_UP_SECONDS:
             run()
-    times: dict[str, list[float]] = {engine: [] for engine in engines}
+    times: list[list[float]] = [[] for _ in engines]
     for _ in range(max(_BLOCKS_AT_LEAST, round(seconds / _BLOCK_SECONDS))):
-        for engine, run in engines.items():
+        for run, spent in zip(engines, times, strict=True):
             time.sleep(_PAUSE_SECONDS)
             run()
             block = time.perf_counter()
             while (start := time.perf_counter()) - block < _BLOCK_SECONDS:
                 run()
-                times[engine].append(time.perf_counter() - start)
+                spent.append(time.perf_counter() - start)
     return times
 
 

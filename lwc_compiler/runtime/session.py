@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from lwc_compiler.codegen.result import TensorSpec
+    from lwc_compiler.codegen.result import Lowered, TensorSpec
 
 ALIGNMENT_BYTES = 64
 
@@ -54,6 +54,14 @@ def open_session(artifact: Artifact, threads: int | None = None) -> Session:
         manifest.threads if threads is None else threads,
         manifest.target,
     )
+
+
+def open_lowered(lowered: Lowered, threads: int) -> Session:
+    """A session of a library in memory, on `threads` threads."""
+    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+        library = Path(folder) / f"lib{lowered.name}.so"
+        library.write_bytes(lowered.library)
+        return Session(library, lowered.symbol, lowered.inputs, lowered.outputs, threads, lowered.target)
 
 
 class Session:
@@ -98,6 +106,8 @@ class Session:
         self._workspace = ctypes.c_void_p(-(-self._memory.ctypes.data // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
         self._arguments = (ctypes.c_void_p * len(inputs))()
         self._results = (ctypes.c_void_p * len(outputs))()
+        # Values of ctypes, which a call takes as they are.
+        self._passed = (self._arguments, self._results, self._workspace, ctypes.c_void_p(self._pool))
         self._takes = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs)
         self._gives = tuple((spec.name, np.dtype(spec.dtype), spec.shape, _memory_of(spec)) for spec in outputs)
 
@@ -114,6 +124,39 @@ class Session:
             DataError: an input is missing, unknown, or of another dtype or shape.
             ArtifactError: the session is closed, or the library reports an error.
         """
+        return self._call(self._library.run, self._passed, inputs)
+
+    def profile(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
+        """Runs the network once and gives the seconds of each of its steps, and then of the copies of its tensors.
+
+        The manifest's `programs` say what the steps are, see `target`.
+
+        Raises:
+            DataError, ArtifactError: see `run`.
+        """
+        seconds = np.zeros(self._library.step_count() + 1)
+        self._call(self._library.profile, (*self._passed, ctypes.c_void_p(seconds.ctypes.data)), inputs)
+        return seconds
+
+    @property
+    def target(self) -> str:
+        """The target whose code runs: of those that the library has code for, the most capable that this CPU can."""
+        name: bytes = self._library.target()
+        return name.decode()
+
+    def use_target(self, name: str) -> None:
+        """Makes this and other sessions of the library in this process run the code for a target of less capable CPUs.
+
+        Raises:
+            TargetError: the library has no code for it, or this CPU cannot run it.
+        """
+        if not self._library.use_target(name.encode()):
+            raise TargetError(f"the library has no code for {name} that this CPU can run")
+
+    def _call(
+        self, function: Callable[..., int], passed: tuple[object, ...], inputs: Mapping[str, NDArray[np.generic]]
+    ) -> dict[str, NDArray[np.generic]]:
+        """Calls one of the library's functions that compute the outputs."""
         arrays = []
         for name, dtype, shape in self._takes:
             array = inputs.get(name)
@@ -137,7 +180,7 @@ class Session:
                 self._arguments[index] = _address(array)
             for index, address in enumerate(addresses):
                 self._results[index] = address
-            code = self._library.run(self._arguments, self._results, self._workspace, self._pool)
+            code = function(*passed)
         if code:
             raise ArtifactError(f"the library failed: {self._library.error_string(code).decode()} (code {code})")
         return outputs
@@ -200,6 +243,10 @@ class _Library:
         pointer = ctypes.c_void_p
         try:
             self.run = library[f"{symbol}_run"]
+            self.profile = library[f"{symbol}_profile"]
+            self.step_count = library[f"{symbol}_step_count"]
+            self.target = library[f"{symbol}_target"]
+            self.use_target = library[f"{symbol}_use_target"]
             self.workspace_bytes = library[f"{symbol}_workspace_bytes"]
             self.error_string = library[f"{symbol}_error_string"]
             self.cpu_supported = library[f"{symbol}_cpu_supported"]
@@ -208,7 +255,8 @@ class _Library:
         except AttributeError as error:
             self.close()
             raise ArtifactError(f"{path} lacks a function of the model: {error}; compile the model again") from None
-        self.run.argtypes = [pointer, pointer, pointer, pointer]
+        self.target.restype = ctypes.c_char_p
+        self.use_target.argtypes = [ctypes.c_char_p]
         self.workspace_bytes.argtypes, self.workspace_bytes.restype = [ctypes.c_int], ctypes.c_size_t
         self.error_string.argtypes, self.error_string.restype = [ctypes.c_int], ctypes.c_char_p
         self.pool_create.argtypes, self.pool_create.restype = [ctypes.c_int], pointer

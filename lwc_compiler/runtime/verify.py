@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +9,7 @@ import numpy as np
 from lwc_compiler.errors import VerificationError
 from lwc_compiler.runtime.artifact import Verification
 from lwc_compiler.runtime.reference import random_inputs, reference_session
-from lwc_compiler.runtime.session import Session
+from lwc_compiler.runtime.session import open_lowered
 from lwc_compiler.targets import find_target, missing_features
 
 if TYPE_CHECKING:
@@ -28,7 +26,8 @@ ROUNDS = 2
 def verify(model: Model, lowered: Lowered) -> Verification:
     """Compares the library with ONNX Runtime on random inputs.
 
-    Code for a CPU that this machine is not cannot run here: then the check is skipped, and says so.
+    Code for a CPU that this machine is not cannot run here: then the check is skipped, and says so. Of a library with
+    code for several, all that can run here is checked.
 
     Args:
         model: what the library must compute: the pruned model in the user's own graph.
@@ -44,12 +43,16 @@ def verify(model: Model, lowered: Lowered) -> Verification:
     names = list(errors)
     ranges = dict.fromkeys(_sigmoids(model.proto.graph), 1.0)
     reference = reference_session(model.proto, lowered.threads)
-    with _session(lowered) as session:
+    runnable = [program.target for program in lowered.programs if not missing_features(find_target(program.target))]
+    with open_lowered(lowered, lowered.threads) as session:
         for seed in range(ROUNDS):
             inputs = random_inputs(model.proto, lowered.inputs, seed)
-            outputs = session.run(inputs)
-            for name, expected in zip(names, reference.run(names, inputs), strict=True):
-                errors[name] = max(errors[name], relative_error(outputs[name], expected, ranges.get(name)))
+            outcome = reference.run(names, inputs)
+            for target in runnable:
+                session.use_target(target)
+                outputs = session.run(inputs)
+                for name, expected in zip(names, outcome, strict=True):
+                    errors[name] = max(errors[name], relative_error(outputs[name], expected, ranges.get(name)))
     worst = max(errors, key=errors.__getitem__)
     if not errors[worst] <= TOLERANCE:
         raise VerificationError(
@@ -86,17 +89,3 @@ def _sigmoids(graph: GraphProto) -> set[str]:
     """
     made_by = {name: node.op_type for node in graph.node for name in node.output}
     return {value.name for value in graph.output if made_by.get(value.name) in ("Sigmoid", "HardSigmoid")}
-
-
-def _session(lowered: Lowered) -> Session:
-    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
-        library = Path(folder) / f"lib{lowered.name}.so"
-        library.write_bytes(lowered.library)
-        return Session(
-            library,
-            lowered.symbol,
-            lowered.inputs,
-            lowered.outputs,
-            lowered.threads,
-            lowered.target,
-        )

@@ -28,7 +28,7 @@ _FAMILIES = {
 
 
 def all_targets() -> tuple[Target, ...]:
-    """Every target, family by family, the most capable of each last."""
+    """Every target, family by family; of those without variants the most capable of each last."""
     return tuple(target for family in _FAMILIES.values() for target in family.TARGETS)
 
 
@@ -76,12 +76,14 @@ def _cache_sizes() -> dict[str, int]:
 
 
 def _host_target() -> Target:
-    for target in reversed(all_targets()):
+    # A machine's own code needs no variants.
+    targets = [target for target in all_targets() if not target.variants]
+    for target in reversed(targets):
         if not missing_features(target):
             sizes = _cache_sizes()
             l1, l2 = sizes.get("1", target.l1_bytes), sizes.get("2", target.l2_bytes)
             return replace(target, l1_bytes=l1, l2_bytes=l2)
-    least = min(all_targets(), key=lambda target: len(missing_features(target)))
+    least = min(targets, key=lambda target: len(missing_features(target)))
     raise TargetError(
         f"target '{HOST}': lwc makes no code for this machine ({platform.machine()}, {platform.system()}); the closest "
         f"target, {least.name}, needs {', '.join(missing_features(least))}. Name the target of the machine that will "

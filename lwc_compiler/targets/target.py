@@ -15,7 +15,8 @@ class Target:
         family: the module of this package that declares the target.
         triple: LLVM target triple.
         cpu: LLVM CPU name.
-        features: instruction sets the code uses, by the names of GCC's `__builtin_cpu_supports`.
+        features: instruction sets the code uses, by the names of GCC's `__builtin_cpu_supports`; with variants, those
+            that the least demanding one uses.
         vector_bits: width of a vector register, in bits.
         vector_registers: number of vector registers.
         l1_bytes: level-1 data cache of one core, in bytes.
@@ -47,7 +48,7 @@ class Family(Protocol):
 
     @property
     def TARGETS(self) -> tuple[Target, ...]:  # noqa: N802 - a constant of the module
-        """The family's targets, the most capable last."""
+        """The family's targets, the most capable last but for those with variants."""
 
     def host_features(self) -> frozenset[str]:
         """Instruction sets of this machine, by GCC's names; none where it is not of this family."""

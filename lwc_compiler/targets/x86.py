@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 from lwc_compiler.targets.target import Target
@@ -13,7 +14,7 @@ _GCC_NAMES = {"abm": "lzcnt", "bmi1": "bmi"}
 _V3 = frozenset({"avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
-TARGETS = (
+_LEVELS = (
     Target(
         name="x86-64-v3",
         family="x86",
@@ -37,6 +38,15 @@ TARGETS = (
         l1_bytes=32 << 10,
         l2_bytes=1 << 20,
         description="AVX-512 F, BW, CD, DQ and VL: Intel servers since Skylake-SP (2017), AMD since Zen 4 (2022)",
+    ),
+)
+TARGETS = (
+    *_LEVELS,
+    replace(
+        _LEVELS[0],
+        name="x86-64",
+        description="AVX2 and AVX-512 code in one library, which takes what the processor has when it runs",
+        variants=_LEVELS,
     ),
 )
 

@@ -15,7 +15,7 @@ from lwc_compiler.passes.lower import lower
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.recipe import LowerOptions
 from lwc_compiler.runtime.session import Session
-from lwc_compiler.targets import find_target
+from lwc_compiler.targets import find_target, missing_features
 
 
 def make(nodes, weights, inputs, outputs, opset=18) -> Model:
@@ -115,7 +115,7 @@ def compare(model: Model, tmp_path, options: LowerOptions, shape: list[int], thr
         assert np.abs(got[spec.name] - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("target", ["x86-64-v3", "host"])
+@pytest.mark.parametrize("target", ["x86-64-v3", "host", "x86-64"])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_residual_block(tmp_path, target: str, threads: int) -> None:
     compare(residual_block(), tmp_path, LowerOptions(target=target), [1, 4, 13, 11], threads)
@@ -194,6 +194,45 @@ def test_input_and_constant_as_outputs(tmp_path) -> None:
         {"y": [2, 3], "z": [2], "r": [2, 3]},
     )
     compare(model, tmp_path, LowerOptions(), [2, 3])
+
+
+@pytest.mark.parametrize("variant", find_target("x86-64").variants, ids=lambda variant: variant.name)
+def test_every_variant_of_a_library_computes_the_network(tmp_path, variant) -> None:
+    if missing_features(variant):
+        pytest.skip(f"this CPU cannot run {variant.name}")
+    model = residual_block()
+    lowered = lower(model, LowerOptions(target="x86-64"))
+    (tmp_path / "libnet.so").write_bytes(lowered.library)
+    x = np.random.default_rng(0).standard_normal([1, 4, 13, 11]).astype(np.float32)
+    (expected,) = reference(model, {"x": x})
+    with Session(tmp_path / "libnet.so", "net", lowered.inputs, lowered.outputs, 1, "x86-64") as session:
+        runnable = [v.name for v in find_target("x86-64").variants if not missing_features(v)]
+        assert session.target == runnable[-1]
+        session.use_target(variant.name)
+        assert session.target == variant.name
+        np.testing.assert_allclose(session.run({"x": x})["y"], expected, rtol=1e-5, atol=1e-6)
+        (steps,) = (program.steps for program in lowered.programs if program.target == variant.name)
+        assert len(session.profile({"x": x})) == len(steps) + 1
+
+
+def test_variants_use_their_own_instructions_and_share_equal_constants(tmp_path, monkeypatch) -> None:
+    linked = {}
+
+    def link(compiler, files, hidden):
+        linked.update(files)
+        return b""
+
+    monkeypatch.setattr("lwc_compiler.codegen.link.link_library", link)
+    lowered = lower(residual_block(), LowerOptions(target="x86-64"))
+    assert [program.target for program in lowered.programs] == ["x86-64-v3", "x86-64-v4"]
+    for name, wide in (("x86-64-v3", False), ("x86-64-v4", True)):
+        (tmp_path / "kernels.o").write_bytes(linked[f"kernels-{name}.o"])
+        code = subprocess.run(
+            ["objdump", "-d", "kernels.o"], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
+        assert ("%zmm" in code, "%ymm" in code) == (wide, True)
+    single = [lower(residual_block(), LowerOptions(target=program.target)) for program in lowered.programs]
+    assert lowered.weight_bytes < sum(each.weight_bytes for each in single)
 
 
 def test_two_compilations_are_byte_identical() -> None:

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 from onnx import helper
 
+import lwc_compiler as lwc
 from lwc_compiler.errors import DataError
 from lwc_compiler.model import save_model
 from lwc_compiler.runtime.bench import bench
@@ -35,6 +36,27 @@ def test_against_onnx_runtime(artifact, twice_model, tmp_path, from_file):
     assert reference.engine.startswith("ONNX Runtime ")
     assert result.speedup == pytest.approx(reference.median_ms / ours.median_ms)
     assert result.threads == 2
+
+
+def test_layers_of_the_artifact_alone(artifact):
+    result = bench(artifact.directory, seconds=SECONDS, layers=True)
+    assert [timing.engine for timing in result.timings] == ["lwc"]
+    first, second, copies = result.layers
+    assert (first.layer, first.kernel, first.density, first.ms) == ("fc", "csr_gemm", 0.5, 3.0)
+    assert (second.layer, second.kernel, second.share) == ("", "add", 0.25)
+    assert copies.ms == 0
+    assert {entry.dense_ms for entry in result.layers} == {None}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layers_beside_the_dense_model(mlp, tmp_path, threads):
+    lwc.compile(mlp, tmp_path / "mlp.lwc", lwc.Recipe(prune=lwc.PruneOptions(sparsity=0.5, keep_first=False)))
+    result = bench(tmp_path / "mlp.lwc", against=mlp, threads=threads, seconds=SECONDS, layers=True)
+    assert [timing.engine.split()[0] for timing in result.timings] == ["lwc", "ONNX", "lwc,"]
+    assert [entry.layer for entry in result.layers] == ["fc1", "fc2", ""]
+    assert all(entry.ms > 0 and entry.dense_ms > 0 for entry in result.layers)
+    assert [entry.density is not None and entry.density < 0.6 for entry in result.layers] == [True, True, False]
+    assert sum(entry.share for entry in result.layers) == pytest.approx(1)
 
 
 def renamed(model, change):

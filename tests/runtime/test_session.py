@@ -59,6 +59,19 @@ def test_read_only_arrays_are_taken(session):
     np.testing.assert_array_equal(session.run({"ids": IDS, "values": values})["doubled"], 2 * VALUES)
 
 
+def test_profile_gives_the_seconds_of_steps_and_copies(session):
+    np.testing.assert_array_equal(session.profile({"values": VALUES, "ids": IDS}), [3e-3, 1e-3, 0])
+    with pytest.raises(ArtifactError, match="number of the beast"):
+        session.profile({"values": np.full((2, 3), 666, np.float32), "ids": IDS})
+
+
+def test_only_targets_of_the_library_can_be_used(session):
+    session.use_target("x86-64-v3")
+    assert session.target == "x86-64-v3"
+    with pytest.raises(TargetError, match="no code for x86-64-v4"):
+        session.use_target("x86-64-v4")
+
+
 def test_lists_are_taken_when_their_dtype_fits(session):
     np.testing.assert_array_equal(session.run({"values": VALUES, "ids": [3, 4]})["same"], IDS)
 

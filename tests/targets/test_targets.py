@@ -1,6 +1,7 @@
 import platform
 import subprocess
 from importlib import resources
+from itertools import pairwise
 
 import pytest
 
@@ -28,11 +29,14 @@ def cpu(tmp_path, monkeypatch):
 
 def test_targets_are_consistent():
     names = [target.name for target in all_targets()]
-    assert names == ["x86-64-v3", "x86-64-v4"]
+    assert names == ["x86-64-v3", "x86-64-v4", "x86-64"]
     for target in all_targets():
         assert target.vector_bits % 64 == 0
         assert find_target(target.name) is target
         assert target.family in targets._FAMILIES
+        if target.variants:
+            assert target.features == target.variants[0].features
+            assert all(a.features < b.features for a, b in pairwise(target.variants))
 
 
 def test_artifacts_can_test_for_every_feature():
@@ -79,7 +83,7 @@ def test_unknown_target_names_the_closest(typed, meant):
 
 
 def test_target_unlike_any_other_is_refused():
-    with pytest.raises(TargetError, match=r"Targets are x86-64-v3, x86-64-v4 and host"):
+    with pytest.raises(TargetError, match=r"Targets are x86-64-v3, x86-64-v4, x86-64 and host"):
         find_target("")
 
 

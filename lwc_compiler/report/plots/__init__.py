@@ -7,6 +7,7 @@ matplotlib comes with the extra `plots` and is imported when a plot is drawn; `p
 from lwc_compiler.report.plots.curves import Curve, TrainedRound, sensitivity, trade_off, training_curve
 from lwc_compiler.report.plots.files import plots_available, save_plots
 from lwc_compiler.report.plots.of_model import figure_of_scan, figures_of
+from lwc_compiler.report.plots.times import layer_time
 from lwc_compiler.report.plots.weights import kernel_picture, layer_density, mask_picture, weight_histogram
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "figures_of",
     "kernel_picture",
     "layer_density",
+    "layer_time",
     "mask_picture",
     "plots_available",
     "save_plots",

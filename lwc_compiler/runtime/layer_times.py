@@ -1,0 +1,96 @@
+"""Where the time of a run goes: the steps of a program, summed up by the layer they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from lwc_compiler.codegen.result import LayerDecision, ProgramInfo
+
+COPIES = "inputs and outputs"
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Time of one linear layer, or of all calls of a kernel that belongs to none.
+
+    Attributes:
+        layer: ONNX node; empty for what belongs to no linear layer.
+        kernel: names of the kernels, in the order they run.
+        format: how the weights are stored; empty without weights.
+        density: kept / all weights; None without weights.
+        ms: median over the runs, in milliseconds.
+        share: `ms` / the sum over all entries.
+        gflops: 2 x kept weights x positions / time, in GFLOP/s; None without weights.
+        dense_ms: `ms` of the same entry in the dense model compiled by lwc; None where there is none.
+    """
+
+    layer: str
+    kernel: str
+    format: str
+    density: float | None
+    ms: float
+    share: float
+    gflops: float | None
+    dense_ms: float | None
+
+
+def layer_times(
+    program: ProgramInfo,
+    layers: Sequence[LayerDecision],
+    profiles: Sequence[NDArray[np.float64]],
+    dense: Mapping[tuple[str, str], float],
+) -> tuple[LayerTime, ...]:
+    """The entries of a program, in the order they first run; their shares add up to 1.
+
+    Args:
+        program: what ran.
+        layers: what is known of its layers.
+        profiles: what `Session.profile` gave, run by run.
+        dense: `milliseconds` of the dense model.
+    """
+    decisions = {decision.node: decision for decision in layers}
+    kernels: dict[tuple[str, str], dict[str, None]] = {}
+    formats: dict[tuple[str, str], str] = {}
+    for step, key in zip(program.steps, _keys(program), strict=False):
+        kernels.setdefault(key, {})[step.kernel] = None
+        formats[key] = step.format or formats.get(key, "")
+    times = milliseconds(program, profiles)
+    total = sum(times.values())
+    entries = []
+    for key, ms in times.items():
+        decision = decisions.get(key[0])
+        useful = None if decision is None else decision.dense_flops * decision.density
+        entries.append(
+            LayerTime(
+                layer=key[0],
+                kernel=" + ".join(kernels.get(key, {})) or key[1],
+                format=formats.get(key, ""),
+                density=None if decision is None else decision.density,
+                ms=ms,
+                share=ms / total if total else 0.0,
+                gflops=None if useful is None or not ms else useful / ms / 1e6,
+                dense_ms=dense.get(key),
+            )
+        )
+    return tuple(entries)
+
+
+def milliseconds(program: ProgramInfo, profiles: Sequence[NDArray[np.float64]]) -> dict[tuple[str, str], float]:
+    """(node, "") of a layer or ("", kernel) -> median of the milliseconds that all its steps took in a run."""
+    columns: dict[tuple[str, str], list[int]] = {}
+    for index, key in enumerate(_keys(program)):
+        columns.setdefault(key, []).append(index)
+    runs = 1e3 * np.array(profiles)
+    return {key: float(np.median(runs[:, chosen].sum(axis=1))) for key, chosen in columns.items()}
+
+
+def _keys(program: ProgramInfo) -> list[tuple[str, str]]:
+    """The entry of every number that `Session.profile` gives."""
+    return [*((step.node, "") if step.node else ("", step.kernel) for step in program.steps), ("", COPIES)]
