@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lwc_compiler.kernels.channel_plan import best_channels, plan_channels
 from lwc_compiler.kernels.cost import choose
 from lwc_compiler.kernels.interleave import interleave_kernel
 from lwc_compiler.kernels.kernel import Input, Output, Scratch, Step
@@ -44,10 +45,14 @@ def plan_conv(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epi
         return plan_matmul(matrix.T, geometry.batch, epilogue, target)
     problem = canonical(geometry)
     taps = np.ascontiguousarray(weight, np.float32).reshape(problem.groups, problem.out_channels, -1)
-    choice, winograd = choose(problem, taps, target), best_winograd(geometry, target)
-    if winograd is not None and winograd.cycles < choice.cycles:
-        why = f"{choice.why}, Winograd {choice.cycles / winograd.cycles:.1f}x faster still"
+    choice = choose(problem, taps, target)
+    winograd, channels = best_winograd(geometry, target), best_channels(problem, target)
+    if winograd and winograd.cycles < min(choice.cycles, channels.cycles if channels else np.inf):
+        why = f"{choice.why}; Winograd {choice.cycles / winograd.cycles:.1f}x faster still"
         return plan_winograd(weight, epilogue, winograd.layout, why)
+    if channels and channels.cycles < choice.cycles:
+        why = f"{choice.why}; dense with channels in vectors {choice.cycles / channels.cycles:.1f}x faster still"
+        return plan_channels(taps, epilogue, channels.layout, why)
     return plan_choice(taps, geometry, epilogue, choice, Input(0), residual, Output(0))
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from lwc_compiler.targets.target import Target
 
-_DENSE_ROWS = (8, 4, 3, 2)
+_DENSE_ROWS = (8, 6, 4, 3, 2)
+_NEARLY_DENSE = 0.9  # from this density on, leaving weights out gains nothing
 _BLOCK_ROWS = (2, 4, 8)
 _THREADS = 4  # that a layer's tiles should suffice for
 
@@ -50,7 +51,7 @@ def choose(problem: Problem, weight: NDArray[np.float32], target: Target) -> Cho
     density = float(kept.mean())
     tiling, time = best_tiling(problem, target, "dense", 1.0)
     options = [(time, "dense", tiling)]
-    for rows in () if density == 1 else (1, *_BLOCK_ROWS):
+    for rows in () if density > _NEARLY_DENSE else (1, *_BLOCK_ROWS):
         blocks = _block_density(kept, rows)
         if rows > problem.out_channels or (rows > 1 and blocks > 1.5 * density):
             continue  # mostly filling: the zeros are not in blocks of this height
