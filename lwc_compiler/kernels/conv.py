@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lwc_compiler.kernels.channel_plan import channel_candidates
 from lwc_compiler.kernels.choice import Pick, Task, predicted
 from lwc_compiler.kernels.interleave import interleave_kernel
 from lwc_compiler.kernels.kernel import Input, Output, Scratch, Step
@@ -51,6 +52,7 @@ def plan_conv(
         matrix = weight.reshape(geometry.out_channels, geometry.in_channels, -1)[:, :, tap]
         return plan_matmul(matrix.T, geometry.batch, epilogue, target, pick)
     candidates = tap_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
+    candidates += channel_candidates(weight, geometry, epilogue, target)
     candidates += winograd_candidates(weight, geometry, epilogue, target)
     return pick(_task(weight, geometry, epilogue), candidates)
 

@@ -78,7 +78,8 @@ def _fitted(wide: dict[str, float], narrow: dict[str, float], both: dict[str, fl
     return _Weights(**narrow, **both), _Weights(**wide, **both)
 
 
-_DENSE_ROWS = (8, 4, 3, 2)
+_DENSE_ROWS = (8, 6, 4, 3, 2)
+_NEARLY_DENSE = 0.9  # from this density on, leaving weights out gains nothing
 _BLOCK_ROWS = (2, 4, 8)
 _THREADS = 4  # that a layer's tiles should suffice for
 _RANKED = 16  # tilings of a format that are worth a measurement
@@ -152,7 +153,7 @@ def formats(problem: Problem, kept: NDArray[np.bool_]) -> dict[str, float]:
         kept: (groups, out_channels, taps).
     """
     density, result = float(kept.mean()), {"dense": 1.0}
-    for rows in () if density == 1 else (1, *_BLOCK_ROWS):
+    for rows in () if density > _NEARLY_DENSE else (1, *_BLOCK_ROWS):
         blocks = stored_density(kept, rows)
         if rows > problem.out_channels or (rows > 1 and blocks > 1.5 * density):
             continue  # mostly filling: the zeros are not in blocks of this height

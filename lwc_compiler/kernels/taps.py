@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.layer import Activation
 
 LINE = 16  # float32 in a cache line
+_AHEAD = 512  # float32 by which dense weights are asked for before they are used
 
 
 @dataclass(frozen=True)
@@ -382,6 +383,8 @@ class _Writer:
             base = 0
         with b.loop("tap", begin, end) as tap:
             offset = b.let("offset", b.load(self.offsets, tap).astype("int32"))
+            if self.shared:
+                b.prefetch(self.values, base + (tap * t.rows + _AHEAD))
             weights = [b.let("w", b.load(self.values, base + tap * t.rows + r)) for r in range(t.rows)]
             for v in range(vectors):
                 at = v // t.tile_vectors * lay.pitch + lay.starts[v % t.tile_vectors]

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
-from lwc_compiler.kernels.builder import KernelBuilder, pieces, smaller, splat, unravel
+from lwc_compiler.kernels.builder import KernelBuilder, smaller, splat, unravel
 from lwc_compiler.kernels.kernel import Constant
-from lwc_compiler.kernels.layer import store_result
+from lwc_compiler.kernels.rows import copy_row, fill_row, store_turned
 from lwc_compiler.kernels.transpose import transpose_square
 
 if TYPE_CHECKING:
@@ -253,10 +253,10 @@ class _Writer:
                     inside = tirx.all(line + i >= 0, line + i < height)
                     to = b.address(i * lay.pitch + free)
                     with b.when(inside):
-                        self._copy_row(x, plane + (line + i) * width, scratch, to, width, left)
+                        source = plane + (line + i) * width
+                        copy_row(b, x, source, scratch, to, width=width, left=left, pitch=lay.pitch, most=lanes)
                     with b.otherwise():
-                        for start, count in pieces(lay.pitch, lanes):
-                            b.store(scratch, to + start, splat(0.0, count), count)
+                        fill_row(b, scratch, to, lay.pitch, lanes)
                 with b.loop("vector", 0, lay.pitch // lanes) as vector:
                     at = b.address(vector * lanes + free)
                     rows = [b.let("d", b.load(scratch, at + i * lay.pitch, lanes)) for i in range(lay.size)]
@@ -279,19 +279,6 @@ class _Writer:
                     to = b.address(square + q * (lay.size * lay.squares * lay.stride) + column * lay.stride)
                     for j, value in enumerate(_forward(forward, parts, lanes)):
                         b.store(v, to + j * (lay.squares * lay.stride), value, lanes)
-
-    def _copy_row(self, x: Any, source: Any, scratch: Any, to: Any, width: int, left: int) -> None:
-        """Copies a row of input pixels, with zeros for the padding."""
-        b, lay = self.b, self.lay
-        begin, skip = max(0, left), max(0, -left)
-        count = max(0, min(width - skip, lay.pitch - begin))
-        at = b.address(source + skip)
-        for start, lanes in pieces(begin, lay.lanes):
-            b.store(scratch, to + start, splat(0.0, lanes), lanes)
-        for start, lanes in pieces(count, lay.lanes):
-            b.store(scratch, to + (begin + start), b.load(x, at + start, lanes), lanes)
-        for start, lanes in pieces(lay.pitch - begin - count, lay.lanes):
-            b.store(scratch, to + (begin + count + start), splat(0.0, lanes), lanes)
 
     def multiply(self, v: Any, base: Any, weights: Any, chunk: Any, scratch: Any, held: int) -> None:
         """The products of all positions for a chunk of output channels, (positions, squares, chunk) from `held` on."""
@@ -370,17 +357,12 @@ class _Writer:
                 with b.when(line < height), b.loop("vector", 0, -(-width // lanes)) as vector:
                     x = b.let("x", smaller(vector * lanes, max(0, width - lanes)))
                     at = b.address(pixels + (i * self.out_pitch + x) * lanes)
-                    values = [b.register(lanes) for _ in range(lanes)]
-                    for k, value in enumerate(values):
-                        value.set(b.load(scratch, at + k * lanes, lanes))
-                    transpose_square(b, values)
                     plane = ((image + n) * lay.out_channels + channel) * (height * width)
                     to = b.address(plane + line * width + x)
-                    for c, value in enumerate(values):
-                        for start, part in pieces(min(lanes, width), lanes):
-                            stored = value.get() if part == lanes else value.part(start, part)
-                            at_pixel = to + (c * height * width + start)
-                            store_result(b, y, at_pixel, stored, residual, epilogue.activation, part)
+                    store_turned(
+                        b, scratch, at, lanes, y, to, plane=height * width, pixels=min(lanes, width), lanes=lanes,
+                        residual=residual, activation=epilogue.activation,
+                    )  # fmt: skip
 
 
 def _forward(matrix: NDArray[np.float64], values: list[Any], lanes: int) -> list[Any]:

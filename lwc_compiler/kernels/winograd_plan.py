@@ -41,7 +41,9 @@ def winograd_candidates(
     """
 
     def candidate(cycles: float, layout: WinogradLayout) -> Candidate:
-        return Candidate("winograd", f"winograd {layout}", cycles, lambda: plan_winograd(weight, epilogue, layout))
+        cut = (layout.square, layout.images, layout.rows, layout.group, layout.vectors, int(layout.separate))
+        name = f"winograd {'x'.join(map(str, cut))}"
+        return Candidate("winograd", name, cycles, lambda: plan_winograd(weight, epilogue, layout))
 
     ranked = sorted(((_cycles(layout, target), layout) for layout in layouts(geometry, target)), key=lambda c: c[0])
     return [candidate(cycles, layout) for cycles, layout in ranked[:_RANKED]]

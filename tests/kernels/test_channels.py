@@ -1,0 +1,48 @@
+"""Dense convolutions with channels in the vectors are right in every layout, whether the cost model likes it or not."""
+
+import numpy as np
+from harness import Case, KernelTests, finish, make_epilogue, sparse, variant
+from test_conv import conv, reference, weight_shape
+
+from lwc_compiler.kernels.channel_plan import layouts, plan_channels
+from lwc_compiler.kernels.kernel import Plan
+from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+from lwc_compiler.kernels.tap_plan import canonical
+
+GEOMETRIES = [
+    conv(1, 16, (7, 7), 32, (3, 3), pads=(1, 1, 1, 1)),
+    conv(2, 20, (9, 13), 33, (1, 1), (2, 2)),
+    conv(3, 6, (14, 5), 70, (3, 2), (2, 1), (0, 1, 2, 0)),
+    conv(1, 24, (6, 31), 34, (3, 3), pads=(1, 2, 0, 1), groups=2),
+    conv(2, 5, (8, 19), 17, (5, 3)),
+    conv(1, 7, (1, 12), 16, (3, 3), pads=(1, 1, 1, 1)),
+]
+
+
+def forced(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, number: int, target) -> Plan:
+    """A layout picked at random from all that the cost model weighs."""
+    problem = canonical(geometry)
+    candidates = list(layouts(problem, target))
+    layout = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
+    return plan_channels(weight.reshape(problem.groups, problem.out_channels, -1), epilogue, layout)
+
+
+def make_case(number: int, geometry: ConvGeometry) -> Case:
+    generator = np.random.default_rng(number)
+    density, kind = variant(number, 2)
+    weight = sparse(generator, weight_shape(geometry), density, axis=0)
+    epilogue = make_epilogue(generator, kind, geometry.out_channels)
+    x = generator.standard_normal(geometry.in_shape).astype(np.float32)
+    further, expected, scale = finish(generator, reference(x, weight, geometry), epilogue, axis=1)
+
+    def plan(target) -> Plan:
+        return forced(weight, geometry, epilogue, number, target)
+
+    return Case(f"{number}-{density}-{kind}", plan, [x, *further], expected, scale)
+
+
+CASES = [make_case(number, geometry) for number, geometry in enumerate(5 * GEOMETRIES)]
+
+
+class TestEveryLayout(KernelTests):
+    cases = CASES
