@@ -1,5 +1,6 @@
 """The registry lists the kernels that plans are made of."""
 
+import test_channels
 import test_conv
 import test_matmul
 import test_taps
@@ -11,7 +12,7 @@ from lwc_compiler.targets import find_target
 
 def test_lists_every_tested_kernel_and_no_other() -> None:
     formats = {}
-    for case in [*test_conv.CASES, *test_matmul.CASES, *test_taps.CASES, *test_winograd.CASES]:
+    for case in [*test_channels.CASES, *test_conv.CASES, *test_matmul.CASES, *test_taps.CASES, *test_winograd.CASES]:
         plan = case.plan(find_target("x86-64-v4"))
         for step in plan.steps:
             formats.setdefault(step.kernel.name, set()).add(plan.format)
