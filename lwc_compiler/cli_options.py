@@ -122,7 +122,7 @@ HELP = {
         "batch": "Size of the batch dimension, where the model leaves it open; at least 1.",
         "threads": "Threads the artifact uses when its caller does not say, at least 1.",
         "shapes": "Shape of an input whose dimensions the model leaves open. Can be given many times.",
-        "tune": "Kernels measured on this machine for each layer, at least 0; 0: a prediction decides. Default: 8 for "
+        "tune": "Kernels measured on this machine for each layer, at least 0; 0: a prediction decides. Default: 6 for "
         "target host, 0 for a target with a name.",
     },
     "pack": {

@@ -215,7 +215,7 @@ class LowerOptions(Options):
         threads: threads the artifact uses when the caller does not say; at least 1.
         shapes: input name -> every dimension, for inputs with other open dimensions.
         tune: kernels measured on this machine for each layer, of those predicted to be the fastest; 0: the prediction
-            decides. None: 8 for `host`, 0 for a target with a name, whose code may run elsewhere.
+            decides. None: 6 for `host`, 0 for a target with a name, whose code may run elsewhere.
     """
 
     target: str = "host"

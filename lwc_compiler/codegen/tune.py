@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 _WORTH_CYCLES = 30_000  # predicted; shorter layers are not worth a measurement
-_HOPELESS = 2.5  # a format that is predicted to be slower by this factor is not measured
+_HOPELESS = 2.0  # a format that is predicted to be slower by this factor is not measured
 _ROUNDS, _SECONDS = 6, 0.012  # runs of each candidate at least, and how long each is timed
 _TRIED, _OUT_OF_THE_RACE = 3, 2.0  # slower by this factor after so many rounds: not run again
 

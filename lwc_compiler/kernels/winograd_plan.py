@@ -112,6 +112,6 @@ def _cycles(layout: WinogradLayout, target: Target) -> float:
     if weight_bytes > target.l2_bytes // 2:
         spent += _WEIGHT_BYTE * weight_bytes
     missed = min(1.0, max(0.0, 2 * input_bytes / target.l2_bytes - 1))
-    spent += _INPUT_BYTE * missed * input_bytes * (lay.chunks + 2)
+    spent += _INPUT_BYTE * input_bytes * (missed * (lay.chunks + 2) + 2 * lay.separate)
     more = 1 - KERNEL**2 / lay.positions  # other kernels read their weights for a first time too, but fewer bytes
     return _CYCLES * (units * spent + _COLD_BYTE * more * weight_bytes)

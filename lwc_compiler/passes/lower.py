@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lwc_compiler.recipe import LowerOptions
     from lwc_compiler.targets.target import Target
 
-_TUNE = 8
+_TUNE = 6
 
 
 def lower(model: Model, options: LowerOptions) -> Lowered:
