@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 # What one core does in a step; good to a factor of two or three, which is all that the choice of threads needs.
-_FLOPS_A_NANOSECOND = 20.0
-_BYTES_A_NANOSECOND = 10.0
+_FLOPS_A_NANOSECOND = 60.0
+_BYTES_A_NANOSECOND = 30.0
 
 Value: TypeAlias = "Ref | tuple[Value, ...]"
 

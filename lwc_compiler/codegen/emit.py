@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 # A thread that joins a step has to save more time than the caller takes to let it in and to wait for it.
-_NANOSECONDS_A_THREAD = 4000
+_NANOSECONDS_A_THREAD = 2000
 _MAX_THREADS = 256  # LWC_MAX_THREADS
 
 

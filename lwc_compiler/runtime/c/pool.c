@@ -169,7 +169,7 @@ static void lwc_run_step(struct LWC(pool) *pool, const lwc_frame *frame, const l
     atomic_store(&pool->ticket, closed);
     for (int i = 1; i < threads; i++)
         for (int pauses = 0; atomic_load(&pool->seats[i].busy); pauses++) {
-            if (pauses < LWC_PAUSES * LWC_PAUSES) lwc_pause();
+            if (pauses < 8 * LWC_PAUSES) lwc_pause();
             else sched_yield(); /* the thread lost its core: let it have this one */
         }
 }
