@@ -16,6 +16,14 @@ from lwc_compiler.report.table import Report
 from lwc_compiler.runtime.artifact import Verification, write_artifact
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_measurements():
+    """Kernels are picked by prediction, unless a test asks for measurements: these take long, and change nothing else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lwc_compiler.passes.lower._TUNE", 0)
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     return _without_skips((yield))
