@@ -18,7 +18,7 @@ from lwc_compiler.runtime.artifact import Verification, write_artifact
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_measurements():
-    """Kernels are picked by prediction, unless a test asks for measurements: these take long, and change nothing else."""
+    """Kernels are picked by prediction, unless a test asks for measurements: these take long and change no result."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lwc_compiler.passes.lower._TUNE", 0)
         yield

@@ -132,8 +132,9 @@ class _Context:
         return self.node.input[index] in self._constants
 
 
-def _always(_: _Context) -> bool:
-    return True
+def _spatial(context: _Context) -> bool:
+    """Weights and statistics are constant: computed ones have a dimension 0 of their own."""
+    return all(context.constant(i) for i in range(1, len(context.node.input)) if context.node.input[i])
 
 
 def _elementwise(context: _Context) -> bool:
@@ -142,6 +143,7 @@ def _elementwise(context: _Context) -> bool:
 
 def _not_axis_0(name: str, index: int, default: int | None = None) -> Callable[[_Context], bool]:
     def rule(context: _Context) -> bool:
+        """The axes are known, and the batch is none of them."""
         axes = context.numbers(name, index)
         if axes is None:
             axes = None if default is None else [default]
@@ -223,9 +225,9 @@ _SPATIAL = [
 _REDUCTIONS = ["ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"]
 _RULES: dict[str, Callable[[_Context], bool]] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(_SPATIAL, _always),
+    **dict.fromkeys(_SPATIAL, _spatial),
     **dict.fromkeys(_REDUCTIONS, _not_axis_0("axes", 1)),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "LayerNormalization"), _not_axis_0("axis", 9, -1)),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), _not_axis_0("axis", 9, -1)),
     "Concat": _not_axis_0("axis", 99),
     "Split": _not_axis_0("axis", 99, 0),
     "Squeeze": _not_axis_0("axes", 1),

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lwc_compiler.codegen.layers import extract_layers
-from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.errors import OptionError, UnsupportedError
 from lwc_compiler.model import Model, working_copy
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.passes.normalize import normalize
@@ -233,6 +233,46 @@ def test_variants_use_their_own_instructions_and_share_equal_constants(tmp_path,
         assert ("%zmm" in code, "%ymm" in code) == (wide, True)
     single = [lower(residual_block(), LowerOptions(target=program.target)) for program in lowered.programs]
     assert lowered.weight_bytes < sum(each.weight_bytes for each in single)
+
+
+def large_convolution() -> Model:
+    """A layer that takes long enough to be worth a measurement."""
+    return make(
+        [("Conv", ["x", "w"], ["y"], {"pads": [1, 1, 1, 1], "name": "conv"})],
+        {"w": sparse(64, 64, 3, 3)},
+        {"x": [1, 64, 28, 28]},
+        {"y": [1, 64, 28, 28]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "how"),
+    [
+        (LowerOptions(tune=3), "measured"),
+        (LowerOptions(tune=0), "predicted"),
+        (LowerOptions(target="x86-64-v3"), "predicted"),
+        (LowerOptions(target="x86-64-v3", tune=2), "measured"),
+    ],
+)
+def test_kernels_are_measured_where_that_is_asked_for(tmp_path, monkeypatch, options: LowerOptions, how: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (decision,) = lower(large_convolution(), options).layers
+    assert f"{how} fastest" in decision.why
+
+
+def test_kernels_are_measured_for_the_host_unless_told_otherwise(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("lwc_compiler.passes.lower._TUNE", 2)
+    (decision,) = lower(large_convolution(), LowerOptions()).layers
+    assert "measured fastest" in decision.why
+
+
+def test_measuring_for_another_machine_is_refused(monkeypatch) -> None:
+    monkeypatch.setattr("lwc_compiler.passes.lower.missing_features", lambda target: ["avx512f"])
+    with pytest.raises(
+        OptionError, match=r"tune 2: this machine cannot measure kernels for x86-64-v4, it lacks avx512f"
+    ):
+        lower(large_convolution(), LowerOptions(target="x86-64-v4", tune=2))
 
 
 def test_two_compilations_are_byte_identical() -> None:

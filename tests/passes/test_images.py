@@ -76,6 +76,10 @@ DEPENDENT = {
     "a transpose": (
         [NODE("Transpose", ["x"], ["t"], perm=[1, 0]), NODE("Relu", ["t"], ["y"])], (BATCH, BATCH), (BATCH, BATCH), {},
     ),
+    "images as weights": (
+        [NODE("Relu", ["x"], ["r"]), NODE("Conv", ["x", "r"], ["c"]), NODE("Relu", ["c"], ["y"])],
+        (BATCH, 3, 4, 4), (BATCH, BATCH, 1, 1), {},
+    ),
     "a product of images": (
         [NODE("Relu", ["x"], ["r"]), NODE("MatMul", ["x", "r"], ["y"])], (BATCH, BATCH), (BATCH, BATCH), {},
     ),
