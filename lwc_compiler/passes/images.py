@@ -157,7 +157,7 @@ def _matmul(context: _Context) -> bool:
 
 
 def _gemm(context: _Context) -> bool:
-    return context.constant(1) and not context.attributes.get("transA", 0)
+    return not context.constant(0) and context.constant(1) and not context.attributes.get("transA", 0)
 
 
 def _transpose(context: _Context) -> bool:
