@@ -222,7 +222,7 @@ def _memory_of(spec: TensorSpec) -> type[ctypes.Array[ctypes.c_char]]:
 def _address(array: NDArray[np.generic]) -> int:
     # Several times as quick as `array.ctypes`; needs a buffer that can be written and has a first byte.
     if array.flags.writeable and array.size:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # an array is a buffer
     return array.ctypes.data
 
 

@@ -196,6 +196,19 @@ def test_input_and_constant_as_outputs(tmp_path) -> None:
     compare(model, tmp_path, LowerOptions(), [2, 3])
 
 
+def test_results_do_not_depend_on_the_number_of_threads(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("lwc_compiler.codegen.emit._NANOSECONDS_A_THREAD", 1)  # even small steps are shared
+    lowered = lower(residual_block(), LowerOptions())
+    (tmp_path / "libnet.so").write_bytes(lowered.library)
+    x = np.random.default_rng(0).standard_normal([1, 4, 13, 11]).astype(np.float32)
+    results = set()
+    for threads in (1, 2, 5, 64):
+        arguments = (tmp_path / "libnet.so", "net", lowered.inputs, lowered.outputs, threads, lowered.target)
+        with Session(*arguments) as session:
+            results.update(session.run({"x": x})["y"].tobytes() for _ in range(20))
+    assert len(results) == 1
+
+
 @pytest.mark.parametrize("variant", find_target("x86-64").variants, ids=lambda variant: variant.name)
 def test_every_variant_of_a_library_computes_the_network(tmp_path, variant) -> None:
     if missing_features(variant):
