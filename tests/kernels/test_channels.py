@@ -1,8 +1,8 @@
 """Dense convolutions with channels in the vectors are right in every layout, whether the cost model likes it or not."""
 
 import numpy as np
-from harness import Case, KernelTests, finish, make_epilogue, sparse, variant
-from test_conv import conv, reference, weight_shape
+from harness import KernelTests, variant
+from test_conv import conv, make_case
 
 from lwc_compiler.kernels.channel_plan import layouts, plan_channels
 from lwc_compiler.kernels.kernel import Plan
@@ -19,29 +19,22 @@ GEOMETRIES = [
 ]
 
 
-def forced(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, number: int, target) -> Plan:
-    """A layout picked at random from all that the cost model weighs."""
-    problem = canonical(geometry)
-    candidates = list(layouts(problem, target))
-    layout = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
-    return plan_channels(weight.reshape(problem.groups, problem.out_channels, -1), epilogue, layout)
+def random_layout(number: int):
+    """A planner that takes a layout at random from all that the cost model weighs."""
+
+    def plan(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, target) -> Plan:
+        problem = canonical(geometry)
+        candidates = list(layouts(problem, target))
+        layout = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
+        return plan_channels(weight.reshape(problem.groups, problem.out_channels, -1), epilogue, layout)
+
+    return plan
 
 
-def make_case(number: int, geometry: ConvGeometry) -> Case:
-    generator = np.random.default_rng(number)
-    density, kind = variant(number, 2)
-    weight = sparse(generator, weight_shape(geometry), density, axis=0)
-    epilogue = make_epilogue(generator, kind, geometry.out_channels)
-    x = generator.standard_normal(geometry.in_shape).astype(np.float32)
-    further, expected, scale = finish(generator, reference(x, weight, geometry), epilogue, axis=1)
-
-    def plan(target) -> Plan:
-        return forced(weight, geometry, epilogue, number, target)
-
-    return Case(f"{number}-{density}-{kind}", plan, [x, *further], expected, scale)
-
-
-CASES = [make_case(number, geometry) for number, geometry in enumerate(5 * GEOMETRIES)]
+CASES = [
+    make_case(number, geometry, *variant(number, 2), random_layout(number))
+    for number, geometry in enumerate(5 * GEOMETRIES)
+]
 
 
 class TestEveryLayout(KernelTests):

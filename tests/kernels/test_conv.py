@@ -161,7 +161,8 @@ def weight_shape(geometry: ConvGeometry) -> tuple[int, ...]:
     return (first, second // geometry.groups, *geometry.kernel)
 
 
-def make_case(number: int, geometry: ConvGeometry, density: object, kind: str) -> Case:
+def make_case(number: int, geometry: ConvGeometry, density: object, kind: str, plan=None) -> Case:
+    """A case with random numbers; `plan` is called as `plan_conv`, which it is when it is not given."""
     generator = np.random.default_rng(number)
     g = geometry
     weight = sparse(generator, weight_shape(g), density, axis=1 if g.transposed else 0)
@@ -169,7 +170,7 @@ def make_case(number: int, geometry: ConvGeometry, density: object, kind: str) -
     x = generator.standard_normal(g.in_shape).astype(np.float32)
     further, expected, scale = finish(generator, reference(x, weight, g), epilogue, axis=1)
     assert expected.shape == g.out_shape
-    plan = plan_conv_transpose if g.transposed else plan_conv
+    plan = plan or (plan_conv_transpose if g.transposed else plan_conv)
     sizes = ["x".join(map(str, v)) for v in (g.in_shape, g.kernel, g.strides)]
     name = f"{number}-{'transposed' if g.transposed else 'conv'}-{sizes[0]}-to-{g.out_channels}-kernel-{sizes[1]}"
     name += f"-strides-{sizes[2]}-groups-{g.groups}-{density}-{kind}"
