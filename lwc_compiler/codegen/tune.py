@@ -82,15 +82,19 @@ class Tuner:
 
     def _remember(self, layer: str, seconds: dict[str, float]) -> None:
         """Adds timings to the file, with what others wrote to it since; a file that cannot be written is no loss."""
-        self._timings = _read(self._file)
         self._timings.setdefault(self._machine, {})[layer] = seconds
+        timings = _read(self._file)
+        timings[self._machine] = timings.get(self._machine, {}) | self._timings[self._machine]
+        new = None
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False, encoding="utf-8") as file:
-                json.dump(self._timings, file)
-            Path(file.name).replace(self._file)
+                new = Path(file.name)
+                json.dump(timings, file)
+            new.replace(self._file)
         except OSError:
-            pass
+            if new is not None:
+                new.unlink(missing_ok=True)
 
 
 def _promising(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
@@ -229,7 +233,10 @@ def _digest_of_kernels() -> str:
 def _read(file: Path) -> dict[str, dict[str, dict[str, float]]]:
     """What the file holds; nothing when there is none, or it is damaged."""
     try:
-        timings: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        timings = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            machine: {layer: {name: float(time) for name, time in seconds.items()} for layer, seconds in layers.items()}
+            for machine, layers in timings.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}
-    return timings

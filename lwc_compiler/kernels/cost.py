@@ -255,4 +255,4 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
     copied = layout.tiles * p.planes * layout.plane / LINE * (c.copy if p.width.stride == 1 else c.copy_strided)
     if pixels * p.in_channels * p.height.size * p.width.size * p.depth.size > 0.75 * target.l2_bytes:
         copied *= 1 + c.far_copy
-    return layout.tiles * (copied / layout.tiles + c.tile) + layout.tiles / layout.chunks * layout.row_groups * group
+    return copied + layout.tiles * c.tile + layout.tiles / layout.chunks * layout.row_groups * group
