@@ -436,7 +436,7 @@ def reproduce(
 
         found = imagenet.summary(imagenet.reproduce_untrained(network, folder))
     else:
-        from lwc_compiler.reproduce.datasets import cache_folder
+        from lwc_compiler.cache import cache_folder
         from lwc_compiler.reproduce.results import summary
         from lwc_compiler.reproduce.run import lenet_experiment, run
 

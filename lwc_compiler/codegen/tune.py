@@ -10,7 +10,6 @@ import _ctypes
 import ctypes
 import hashlib
 import json
-import os
 import tempfile
 import time
 from dataclasses import replace
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lwc_compiler.cache import cache_folder
 from lwc_compiler.codegen.kernel_build import compile_kernels
 from lwc_compiler.codegen.link import Compiler, link_library
 from lwc_compiler.kernels.choice import explain, formats_best, predicted
@@ -54,7 +54,7 @@ class Tuner:
 
     def __init__(self, target: Target, count: int, compiler: Compiler) -> None:
         self._target, self._count, self._compiler = target, count, compiler
-        self._file = _cache_folder() / f"timings-{_digest_of_kernels()}.json"
+        self._file = cache_folder() / f"timings-{_digest_of_kernels()}.json"
         self._machine = f"{host_cpu(target)}; {target.name}"
         self._timings = _read(self._file)
 
@@ -213,10 +213,6 @@ def _copied(array: NDArray[Any]) -> NDArray[np.uint8]:
     buffer = _memory(array.nbytes)
     buffer[: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return buffer
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lwc"
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import pickle
 import shutil
 import subprocess
@@ -81,12 +80,6 @@ class Files:
     train: Path
     validation: Path
     test: Path
-
-
-def cache_folder() -> Path:
-    """Where downloads and data sets are kept: `$LWC_CACHE`, else `lwc` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
-    given = os.environ.get("LWC_CACHE")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lwc"
 
 
 def prepare(name: str, shape: tuple[int, ...], cache: Path) -> Files:

@@ -268,13 +268,13 @@ def large_convolution() -> Model:
     ],
 )
 def test_kernels_are_measured_where_that_is_asked_for(tmp_path, monkeypatch, options: LowerOptions, how: str) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LWC_CACHE", str(tmp_path))
     (decision,) = lower(large_convolution(), options).layers
     assert f"{how} fastest" in decision.why
 
 
 def test_kernels_are_measured_for_the_host_unless_told_otherwise(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LWC_CACHE", str(tmp_path))
     monkeypatch.setattr("lwc_compiler.passes.lower._TUNE", 2)
     (decision,) = lower(large_convolution(), LowerOptions()).layers
     assert "measured fastest" in decision.why

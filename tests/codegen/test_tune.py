@@ -22,7 +22,7 @@ TASK = Task("a layer", 0.1, (4 * 32 * 28 * 28,), 4 * 64 * 28 * 28)
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("LWC_CACHE", str(tmp_path / "lwc"))
     return tmp_path / "lwc"
 
 

@@ -15,7 +15,6 @@ from lwc_compiler.reproduce import datasets
 from lwc_compiler.reproduce.datasets import (
     Dataset,
     Images,
-    cache_folder,
     load_arrays,
     load_fashion_mnist,
     load_mnist,
@@ -230,14 +229,3 @@ def test_cache_that_cannot_be_written_is_an_error(tmp_path, ordered):
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=r"cannot keep data sets in .*give another folder"):
         prepare("ordered", (784,), tmp_path / "file")
-
-
-def test_cache_folder_follows_the_environment(monkeypatch, tmp_path):
-    monkeypatch.setenv("LWC_CACHE", str(tmp_path / "a"))
-    assert cache_folder() == tmp_path / "a"
-    monkeypatch.delenv("LWC_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert cache_folder() == tmp_path / "b" / "lwc"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "lwc"
