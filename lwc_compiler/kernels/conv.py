@@ -52,8 +52,9 @@ def plan_conv(
         matrix = weight.reshape(geometry.out_channels, geometry.in_channels, -1)[:, :, tap]
         return plan_matmul(matrix.T, geometry.batch, epilogue, target, pick)
     candidates = tap_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
-    candidates += channel_candidates(weight, geometry, epilogue, target)
-    candidates += winograd_candidates(weight, geometry, epilogue, target)
+    if geometry.images == 1:
+        candidates += channel_candidates(weight, geometry, epilogue, target)
+        candidates += winograd_candidates(weight, geometry, epilogue, target)
     return pick(_task(weight, geometry, epilogue), candidates)
 
 

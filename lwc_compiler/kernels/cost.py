@@ -194,10 +194,10 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
     for r in rows:
         if r > problem.out_channels:
             continue
-        for lanes in dict.fromkeys((wide, 8)):
+        for lanes in dict.fromkeys((wide, 8) if problem.images == 1 else (wide,)):
             # The sums stay in registers, beside the broadcast weights and a vector of input.
             most = max(1, (target.vector_registers - 4 if r == 1 else target.vector_registers * 3 // 4) // r)
-            vectors = -(-problem.width.out // lanes)
+            vectors = -(-problem.width.out * problem.images // lanes)
             for across in sorted({-(-vectors // n) for n in range(1, vectors + 1)}):
                 for down in range(1, min(problem.height.out, most // across) + 1):
                     if -(-problem.height.out // -(-problem.height.out // down)) == down:
@@ -248,7 +248,7 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
     sums = t.rows * vectors
     waiting = 4 * t.chunk * sums * t.lanes if layout.blocks > 1 else 0
     reload = c.far_reload if waiting > target.l1_bytes / 3 else c.reload
-    pixels = 4 * p.batch * p.groups
+    pixels = 4 * p.batch * p.groups * p.images
     stored = pixels * p.out_channels * p.height.out * p.width.out * p.depth.out
     store = c.far_store if stored > 0.75 * target.l2_bytes else c.store
     group = taps * tap + c.block * layout.blocks + sums * (store + reload * (layout.blocks - 1)) + c.group

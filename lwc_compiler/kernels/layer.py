@@ -85,6 +85,9 @@ class ConvGeometry:
 
     `pads` holds the begins, then the ends; negative pads crop. For a transposed convolution `pads` and
     `output_padding` are those of ONNX `ConvTranspose`, and `out_size` follows its formula.
+
+    With `images` > 1 a convolution over two dimensions is computed for so many images that lie side by side: x is
+    (N, H, C, W, images), the output (N, H', O, W', images).
     """
 
     batch: int
@@ -98,6 +101,7 @@ class ConvGeometry:
     groups: int = 1
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
+    images: int = 1
 
     @property
     def out_size(self) -> tuple[int, ...]:
@@ -118,10 +122,15 @@ class ConvGeometry:
 
     @property
     def in_shape(self) -> tuple[int, ...]:
-        """Shape of the input (N, C, *spatial)."""
-        return (self.batch, self.in_channels, *self.in_size)
+        """Shape of the input (N, C, *spatial), or (N, H, C, W, images)."""
+        return self._shape(self.in_channels, self.in_size)
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        """Shape of the output (N, O, *spatial)."""
-        return (self.batch, self.out_channels, *self.out_size)
+        """Shape of the output (N, O, *spatial), or (N, H', O, W', images)."""
+        return self._shape(self.out_channels, self.out_size)
+
+    def _shape(self, channels: int, size: tuple[int, ...]) -> tuple[int, ...]:
+        if self.images == 1:
+            return (self.batch, channels, *size)
+        return (self.batch, size[0], channels, size[1], self.images)

@@ -78,7 +78,7 @@ def plan_tiling(
         activation=epilogue.activation,
     )
     args = tap_operands(constants, epilogue.bias, x, residual, y)
-    pixels = geometry.batch * int(np.prod(geometry.out_size))
+    pixels = geometry.batch * geometry.images * int(np.prod(geometry.out_size))
     return Plan((Step(kernel, args),), (), format_name, "", stored, 2 * stored * pixels)
 
 
@@ -91,17 +91,23 @@ def canonical(geometry: ConvGeometry) -> Problem:
         for i, (size, out) in enumerate(sizes)
     ]
     pointwise = all(geometry.kernel[i] == 1 and geometry.strides[i] == 1 for i in range(n))
-    if pointwise and not any(geometry.pads):
+    batch, images = geometry.batch, geometry.images
+    if pointwise and not any(geometry.pads) and images > 1:
+        # Every row of pixels is an image of its own.
+        pixels = geometry.in_size[1] * images
+        axes, batch, images = [Axis(pixels, pixels, 1, 1, 0, 1)], batch * geometry.in_size[0], 1
+    elif pointwise and not any(geometry.pads):
         pixels = int(np.prod(geometry.in_size))
         axes = [Axis(pixels, pixels, 1, 1, 0, 1)]
     one = Axis(1, 1, 1, 1, 0, 1)
-    while len(axes) > 1 and axes[-1].size == axes[-1].out == axes[-1].kernel == 1 and not axes[-1].pad:
+    while images == 1 and len(axes) > 1 and axes[-1].size == axes[-1].out == axes[-1].kernel == 1 and not axes[-1].pad:
         axes.pop()
     axes = [one] * (3 - len(axes)) + axes
     return Problem(
-        geometry.batch,
+        batch,
         geometry.groups,
         geometry.in_channels // geometry.groups,
         geometry.out_channels // geometry.groups,
         *axes,
+        images=images,
     )

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.layer import Activation
 
 LINE = 16  # float32 in a cache line
+_FEW_SUMS = 4  # so many multiply-adds are done before the first of them is
 _AHEAD = 512  # float32 by which dense weights are asked for before they are used
 
 
@@ -74,7 +75,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Problem:
-    """A grouped convolution (N, C, D, H, W) -> (N, O, D', H', W'), everything but the weights."""
+    """A grouped convolution (N, C, D, H, W) -> (N, O, D', H', W'), everything but the weights.
+
+    With `images` > 1 so many images lie side by side: x is (N, H, C, W, images), y (N, H', O, W', images), and there is
+    no depth. Every load then starts at a pixel, whatever the kernel position, and no lane is empty.
+    """
 
     batch: int
     groups: int
@@ -83,6 +88,7 @@ class Problem:
     depth: Axis
     height: Axis
     width: Axis
+    images: int = 1
 
     @property
     def planes(self) -> int:
@@ -122,8 +128,9 @@ class TapLayout:
         self.problem, self.tiling = p, t
         self.row_tiles = -(-p.height.out // t.tile_rows)
         width = t.tile_vectors * t.lanes
-        self.column_tiles = max(1, -(-p.width.out // width))
-        self.tile_width = min(width, p.width.out)  # valid output columns of a tile
+        self.width = p.width.out * p.images  # float32 of an output row
+        self.column_tiles = max(1, -(-self.width // width))
+        self.tile_width = min(width, self.width)  # valid float32 of an output row of a tile
         last = max(0, self.tile_width - t.lanes)
         self.starts = [min(i * t.lanes, last) for i in range(t.tile_vectors)]
         span = last + t.lanes
@@ -136,7 +143,7 @@ class TapLayout:
         columns = 0
         for phase, reach in sorted(p.width.reach.items()):
             self.column_base[phase] = columns
-            columns += -(-(span + reach) // LINE) * LINE
+            columns += -(-(span + reach * p.images) // LINE) * LINE
         self.span = span
         self.pitch = columns
         self.plane = rows * columns  # float32 of one channel of the tile
@@ -148,6 +155,12 @@ class TapLayout:
         self.scratch_bytes = 4 * (self.packed + sums)
         self.tiles = p.batch * p.groups * p.depth.out * self.row_tiles * self.column_tiles * self.chunks
 
+    @property
+    def chains(self) -> int:
+        """Sums that the taps of a row take turns in, so that one multiply-add need not wait for the last."""
+        t = self.tiling
+        return 2 if t.rows * t.tile_rows * t.tile_vectors <= _FEW_SUMS else 1
+
     def first_row(self, group: int) -> int:
         """First output channel of a group of rows; the last group overlaps the one before it."""
         return min(group * self.tiling.rows, self.problem.out_channels - self.tiling.rows)
@@ -157,7 +170,7 @@ class TapLayout:
         """Offset of every tap (planes x kernel height x kernel width), within its block of channels."""
         p = self.problem
         rows = [self.row_base[p.height.phase(i)] + p.height.shift(i) for i in range(p.height.kernel)]
-        columns = [self.column_base[p.width.phase(i)] + p.width.shift(i) for i in range(p.width.kernel)]
+        columns = [self.column_base[p.width.phase(i)] + p.width.shift(i) * p.images for i in range(p.width.kernel)]
         planes = np.arange(p.planes) % self.tiling.channels * self.plane
         offsets: NDArray[np.int64] = planes[:, None, None] + np.array(rows)[:, None] * self.pitch + np.array(columns)
         return offsets.ravel()
@@ -193,10 +206,17 @@ def pack_taps(weight: NDArray[np.float32], layout: TapLayout, *, shared: bool) -
     for block in blocks:
         part = grouped[:, :, block]
         kept = (part != 0).any(axis=1)
-        counts.append(kept.sum(axis=1))
         group, tap = np.nonzero(kept)
+        value, count = part[group, :, tap], kept.sum(axis=1)
+        if layout.chains > 1:
+            # The last tap of an odd row becomes two of half the weight.
+            again = np.ones(len(tap), np.int64)
+            again[np.cumsum(count)[count % 2 == 1] - 1] = 2
+            value, tap = np.repeat(value / again[:, None], again, axis=0), np.repeat(tap, again)
+            count = (count + 1) // 2
+        counts.append(count)
         offsets.append(layout.offsets[block][tap].astype(offset_type))
-        values.append(part[group, :, tap].ravel())
+        values.append(value.ravel())
     ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
     flat = np.concatenate(values)
     return [
@@ -240,6 +260,10 @@ class _Writer:
     def __init__(self, layout: TapLayout, shared: bool, activation: Activation | None) -> None:
         self.layout, self.shared, self.activation = layout, shared, activation
         self.p, self.t = layout.problem, layout.tiling
+        # Distances in the output: of the rows of a plane, and of the planes of a channel.
+        self.row, self.plane = layout.width, self.p.height.out * layout.width
+        if self.p.images > 1:
+            self.row, self.plane = self.p.groups * self.p.out_channels * layout.width, layout.width
         self.b = KernelBuilder()
 
     def write(self, name: str, bias: bool, residual: bool) -> Kernel:
@@ -252,11 +276,10 @@ class _Writer:
         self.bias = b.pointer("bias") if bias else None
         self.y = b.pointer("y")
         self.scratch = b.pointer("scratch")
-        shape = (p.batch, p.groups, lay.chunks, p.depth.out, lay.row_tiles, lay.column_tiles)
         with b.loop("tile", b.first, b.last) as tile:
-            batch, group, chunk, depth, row, column = unravel(b, tile, shape)
+            batch, group, chunk, depth, row, column = self._place(tile)
             row = b.let("row", smaller(row * t.tile_rows, p.height.out - t.tile_rows))
-            column = b.let("column", smaller(column * lay.tile_width, p.width.out - lay.tile_width))
+            column = b.let("column", smaller(column * lay.tile_width, lay.width - lay.tile_width))
             first = b.let("first", chunk * t.chunk)
             last = b.let("last", smaller(first + t.chunk, lay.row_groups))
             with b.loop("block", 0, lay.blocks) as block:
@@ -268,13 +291,26 @@ class _Writer:
                         if p.out_channels % t.rows == 0
                         else smaller(rows * t.rows, p.out_channels - t.rows),
                     )
-                    channel = b.let("channel", batch * (p.groups * p.out_channels) + group * p.out_channels + at)
-                    plane = p.height.out * p.width.out
-                    out = b.address((channel * p.depth.out + depth) * plane + row * p.width.out + column)
-                    sums = self._sum(group, rows, rows - first, block, group * p.out_channels + at)
+                    channel = b.let("channel", group * p.out_channels + at)
+                    to = (batch * (p.groups * p.out_channels) + channel) * (p.depth.out * self.plane)
+                    to = to + depth * self.plane + row * self.row + column
+                    if p.images > 1:
+                        to = (batch * p.height.out + row) * self.row + channel * self.plane + column
+                    out = b.address(to)
+                    sums = self._sum(group, rows, rows - first, block, channel)
                     with b.when(block == lay.blocks - 1):
                         self._store(sums, out)
         return b.build(name, lay.tiles, lay.scratch_bytes)
+
+    def _place(self, tile: Any) -> list[Any]:
+        """Batch, group, chunk, depth, row and column of a tile: tiles follow each other in the order of the output."""
+        p, lay = self.p, self.layout
+        if p.images == 1:
+            shape = (p.batch, p.groups, lay.chunks, p.depth.out, lay.row_tiles, lay.column_tiles)
+            return unravel(self.b, tile, shape)
+        shape = (p.batch, lay.chunks, lay.row_tiles, p.groups, lay.column_tiles)
+        batch, chunk, row, group, column = unravel(self.b, tile, shape)
+        return [batch, group, chunk, 0, row, column]
 
     def _copy_input(self, batch: Any, group: Any, depth: Any, row: Any, column: Any, block: Any) -> None:
         """Copies the block's planes of the tile into the scratch memory."""
@@ -283,38 +319,46 @@ class _Writer:
         count = b.let("count", smaller(t.channels, p.planes - start))
         with b.loop("c", 0, count) as c:
             plane = b.let("plane", start + c)
-            channel = b.let("ch", (batch * p.groups + group) * p.in_channels + divide(plane, p.depth.kernel))
+            channel = group * p.in_channels + divide(plane, p.depth.kernel)
             d = b.let("d", depth * p.depth.stride + modulo(plane, p.depth.kernel) * p.depth.dilation - p.depth.pad)
-            source = b.let("source", (channel * p.depth.size + d) * (p.height.size * p.width.size))
+            channels, width = p.groups * p.in_channels, p.width.size * p.images
+            if p.images == 1:
+                pitch = width
+                source = b.let("source", ((batch * channels + channel) * p.depth.size + d) * (p.height.size * pitch))
+            else:
+                pitch = channels * width
+                source = b.let("source", batch * (p.height.size * pitch) + channel * width)
             for phase, reach in p.height.reach.items():
                 with b.loop("q", 0, t.tile_rows + reach) as q:
                     line = b.let("line", (row + q) * p.height.stride + (phase - p.height.pad))
                     target = b.address(c * lay.plane + (lay.row_base[phase] + q) * lay.pitch)
                     limits = [*_limits(line, p.height), *_limits(d, p.depth)]
                     if not limits:
-                        self._copy_row(source + line * p.width.size, target, column, zero=False)
+                        self._copy_row(source + line * pitch, target, column, zero=False)
                         continue
                     with b.when(tirx.all(*limits)):
-                        self._copy_row(source + line * p.width.size, target, column, zero=False)
+                        self._copy_row(source + line * pitch, target, column, zero=False)
                     with b.otherwise():
                         self._copy_row(0, target, column, zero=True)
 
     def _copy_row(self, source: Any, target: Any, column: Any, *, zero: bool) -> None:
         """Copies the part of one input row that the tile reads, or zeros."""
-        p, lay = self.p.width, self.layout
+        p, lay, images = self.p.width, self.layout, self.p.images
+        column = divide(column, images)
         for phase, reach in p.reach.items():
-            length = lay.span + reach
+            length = lay.span // images + reach  # pixels
             at = target + lay.column_base[phase]
             if zero:
-                self._fill(at, 0, length)
+                self._fill(at, 0, length * images)
                 continue
-            shift = p.pad - phase  # the phase's element i is input column (column + i) * stride - shift
+            shift = p.pad - phase  # the phase's pixel i is input column (column + i) * stride - shift
             begin, end = 0, length
-            if shift > 0 or (p.out - lay.tile_width + length - 1) * p.stride - shift >= p.size:
+            if shift > 0 or (p.out - lay.tile_width // images + length - 1) * p.stride - shift >= p.size:
                 low, high = shift + p.stride - 1, p.size + shift + p.stride - 1
                 begin = clamp(_floor_divide(low - column * p.stride, p.stride), 0, length)
                 end = clamp(_floor_divide(high - column * p.stride, p.stride), 0, length)
-            start = self.b.address(source + (column * p.stride - shift))
+            start = self.b.address(source + (column * p.stride - shift) * images)
+            begin, end, length = begin * images, end * images, length * images
             if isinstance(begin, int) and isinstance(end, int):
                 self._fill(at, 0, begin)
                 self._copy(start, p.stride, at, begin, end)
@@ -334,7 +378,7 @@ class _Writer:
         whole = b.let("whole", tirx.truncdiv(end - begin, lanes))
         with b.loop("v", 0, whole) as v:
             i = b.let("i", begin + v * lanes)
-            b.store(self.scratch, at + i, b.load(self.x, source + i * stride, lanes, stride), lanes)
+            b.store(self.scratch, at + i, self._pixels(source + i * stride, lanes, stride), lanes)
         with b.loop("i", begin + whole * lanes, end) as i:
             b.store(self.scratch, at + i, b.load(self.x, source + i * stride))
         with b.loop("i", end, length) as i:
@@ -346,14 +390,22 @@ class _Writer:
 
     def _copy(self, source: Any, stride: int, at: Any, begin: int, end: int) -> None:
         for start, lanes in pieces(end - begin, self.t.lanes):
-            value = self.b.load(self.x, source + (begin + start) * stride, lanes, stride)
+            value = self._pixels(source + (begin + start) * stride, lanes, stride)
             self.b.store(self.scratch, at + (begin + start), value, lanes)
+
+    def _pixels(self, at: Any, lanes: int, stride: int) -> Any:
+        """A vector of input: of one pixel, or of pixels `stride` apart."""
+        return self.b.load(self.x, at, lanes, stride if self.p.images == 1 else 1)
 
     def _sum(self, group: Any, rows: Any, slot: Any, block: Any, channel: Any) -> list[list[Register]]:
         """The sums of one group of rows over one block of channels; registers [row][vector of the tile]."""
         b, t, lay = self.b, self.t, self.layout
         vectors = t.tile_rows * t.tile_vectors
+        chains = 1 if self.shared else lay.chains
         sums = [[b.register(t.lanes) for _ in range(vectors)] for _ in range(t.rows)]
+        others = [[[b.register(t.lanes) for _ in row] for row in sums] for _ in range(chains - 1)]
+        for register in (register for other in others for row in other for register in row):
+            register.set(splat(0.0, t.lanes))
         held = b.address(lay.packed + slot * (t.rows * vectors * t.lanes)) if lay.blocks > 1 else 0
         each = [(r, v, sums[r][v]) for r in range(t.rows) for v in range(vectors)]
 
@@ -381,16 +433,21 @@ class _Writer:
             begin = b.let("begin", b.load(self.ends, block * every + number))
             end = b.let("end", b.load(self.ends, block * every + number + 1))
             base = 0
-        with b.loop("tap", begin, end) as tap:
-            offset = b.let("offset", b.load(self.offsets, tap).astype("int32"))
+        with b.loop("taps", begin, end) as taps:
             if self.shared:
-                b.prefetch(self.values, base + (tap * t.rows + _AHEAD))
-            weights = [b.let("w", b.load(self.values, base + tap * t.rows + r)) for r in range(t.rows)]
-            for v in range(vectors):
-                at = v // t.tile_vectors * lay.pitch + lay.starts[v % t.tile_vectors]
-                value = b.let("value", b.load(self.scratch, offset + at, t.lanes))
-                for r in range(t.rows):
-                    sums[r][v].set(sums[r][v].get() + splat(weights[r], t.lanes) * value)
+                b.prefetch(self.values, base + (taps * t.rows + _AHEAD))
+            for chain, into in enumerate([sums, *others]):
+                tap = b.let("tap", taps * chains + chain)
+                offset = b.let("offset", b.load(self.offsets, tap).astype("int32"))
+                weights = [b.let("w", b.load(self.values, base + tap * t.rows + r)) for r in range(t.rows)]
+                for v in range(vectors):
+                    at = v // t.tile_vectors * lay.pitch + lay.starts[v % t.tile_vectors]
+                    value = b.let("value", b.load(self.scratch, offset + at, t.lanes))
+                    for r in range(t.rows):
+                        into[r][v].set(into[r][v].get() + splat(weights[r], t.lanes) * value)
+        for other in others:
+            for r, v, register in each:
+                register.set(register.get() + other[r][v].get())
         if lay.blocks > 1:
             with b.when(block < lay.blocks - 1):
                 for r, v, register in each:
@@ -400,11 +457,11 @@ class _Writer:
     def _store(self, sums: list[list[Register]], out: Any) -> None:
         """Adds the residual, applies the activation, stores the valid pixels."""
         b, p, t, lay = self.b, self.p, self.t, self.layout
-        image = p.depth.out * p.height.out * p.width.out
+        channel = p.depth.out * self.plane
         for r in range(t.rows):
             for v, register in enumerate(sums[r]):
                 start = lay.starts[v % t.tile_vectors]
-                at = out + (r * image + v // t.tile_vectors * p.width.out + start)
+                at = out + (r * channel + v // t.tile_vectors * self.row + start)
                 for piece, lanes in pieces(min(t.lanes, lay.tile_width - start), t.lanes):
                     value = register.get() if lanes == t.lanes else register.part(piece, lanes)
                     store_result(b, self.y, at + piece, value, self.residual, self.activation, lanes)
