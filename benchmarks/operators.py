@@ -25,7 +25,7 @@ from lwc_compiler.codegen.assemble import assemble
 from lwc_compiler.codegen.frontend import import_onnx
 from lwc_compiler.codegen.kernel_build import compile_kernels
 from lwc_compiler.codegen.link import find_compiler, link_library
-from lwc_compiler.codegen.program import BufferRef, Program
+from lwc_compiler.codegen.program import BufferRef, Stage
 from lwc_compiler.codegen.result import TensorSpec
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES
 from lwc_compiler.targets import find_target
@@ -196,19 +196,19 @@ class Ours:
         start = time.perf_counter()
         module = import_onnx(proto)
         specs = [[_spec(v) for v in values] for values in (proto.graph.input, proto.graph.output)]
-        self.program: Program = assemble(module, [], *specs, "op", find_target("host"))
+        self.stage: Stage = assemble(module, [], *specs, "op", find_target("host"))
         self.seconds = time.perf_counter() - start
-        objects = {"kernels.o": compile_kernels(self.program.kernels, find_target("host").llvm())}
+        objects = {"kernels.o": compile_kernels(self.stage.kernels, find_target("host").llvm())}
         path = folder / f"lib{len(list(folder.iterdir()))}.so"
         path.write_bytes(link_library(find_compiler(), objects, hidden=("__truncsfhf2", "__extendhfsf2")))
         library = ctypes.CDLL(str(path))
-        self.buffers = [aligned(size) for size in self.program.buffers]
-        constants = [aligned(c.nbytes) for c in self.program.constants]
-        for memory, constant in zip(constants, self.program.constants, strict=True):
+        self.buffers = [aligned(size) for size in self.stage.buffers]
+        constants = [aligned(c.nbytes) for c in self.stage.constants]
+        for memory, constant in zip(constants, self.stage.constants, strict=True):
             memory[:] = np.ascontiguousarray(constant).reshape(-1).view(np.uint8)
         self.calls = []
-        for call in self.program.calls:
-            kernel = self.program.kernels[call.symbol]
+        for call in self.stage.calls:
+            kernel = self.stage.kernels[call.symbol]
             memory = [(self.buffers if isinstance(a, BufferRef) else constants)[a.index] for a in call.args]
             if kernel.thread_bytes:
                 memory.append(aligned(kernel.thread_bytes))
@@ -226,11 +226,11 @@ class Ours:
             function(*args)
 
     def set(self, inputs: Arrays) -> None:
-        for spec, ref in self.program.inputs:
+        for spec, ref in self.stage.inputs:
             self.buffers[ref.index][:] = inputs[spec.name].reshape(-1).view(np.uint8)
 
     def outputs(self) -> list[np.ndarray]:
-        pairs = [(s, r) for s, r in self.program.outputs if isinstance(r, BufferRef)]
+        pairs = [(s, r) for s, r in self.stage.outputs if isinstance(r, BufferRef)]
         return [self.buffers[r.index].view(s.dtype).reshape(s.shape).copy() for s, r in pairs]
 
 

@@ -1,4 +1,4 @@
-"""From a Relax module to a program: legalize, fuse, schedule, and walk the straight line that is left."""
+"""From a Relax module to a stage of a program: legalize, fuse, schedule, and walk the straight line that is left."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tvm import relax, tirx
 
 from lwc_compiler.codegen.kernel_build import split_function
 from lwc_compiler.codegen.layers import layer_index
-from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Program, Ref
+from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Ref, Stage
 from lwc_compiler.codegen.result import StepInfo, TensorSpec
 from lwc_compiler.codegen.schedules import schedule
 from lwc_compiler.errors import UnsupportedError
@@ -61,14 +61,14 @@ def assemble(
     outputs: Sequence[TensorSpec],
     prefix: str,
     target: Target,
-) -> Program:
-    """The program of a Relax module.
+) -> Stage:
+    """The stage that a Relax module is.
 
     Args:
         module: as `import_onnx` gives it, layers as `layer_call` makes them.
         layers: the layers.
-        inputs: graph inputs, as `main` takes them.
-        outputs: graph outputs, as `main` returns them.
+        inputs: what `main` takes.
+        outputs: what `main` returns.
         prefix: of the kernels' C symbols.
         target: what the schedules are made for.
 
@@ -85,7 +85,7 @@ def assemble(
             builder.bind(binding)
     result = builder.value(main.body.body)
     results = result if isinstance(result, tuple) else (result,)
-    return Program(
+    return Stage(
         kernels=builder.kernels,
         calls=tuple(builder.calls),
         buffers=tuple(builder.buffers),
@@ -104,7 +104,7 @@ def _spec(name: str, ty: Any) -> TensorSpec:
 
 
 class _Builder:
-    """The program while it grows."""
+    """The stage while it grows."""
 
     def __init__(self, module: tvm.IRModule, layers: Sequence[Layer], prefix: str, target: Target) -> None:
         self.module, self.layers, self.prefix, self.target = module, layers, prefix, target
@@ -170,7 +170,7 @@ class _Builder:
         self.values[binding.var] = self.value(binding.value)
 
     def value(self, expr: Any) -> Value:
-        """Where the value of a Relax expression lies; calls are appended to the program."""
+        """Where the value of a Relax expression lies; calls are appended to the stage."""
         if isinstance(expr, tvm.ir.GenericConst):
             return self.constant(expr.value.numpy())
         if isinstance(expr, relax.Tuple):

@@ -1,4 +1,4 @@
-"""The C source of an artifact: the table of steps of each program, around the runtime in `runtime/c`."""
+"""The C source of an artifact: the steps and stages of each program, around the runtime in `runtime/c`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lwc_compiler.codegen.program import Call, Program, Ref
+    from lwc_compiler.codegen.program import Call, Program, Ref, Stage
     from lwc_compiler.codegen.result import TensorSpec
     from lwc_compiler.targets.target import Target
 
@@ -63,23 +63,29 @@ __asm__(
 extern const unsigned char LWC(weights)[];
 """
 
-_PROGRAM = """\
+_STAGE = """\
 {functions}
 static const lwc_step lwc_steps_{i}[] = {{
 {steps}
 }};
 
-static int lwc_supported_{i}(void) {{ return {supported}; }}
-
-static void lwc_copy_in_{i}(const lwc_frame *f, const void *const *inputs, size_t image) {{
-    (void)f, (void)inputs, (void)image;
+static void lwc_copy_in_{i}(const lwc_frame *f) {{
+    (void)f;
 {copy_in}
 }}
 
-static void lwc_copy_out_{i}(const lwc_frame *f, void *const *outputs, size_t image) {{
-    (void)f, (void)outputs, (void)image;
+static void lwc_copy_out_{i}(const lwc_frame *f) {{
+    (void)f;
 {copy_out}
 }}
+"""
+
+_PROGRAM = """\
+static int lwc_supported_{i}(void) {{ return {supported}; }}
+
+static const lwc_stage lwc_stages_{i}[] = {{
+{stages}
+}};
 """
 
 _EPILOGUE = """\
@@ -109,13 +115,13 @@ def emit(
 
     Args:
         programs: for each target what runs there, the least demanding first; all compute the same network.
-        inputs: of the library; a program takes an equal part of each for every image.
+        inputs: of the library; a stage that runs several times takes an equal part of each every time.
         outputs: of the library, likewise.
         symbol: prefix of all symbols.
         threads: threads `workspace_bytes` of the result is counted for.
     """
     weights = _Weights()
-    parts = [_Part(i, target, program, weights) for i, (target, program) in enumerate(programs)]
+    parts = [_ProgramText(i, target, program, weights) for i, (target, program) in enumerate(programs)]
     runtime = [
         resources.files("lwc_compiler.runtime").joinpath(f"c/{name}.c").read_text(encoding="utf-8")
         for name in ("pool", "runtime")
@@ -155,77 +161,130 @@ class _Weights:
         return self._places[contents]
 
 
-class _Part:
-    """The C text of one program.
-
-    Attributes:
-        arena: bytes of the workspace that all threads share.
-        thread_bytes: bytes of the workspace that each thread has for itself.
-    """
+class _ProgramText:
+    """The C text of one program."""
 
     def __init__(self, index: int, target: Target, program: Program, weights: _Weights) -> None:
-        self._index, self._target, self._program = index, target, program
-        self._offsets, self.arena = plan_workspace(program)
-        self._constants = [weights.place(constant) for constant in program.constants]
-        self.thread_bytes = max(
-            (aligned(k.thread_bytes + SLACK_BYTES) for k in program.kernels.values() if k.thread_bytes), default=0
-        )
+        self._index, self._target = index, target
+        self.between_bytes, before = 0, None
+        self._stages = []
+        for number, stage in enumerate(program.stages):
+            after = None
+            if number < len(program.stages) - 1:
+                ((spec, _),) = stage.outputs
+                after = self.between_bytes
+                self.between_bytes += aligned(stage.runs * _bytes(spec) + SLACK_BYTES)
+            self._stages.append(_StageText(f"{index}_{number}", stage, weights, before, after))
+            before = after
+        self._shared_bytes = max(stage.arena for stage in self._stages)
+        self._thread_bytes = max(stage.thread_bytes for stage in self._stages)
 
     def workspace_bytes(self, threads: int) -> int:
-        """Bytes of the workspace for so many threads, as `lwc_bytes` of the runtime counts them."""
-        together = self.arena + threads * self.thread_bytes
-        apart = min(threads, self._program.images) * (self.arena + self.thread_bytes)
-        return max(together, apart) if self._program.images > 1 else together
+        """Bytes of the workspace for so many threads, as `lwc_workspace_bytes` of the runtime counts them."""
+        together = self._shared_bytes + threads * self._thread_bytes
+        apart = (min(threads, s.runs) * (s.arena + s.thread_bytes) for s in self._stages if s.runs > 1)
+        return self.between_bytes + max(together, *apart, 0)
 
     def row(self) -> str:
         """The program as an entry of the table of programs."""
-        i = self._index
+        i, steps = self._index, sum(stage.steps for stage in self._stages)
         return (
-            f"    {{{_c_string(self._target.name)}, lwc_supported_{i}, lwc_steps_{i}, {len(self._program.calls)}, "
-            f"{self._program.images}, {self.arena}, {self.thread_bytes}, lwc_copy_in_{i}, lwc_copy_out_{i}}},"
+            f"    {{{_c_string(self._target.name)}, lwc_supported_{i}, lwc_stages_{i}, {len(self._stages)}, {steps}, "
+            f"{self.between_bytes}, {self._shared_bytes}, {self._thread_bytes}}},"
         )
 
     def text(self) -> str:
         """What the entry refers to."""
-        program, i = self._program, self._index
+        return "".join(stage.text() for stage in self._stages) + _PROGRAM.format(
+            i=self._index,
+            supported=" && ".join(f"LWC_HAS_{f}" for f in sorted(self._target.features)) or "1",
+            stages="\n".join(stage.row() for stage in self._stages),
+        )
+
+
+class _StageText:
+    """The C text of one stage.
+
+    Args:
+        name: of the stage in C names.
+        stage: the stage.
+        weights: where its constants go.
+        before: where in the memory between stages its input lies; None: it reads the graph inputs.
+        after: the same of its output.
+
+    Attributes:
+        arena: bytes of the workspace that all threads share.
+        thread_bytes: bytes of the workspace that each thread has for itself.
+        runs: of the stage.
+        steps: how many there are.
+    """
+
+    def __init__(self, name: str, stage: Stage, weights: _Weights, before: int | None, after: int | None) -> None:
+        self._name, self._stage, self.runs, self.steps = name, stage, stage.runs, len(stage.calls)
+        self._between: dict[Ref, tuple[int, int]] = {}  # offset, and bytes of a run
+        self._inputs = [] if before is not None else list(stage.inputs)
+        self._outputs = [] if after is not None else list(stage.outputs)
+        for offset, ((spec, ref), *_) in ((before, stage.inputs), (after, stage.outputs)):
+            if offset is not None:
+                self._between[ref] = (offset, _bytes(spec))
+        self._offsets, self.arena = plan_workspace(stage, [r for r in self._between if isinstance(r, BufferRef)])
+        self._constants = [weights.place(constant) for constant in stage.constants]
+        self.thread_bytes = max(
+            (aligned(k.thread_bytes + SLACK_BYTES) for k in stage.kernels.values() if k.thread_bytes), default=0
+        )
+
+    def row(self) -> str:
+        """The stage as an entry of the table of stages."""
+        i = self._name
+        return (
+            f"    {{lwc_steps_{i}, {self.steps}, {self.runs}, {self.arena + self.thread_bytes}, lwc_copy_in_{i}, "
+            f"lwc_copy_out_{i}}},"
+        )
+
+    def text(self) -> str:
+        """What the entry refers to."""
+        stage = self._stage
         functions = []
-        for symbol, kernel in program.kernels.items():
+        for symbol, kernel in stage.kernels.items():
             pointers = ["const void *"] * (len(kernel.func.params) - 2)
             functions.append(f"void {symbol}({', '.join(pointers)}, int32_t, int32_t);")
-        functions += [self._function(number, call) for number, call in enumerate(program.calls)]
-        return _PROGRAM.format(
-            i=i,
+        functions += [self._function(number, call) for number, call in enumerate(stage.calls)]
+        return _STAGE.format(
+            i=self._name,
             functions="\n".join(functions),
-            steps="\n".join(self._step(n, call) for n, call in enumerate(program.calls)) or "    {NULL, 0, 0},",
-            supported=" && ".join(f"LWC_HAS_{f}" for f in sorted(self._target.features)) or "1",
+            steps="\n".join(self._step(n, call) for n, call in enumerate(stage.calls)) or "    {NULL, 0, 0},",
             copy_in="\n".join(
-                f"    memcpy({self._place(ref)}, (const char *)inputs[{n}] + image * {_bytes(spec)}, {_bytes(spec)});"
-                for n, (spec, ref) in enumerate(program.inputs)
+                f"    memcpy({self._place(ref)}, (const char *)f->inputs[{n}] + f->run * {_bytes(spec)}, "
+                f"{_bytes(spec)});"
+                for n, (spec, ref) in enumerate(self._inputs)
                 if _bytes(spec)
             ),
             copy_out="\n".join(
-                f"    memcpy((char *)outputs[{n}] + image * {_bytes(spec)}, {self._place(ref)}, {_bytes(spec)});"
-                for n, (spec, ref) in enumerate(program.outputs)
+                f"    memcpy((char *)f->outputs[{n}] + f->run * {_bytes(spec)}, {self._place(ref)}, {_bytes(spec)});"
+                for n, (spec, ref) in enumerate(self._outputs)
                 if _bytes(spec)
             ),
         )
 
     def _function(self, number: int, call: Call) -> str:
         args = [self._place(ref) for ref in call.args]
-        if self._program.kernels[call.symbol].thread_bytes:
+        if self._stage.kernels[call.symbol].thread_bytes:
             args.append(f"f->workspace + {self.arena} + (size_t)thread * {self.thread_bytes}")
         return (
-            f"static void lwc_step_{self._index}_{number}"
+            f"static void lwc_step_{self._name}_{number}"
             "(const lwc_frame *f, int32_t t0, int32_t t1, int32_t thread) {\n"
             f"    (void)f, (void)thread;\n    {call.symbol}({', '.join([*args, 't0', 't1'])});\n}}"
         )
 
     def _step(self, number: int, call: Call) -> str:
-        tiles = self._program.kernels[call.symbol].tiles
+        tiles = self._stage.kernels[call.symbol].tiles
         threads = max(1, min(tiles, _MAX_THREADS, int(call.nanoseconds / _NANOSECONDS_A_THREAD)))
-        return f"    {{lwc_step_{self._index}_{number}, {tiles}, {threads}}},"
+        return f"    {{lwc_step_{self._name}_{number}, {tiles}, {threads}}},"
 
     def _place(self, ref: Ref) -> str:
+        if ref in self._between:
+            offset, size = self._between[ref]
+            return f"f->between + {offset} + f->run * {size}"
         if isinstance(ref, BufferRef):
             return f"f->workspace + {self._offsets[ref.index]}"
         return f"LWC(weights) + {self._constants[ref.index]}"

@@ -26,6 +26,7 @@ from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul
 from lwc_compiler.model import attributes_of
 from lwc_compiler.padding import window_pads
+from lwc_compiler.passes.beside import CONV, DOMAIN
 from lwc_compiler.passes.sites import node_label
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from lwc_compiler.codegen.converters import Node
     from lwc_compiler.targets.target import Target
 
-_DOMAIN = "lwc"
 _OPERATOR = "LwcLayer"
 _EXTERN = "lwc.layer."
 
@@ -71,11 +71,18 @@ def extract_layers(
 
 def layer_call(node: Node) -> relax.Expr | None:
     """The Relax call that stands for an `LwcLayer` node, None for any other node; `layer_index` reads it back."""
-    if (node.proto.domain, node.proto.op_type) != (_DOMAIN, _OPERATOR):
+    if (node.proto.domain, node.proto.op_type) != (DOMAIN, _OPERATOR):
         return None
     name = f"{_EXTERN}{node.attribute('index')}"
     result = relax.TensorType(node.attribute("shape"), "float32")
     return node.emit(relax.op.call_dps_packed(name, relax.Tuple(node.exprs()), result))
+
+
+def layer_of(node: onnx.NodeProto) -> int | None:
+    """The layer an `LwcLayer` node stands for, None for any other node."""
+    if (node.domain, node.op_type) != (DOMAIN, _OPERATOR):
+        return None
+    return int(attributes_of(node)["index"])
 
 
 def layer_index(function: str) -> int | None:
@@ -108,7 +115,7 @@ class _Extraction:
 
     def result(self) -> tuple[onnx.ModelProto, list[Layer]]:
         for node in self.proto.graph.node:
-            start = _STARTS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            start = _STARTS.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
             if start is not None and node.output[0] not in self.dropped:
                 start(self, node)
         kept = [node for node in self.proto.graph.node if node.output[0] not in self.dropped]
@@ -123,7 +130,7 @@ class _Extraction:
             value_info=self.proto.graph.value_info,
         )
         rest = helper.make_model(graph, opset_imports=self.proto.opset_import, ir_version=self.proto.ir_version)
-        rest.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
+        rest.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         return rest, self.layers
 
     # What the graph says
@@ -209,7 +216,7 @@ class _Extraction:
             inputs = [*inputs, group.residual]
         _, shape = self.values[group.output]
         layer = helper.make_node(
-            _OPERATOR, inputs, [group.output], name=group.nodes[0].name, domain=_DOMAIN,
+            _OPERATOR, inputs, [group.output], name=group.nodes[0].name, domain=DOMAIN,
             index=len(self.layers), shape=shape,
         )  # fmt: skip
         self.replaced[group.output] = layer
@@ -247,7 +254,7 @@ class _Extraction:
         group = self.group(node, bias, y[1], 1 - len(y))
         planner = plan_conv_transpose if geometry.transposed else plan_conv
         plan = planner(weight, geometry, group.epilogue, self.target, self.pick)
-        pixels = math.prod((x if geometry.transposed else y)[2:]) * x[0]
+        pixels = math.prod(geometry.in_shape if geometry.transposed else geometry.out_shape) // y[1]
         self.finish(group, [node.input[0]], plan, node.input[1], 2 * weight.size * pixels)
 
     def gemm(self, node: onnx.NodeProto) -> None:
@@ -294,11 +301,12 @@ class _Extraction:
         self.finish(group, [x], plan, name, 2 * weight.size * rows)
 
 
-_STARTS: dict[str, Callable[[_Extraction, onnx.NodeProto], None]] = {
-    "Conv": _Extraction.conv,
-    "ConvTranspose": _Extraction.conv,
-    "Gemm": _Extraction.gemm,
-    "MatMul": _Extraction.matmul,
+_STARTS: dict[tuple[str, str], Callable[[_Extraction, onnx.NodeProto], None]] = {
+    ("", "Conv"): _Extraction.conv,
+    ("", "ConvTranspose"): _Extraction.conv,
+    ("", "Gemm"): _Extraction.gemm,
+    ("", "MatMul"): _Extraction.matmul,
+    (DOMAIN, CONV): _Extraction.conv,
 }
 
 
@@ -334,10 +342,12 @@ def _per_channel(constant: NDArray[np.float32], channels: int, axis: int, rank: 
 def _geometry(node: onnx.NodeProto, x: tuple[int, ...], y: tuple[int, ...], weight: tuple[int, ...]) -> ConvGeometry:
     """The geometry of a Conv or ConvTranspose of `x` to `y`."""
     attributes, transposed = attributes_of(node), node.op_type == "ConvTranspose"
-    size, kernel = x[2:], weight[2:]
+    batch, size, images, kernel = x[0], x[2:], 1, weight[2:]
+    if node.op_type == CONV:
+        batch, size, images = 1, (x[0], x[2]), x[3]
     before, after = window_pads(attributes, size, kernel, transposed=transposed)
     return ConvGeometry(
-        batch=x[0],
+        batch=batch,
         in_channels=x[1],
         in_size=size,
         out_channels=y[1],
@@ -348,4 +358,5 @@ def _geometry(node: onnx.NodeProto, x: tuple[int, ...], y: tuple[int, ...], weig
         groups=attributes.get("group", 1),
         transposed=transposed,
         output_padding=tuple(attributes.get("output_padding", ())) if transposed else (),
+        images=images,
     )

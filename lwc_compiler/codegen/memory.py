@@ -1,4 +1,4 @@
-"""Where each buffer of a program lies in the workspace: buffers that do not live at the same time share memory."""
+"""Where each buffer of a stage lies in the workspace: buffers that do not live at the same time share memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from lwc_compiler.codegen.program import BufferRef
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES
 
 if TYPE_CHECKING:
-    from lwc_compiler.codegen.program import Program
+    from collections.abc import Collection
+
+    from lwc_compiler.codegen.program import Stage
 
 
 def aligned(size: int) -> int:
@@ -16,34 +18,37 @@ def aligned(size: int) -> int:
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def lifetimes(program: Program) -> list[tuple[int, int]]:
+def lifetimes(stage: Stage) -> list[tuple[int, int]]:
     """First and last time each buffer is in use: time 0 is the copy of the inputs, call i runs at i + 1."""
-    end = len(program.calls) + 1
-    first, last = [end] * len(program.buffers), [0] * len(program.buffers)
+    end = len(stage.calls) + 1
+    first, last = [end] * len(stage.buffers), [0] * len(stage.buffers)
 
     def use(ref: object, time: int) -> None:
         if isinstance(ref, BufferRef):
             first[ref.index] = min(first[ref.index], time)
             last[ref.index] = max(last[ref.index], time)
 
-    for _, buffer in program.inputs:
+    for _, buffer in stage.inputs:
         use(buffer, 0)
-    for time, call in enumerate(program.calls, 1):
+    for time, call in enumerate(stage.calls, 1):
         for ref in call.args:
             use(ref, time)
-    for _, ref in program.outputs:
+    for _, ref in stage.outputs:
         use(ref, end)
     return list(zip(first, last, strict=True))
 
 
-def plan_workspace(program: Program) -> tuple[list[int], int]:
+def plan_workspace(stage: Stage, elsewhere: Collection[BufferRef] = ()) -> tuple[list[int], int]:
     """Byte offset of every buffer, and the bytes of the whole.
+
+    Buffers that lie `elsewhere` take no room; their offsets mean nothing.
 
     Greedy by size (Pisarchyk and Lee, *Efficient Memory Management for Deep Neural Net Inference*, 2020, section 5.2):
     the largest buffer first, each at the lowest place that is free over its whole life.
     """
-    lives = lifetimes(program)
-    sizes = [aligned(size + SLACK_BYTES) for size in program.buffers]
+    lives = lifetimes(stage)
+    away = {ref.index for ref in elsewhere}
+    sizes = [0 if i in away else aligned(size + SLACK_BYTES) for i, size in enumerate(stage.buffers)]
     offsets = [0] * len(sizes)
     placed: list[int] = []
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

@@ -48,17 +48,19 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Program:
-    """What the artifact runs.
+class Stage:
+    """Calls that run on a part of a batch: on one image, on some, or on all.
 
     Attributes:
         kernels: C symbol -> kernel, in order of first use.
         calls: run one after the other.
         buffers: bytes of each workspace buffer, without slack.
         constants: each once; C order.
-        inputs: graph inputs in order, and the buffer each is copied into.
-        outputs: graph outputs in order, and the buffer or constant each is copied from.
-        images: how often it runs, each time on the next image of a batch.
+        inputs: what it reads, in order, and where: graph inputs, which are copied into the buffers, or the output of
+            the stage before, which is there already.
+        outputs: what it computes, in order, and where: graph outputs, which are copied from the buffers or constants,
+            or the input of the next stage.
+        runs: how often it runs for a batch, each time on the next part of it.
     """
 
     kernels: dict[str, Kernel]
@@ -67,4 +69,21 @@ class Program:
     constants: tuple[NDArray[np.generic], ...]
     inputs: tuple[tuple[TensorSpec, BufferRef], ...]
     outputs: tuple[tuple[TensorSpec, Ref], ...]
-    images: int = 1
+    runs: int = 1
+
+
+@dataclass(frozen=True)
+class Program:
+    """What the artifact runs.
+
+    Attributes:
+        stages: each computes its part of the network for the whole batch before the next begins. One tensor leads from
+            a stage to the next.
+    """
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls of all stages."""
+        return tuple(call for stage in self.stages for call in stage.calls)

@@ -45,7 +45,8 @@ def plan_conv(
         pick: chooses among the ways to compute it.
     """
     residual = Input(1) if epilogue.residual else None
-    if geometry.groups == 1 and all(size == 1 for size in (*geometry.in_size, *geometry.out_size)):
+    pixels = {*geometry.in_size, *geometry.out_size}
+    if geometry.groups == geometry.images == 1 and pixels == {1}:
         # One pixel, one kernel position that is not over the padding: a matrix product.
         position = [pad // d for pad, d in zip(geometry.pads, geometry.dilations, strict=False)]
         tap = np.ravel_multi_index(position, geometry.kernel)

@@ -194,7 +194,9 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
     for r in rows:
         if r > problem.out_channels:
             continue
-        for lanes in dict.fromkeys((wide, 8) if problem.images == 1 else (wide,)):
+        for lanes in dict.fromkeys((wide, 8)):
+            if problem.images > 1 and lanes != problem.images:
+                continue
             # The sums stay in registers, beside the broadcast weights and a vector of input.
             most = max(1, (target.vector_registers - 4 if r == 1 else target.vector_registers * 3 // 4) // r)
             vectors = -(-problem.width.out * problem.images // lanes)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ALIGNMENT_BYTES = 64
 SLACK_BYTES = 256
+_SECONDS_A_CYCLE = 4e-10
 
 
 @dataclass(frozen=True)
@@ -116,3 +117,11 @@ class Plan:
     stored: int = 0
     flops: int = 0
     trials: tuple[Trial, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """What it takes on one core: measured, or else roughly predicted; 0 where nothing was compared."""
+        if not self.trials:
+            return 0.0
+        best = self.trials[0]
+        return best.seconds if best.seconds is not None else best.cycles * _SECONDS_A_CYCLE

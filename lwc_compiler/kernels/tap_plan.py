@@ -102,12 +102,14 @@ def canonical(geometry: ConvGeometry) -> Problem:
     one = Axis(1, 1, 1, 1, 0, 1)
     while images == 1 and len(axes) > 1 and axes[-1].size == axes[-1].out == axes[-1].kernel == 1 and not axes[-1].pad:
         axes.pop()
-    axes = [one] * (3 - len(axes)) + axes
+    depth, height, width = [one] * (3 - len(axes)) + axes
     return Problem(
         batch,
         geometry.groups,
         geometry.in_channels // geometry.groups,
         geometry.out_channels // geometry.groups,
-        *axes,
-        images=images,
+        depth,
+        height,
+        width,
+        images,
     )

@@ -77,8 +77,8 @@ class Axis:
 class Problem:
     """A grouped convolution (N, C, D, H, W) -> (N, O, D', H', W'), everything but the weights.
 
-    With `images` > 1 so many images lie side by side: x is (N, H, C, W, images), y (N, H', O, W', images), and there is
-    no depth. Every load then starts at a pixel, whatever the kernel position, and no lane is empty.
+    With `images` > 1 so many images lie side by side: x is (N, H, C, W, images), y (N, H', O, W', images), there is no
+    depth, and vectors have `images` lanes: every load is a pixel, whatever the kernel position, and no lane is empty.
     """
 
     batch: int
@@ -308,8 +308,9 @@ class _Writer:
         if p.images == 1:
             shape = (p.batch, p.groups, lay.chunks, p.depth.out, lay.row_tiles, lay.column_tiles)
             return unravel(self.b, tile, shape)
-        shape = (p.batch, lay.chunks, lay.row_tiles, p.groups, lay.column_tiles)
-        batch, chunk, row, group, column = unravel(self.b, tile, shape)
+        batch, chunk, row, group, column = unravel(
+            self.b, tile, (p.batch, lay.chunks, lay.row_tiles, p.groups, lay.column_tiles)
+        )
         return [batch, group, chunk, 0, row, column]
 
     def _copy_input(self, batch: Any, group: Any, depth: Any, row: Any, column: Any, block: Any) -> None:

@@ -28,39 +28,47 @@ Shapes = dict[str, tuple[int, ...]]
 def one_image(model: Model) -> tuple[Model, int] | None:
     """The network on one image, and the images of the batch; None where the batch is better computed as a whole.
 
-    That is where images may depend on each other, where there is one only, and where a pass over the weights costs more
-    than the activations of an image are worth: when the stored weights are larger.
+    That is where images may depend on each other, and where there is one only.
 
     Args:
         model: normalized, with static shapes.
     """
     graph = model.proto.graph
-    shapes = _shapes(graph)
+    shapes = static_shapes(graph)
     dims = {next(iter(shapes.get(value.name, ())), 0) for value in (*graph.input, *graph.output)}
     count = dims.pop()
     constants = {tensor.name: tensor for tensor in graph.initializer}
     if dims or count < 2 or not all(_keeps_images_apart(node, shapes, constants, count) for node in graph.node):
-        return None
-    activations = sum(4 * math.prod(shapes[name]) // count for node in graph.node for name in node.output)
-    weights = sum(
-        _BYTES_A_NONZERO * int(np.count_nonzero(numpy_helper.to_array(tensor)))
-        for tensor in graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT
-    )
-    if weights > activations:
         return None
     try:
         single = normalize(Model(_with_one(model.proto, constants, count), model.name), fold_batch_norm=False)
     except LwcError:
         return None
     expected = {name: (1, *shape[1:]) for name, shape in shapes.items()}
-    found = _shapes(single.proto.graph)
+    found = static_shapes(single.proto.graph)
     if any(found.get(name) != expected[name] for node in graph.node for name in node.output if name):
         return None
     return single, count
 
 
-def _shapes(graph: onnx.GraphProto) -> Shapes:
+def weights_outweigh(single: Model) -> bool:
+    """Whether a pass over the weights costs more than the activations of an image are worth: the weights are larger.
+
+    Args:
+        single: the network on one image, normalized.
+    """
+    graph = single.proto.graph
+    shapes = static_shapes(graph)
+    activations = sum(4 * math.prod(shapes.get(name, ())) for node in graph.node for name in node.output if name)
+    weights = sum(
+        _BYTES_A_NONZERO * int(np.count_nonzero(numpy_helper.to_array(tensor)))
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    )
+    return weights > activations
+
+
+def static_shapes(graph: onnx.GraphProto) -> Shapes:
     """Value -> static shape; constants, and values without one, are left out."""
     return {
         value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)

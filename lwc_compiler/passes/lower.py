@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import helper
 
+from lwc_compiler.codegen.program import Program
 from lwc_compiler.codegen.result import Lowered, ProgramInfo, TensorSpec
 from lwc_compiler.errors import OptionError, UnsupportedError
-from lwc_compiler.passes.images import one_image
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.targets import HOST, find_target, missing_features
 
@@ -54,11 +54,12 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
     from lwc_compiler.codegen.assemble import assemble
+    from lwc_compiler.codegen.batch import cut_batch
     from lwc_compiler.codegen.emit import emit
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.header import c_identifier, emit_header
     from lwc_compiler.codegen.kernel_build import compile_kernels
-    from lwc_compiler.codegen.layers import extract_layers, layer_call
+    from lwc_compiler.codegen.layers import layer_call
     from lwc_compiler.codegen.link import find_compiler, link_library
     from lwc_compiler.codegen.tune import Tuner
     from lwc_compiler.kernels.choice import predicted
@@ -67,20 +68,22 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     compiler = find_compiler()
     inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
-    computed, images = one_image(model) or (model, 1)
-    takes, gives = _specs(computed.proto.graph.input), _specs(computed.proto.graph.output)
     programs = []
     files = {}
     for variant in target.variants or (target,):
         count = _measured(options, variant)
         pick = Tuner(variant, count, compiler) if count else predicted
-        rest, layers = extract_layers(computed.proto, variant, pick)
-        prefix = f"{symbol}_kernel_{c_identifier(variant.name)}"
-        program = assemble(import_onnx(rest, layer_call), layers, takes, gives, prefix, variant)
-        program = replace(program, images=images)
-        programs.append((variant, program))
-        if program.kernels:
-            files[f"kernels-{variant.name}.o"] = compile_kernels(program.kernels, variant.llvm())
+        parts = cut_batch(model, variant, pick)
+        stages = []
+        for number, part in enumerate(parts):
+            takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
+            prefix = f"{symbol}_kernel_{c_identifier(variant.name)}_{number}"
+            stage = assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, prefix, variant)
+            stages.append(replace(stage, runs=part.runs))
+        programs.append((variant, Program(tuple(stages))))
+        kernels = {symbol: kernel for stage in stages for symbol, kernel in stage.kernels.items()}
+        if kernels:
+            files[f"kernels-{variant.name}.o"] = compile_kernels(kernels, variant.llvm())
     emitted = emit(programs, inputs, outputs, symbol, options.threads)
     header = emit_header(model.name, symbol, inputs, outputs)
     files |= {f"{symbol}.h": header.encode(), "program.c": emitted.source.encode(), "weights.bin": emitted.weights}
@@ -95,8 +98,9 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         workspace_bytes=emitted.workspace_bytes,
         weight_bytes=len(emitted.weights),
         layers=tuple(
-            replace(decision, flops=images * decision.flops, dense_flops=images * decision.dense_flops)
-            for decision in (layer.decision for layer in layers)
+            replace(decision, flops=part.runs * decision.flops, dense_flops=part.runs * decision.dense_flops)
+            for part in parts
+            for decision in (layer.decision for layer in part.layers)
             if decision is not None
         ),
         programs=tuple(

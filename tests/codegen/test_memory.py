@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lwc_compiler.codegen.memory import lifetimes, plan_workspace
-from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Program
+from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Stage
 from lwc_compiler.codegen.result import StepInfo, TensorSpec
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES
 
 
-def program(sizes: list[int], calls: list[list[int]]) -> Program:
+def stage(sizes: list[int], calls: list[list[int]]) -> Stage:
     spec = TensorSpec("x", "uint8", (sizes[0],))
-    return Program(
+    return Stage(
         kernels={},
         calls=tuple(Call("k", tuple(BufferRef(i) for i in call), StepInfo("", "k", ""), 0.0) for call in calls),
         buffers=tuple(sizes),
@@ -27,7 +27,7 @@ def test_living_buffers_never_overlap(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 12))
     sizes = data.draw(st.lists(st.integers(0, 5000), min_size=count, max_size=count))
     calls = data.draw(st.lists(st.lists(st.integers(0, count - 1), min_size=1, max_size=4), min_size=1, max_size=12))
-    plan = program(sizes, calls)
+    plan = stage(sizes, calls)
     offsets, total = plan_workspace(plan)
     lives = lifetimes(plan)
     for i in range(count):
@@ -42,10 +42,15 @@ def test_living_buffers_never_overlap(data: st.DataObject) -> None:
 
 
 def test_a_chain_needs_two_buffers() -> None:
-    offsets, total = plan_workspace(program([1024] * 5, [[0, 1], [1, 2], [2, 3], [3, 4]]))
+    offsets, total = plan_workspace(stage([1024] * 5, [[0, 1], [1, 2], [2, 3], [3, 4]]))
     assert total == 2 * (1024 + SLACK_BYTES)
     assert len(set(offsets)) == 2
 
 
 def test_outputs_live_to_the_end_and_inputs_from_the_start() -> None:
-    assert lifetimes(program([8, 8, 8], [[0, 1], [1, 2]])) == [(0, 1), (1, 2), (2, 3)]
+    assert lifetimes(stage([8, 8, 8], [[0, 1], [1, 2]])) == [(0, 1), (1, 2), (2, 3)]
+
+
+def test_buffers_that_lie_elsewhere_take_no_room() -> None:
+    chain = stage([1024] * 3, [[0, 1], [1, 2]])
+    assert plan_workspace(chain, [BufferRef(0), BufferRef(2)])[1] == 1024 + SLACK_BYTES

@@ -5,9 +5,12 @@ from harness import TARGETS, build
 def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", metafunc.cls.cases, ids=lambda case: case.name)
+    if "built" in metafunc.fixturenames:
+        targets = [target for target in TARGETS if target.vector_bits >= metafunc.cls.vector_bits]
+        metafunc.parametrize("built", targets, indirect=True, scope="class", ids=lambda target: target.name)
 
 
-@pytest.fixture(scope="class", params=TARGETS, ids=lambda target: target.name)
+@pytest.fixture(scope="class")
 def built(request, tmp_path_factory):
     """All cases of the class, compiled for one target."""
     return build(request.cls.cases, request.param, tmp_path_factory.mktemp("kernels"))

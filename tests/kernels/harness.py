@@ -151,6 +151,7 @@ class KernelTests:
     """The tests of every kernel: a module's test class inherits them and says which `cases` it has."""
 
     cases: list[Case]
+    vector_bits = 0  # of a target that can run them, at least
 
     def test_same_as_float64(self, built: Built, case: Case) -> None:
         """The result is the float64 reference, to 1e-5 of its scale; no NaN from outside a buffer gets into it."""

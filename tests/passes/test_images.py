@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler as lwc
-from lwc_compiler.passes.images import one_image
+from lwc_compiler.passes.images import one_image, weights_outweigh
 from lwc_compiler.passes.normalize import normalize
 
 BATCH = 5
@@ -98,7 +98,6 @@ DEPENDENT = {
 @pytest.mark.parametrize("name", DEPENDENT)
 def test_leaves_a_batch_whole_whose_images_depend_on_each_other(name: str) -> None:
     nodes, shape, out, constants = DEPENDENT[name]
-    # Long enough that no constant is larger than the activations.
     chain = [*_chain(), *(_reading(node, "x20") for node in nodes)]
     assert one_image(model(chain, shape, out, **constants)) is None
 
@@ -119,9 +118,14 @@ def _reading(node: onnx.NodeProto, name: str) -> onnx.NodeProto:
     return changed
 
 
-def test_leaves_a_batch_whole_when_weights_are_the_larger_part() -> None:
+def test_weights_outweigh_activations() -> None:
     weight = np.random.default_rng(0).standard_normal((64, 64), np.float32)
-    assert one_image(model([NODE("MatMul", ["x", "w"], ["y"])], (BATCH, 64), (BATCH, 64), w=weight)) is None
+    found = one_image(model([NODE("MatMul", ["x", "w"], ["y"])], (BATCH, 64), (BATCH, 64), w=weight))
+    assert found is not None
+    assert weights_outweigh(found[0])
+    found = one_image(network())
+    assert found is not None
+    assert not weights_outweigh(found[0])
 
 
 def test_one_image_is_no_batch() -> None:

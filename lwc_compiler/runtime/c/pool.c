@@ -20,12 +20,15 @@
 #include <string.h>
 #include <time.h>
 
-typedef struct lwc_program lwc_program;
+typedef struct lwc_stage lwc_stage;
 
-/* What a step needs: the workspace. Weights are static data. The rest is for a step that runs whole images. */
+/* What a step needs: the workspace, the tensors between stages, and which part of the batch is computed. Weights are
+ * static data. The rest is for a step that runs a stage on whole parts of the batch. */
 typedef struct {
     unsigned char *workspace;
-    const lwc_program *program;
+    unsigned char *between;
+    size_t run;
+    const lwc_stage *stage;
     const void *const *inputs;
     void *const *outputs;
 } lwc_frame;

@@ -5,18 +5,27 @@
  * first.
  */
 
-/* One way to compute the network. */
-struct lwc_program {
-    const char *target;
-    int (*supported)(void); /* the processor has the instructions */
+/* Steps that run on a part of the batch: on one image, on some, or on all. */
+struct lwc_stage {
     const lwc_step *steps;
     int step_count;
-    int32_t images; /* the steps compute one image; a run computes so many */
+    int32_t runs; /* so many parts are a batch */
+    size_t thread_bytes; /* of the workspace, when threads run parts of their own */
+    void (*copy_in)(const lwc_frame *frame);
+    void (*copy_out)(const lwc_frame *frame);
+};
+
+/* One way to compute the network: its stages, one after the other. */
+typedef struct {
+    const char *target;
+    int (*supported)(void); /* the processor has the instructions */
+    const lwc_stage *stages;
+    int stage_count;
+    int step_count; /* of all stages */
+    size_t between_bytes; /* of the workspace: the tensors between stages, first in it */
     size_t shared_bytes; /* of the workspace; the rest of it is the threads' own */
     size_t thread_bytes;
-    void (*copy_in)(const lwc_frame *frame, const void *const *inputs, size_t image);
-    void (*copy_out)(const lwc_frame *frame, void *const *outputs, size_t image);
-};
+} lwc_program;
 
 extern const lwc_program LWC(programs)[];
 extern const int LWC(program_count);
@@ -35,16 +44,25 @@ static const lwc_program *lwc_program_here(void) {
     return program;
 }
 
-/* Images t0 to t1 - 1, on this thread alone and in a workspace of its own. */
-static void lwc_images(const lwc_frame *frame, int32_t t0, int32_t t1, int32_t thread) {
-    const lwc_program *program = frame->program;
-    const lwc_frame own = {frame->workspace + (size_t)thread * (program->shared_bytes + program->thread_bytes), program,
-                           frame->inputs, frame->outputs};
-    for (int32_t image = t0; image < t1; image++) {
-        program->copy_in(&own, frame->inputs, (size_t)image);
-        for (int i = 0; i < program->step_count; i++) program->steps[i].call(&own, 0, program->steps[i].tiles, 0);
-        program->copy_out(&own, frame->outputs, (size_t)image);
+/* Parts t0 to t1 - 1 of the batch, on this thread alone and in a workspace of its own. */
+static void lwc_parts(const lwc_frame *frame, int32_t t0, int32_t t1, int32_t thread) {
+    const lwc_stage *stage = frame->stage;
+    lwc_frame own = *frame;
+    own.workspace += (size_t)thread * stage->thread_bytes;
+    for (int32_t part = t0; part < t1; part++) {
+        own.run = (size_t)part;
+        stage->copy_in(&own);
+        for (int i = 0; i < stage->step_count; i++) stage->steps[i].call(&own, 0, stage->steps[i].tiles, 0);
+        stage->copy_out(&own);
     }
+}
+
+/* Adds the time since `*last` to `*seconds`, if there is one. */
+static inline void lwc_clock(double *seconds, double *last) {
+    if (seconds == NULL) return;
+    const double now = lwc_seconds();
+    *seconds += now - *last;
+    *last = now;
 }
 
 /* Runs the network; adds the seconds of every step, and then of the copies of inputs and outputs, to `seconds`. */
@@ -56,22 +74,26 @@ static inline int lwc_run(
     for (int i = 0; i < LWC_INPUTS; i++) if (inputs[i] == NULL) return LWC_ERROR_NULL;
     for (int i = 0; i < LWC_OUTPUTS; i++) if (outputs[i] == NULL) return LWC_ERROR_NULL;
     const lwc_program *program = lwc_program_here();
-    const lwc_frame frame = {workspace, program, inputs, outputs};
-    if (pool != NULL && pool->threads > 1 && pool->threads <= program->images && seconds == NULL) {
-        const lwc_step images = {lwc_images, program->images, program->images};
-        lwc_run_step(pool, &frame, &images);
-        return 0;
-    }
-    double last = seconds ? lwc_seconds() : 0, now;
-    for (int32_t image = 0; image < program->images; image++) {
-        program->copy_in(&frame, inputs, (size_t)image);
-        if (seconds) now = lwc_seconds(), seconds[program->step_count] += now - last, last = now;
-        for (int i = 0; i < program->step_count; i++) {
-            lwc_run_step(pool, &frame, &program->steps[i]);
-            if (seconds) now = lwc_seconds(), seconds[i] += now - last, last = now;
+    double *copies = seconds ? seconds + program->step_count : NULL, last = seconds ? lwc_seconds() : 0;
+    lwc_frame frame = {(unsigned char *)workspace + program->between_bytes, workspace, 0, NULL, inputs, outputs};
+    for (const lwc_stage *stage = program->stages; stage < program->stages + program->stage_count; stage++) {
+        frame.stage = stage;
+        if (pool != NULL && pool->threads > 1 && pool->threads <= stage->runs && seconds == NULL) {
+            const lwc_step parts = {lwc_parts, stage->runs, stage->runs};
+            lwc_run_step(pool, &frame, &parts);
+            continue;
         }
-        program->copy_out(&frame, outputs, (size_t)image);
-        if (seconds) now = lwc_seconds(), seconds[program->step_count] += now - last, last = now;
+        for (frame.run = 0; frame.run < (size_t)stage->runs; frame.run++) {
+            stage->copy_in(&frame);
+            lwc_clock(copies, &last);
+            for (int i = 0; i < stage->step_count; i++) {
+                lwc_run_step(pool, &frame, &stage->steps[i]);
+                lwc_clock(seconds ? seconds + i : NULL, &last);
+            }
+            stage->copy_out(&frame);
+            lwc_clock(copies, &last);
+        }
+        if (seconds) seconds += stage->step_count;
     }
     return 0;
 }
@@ -89,14 +111,16 @@ LWC_API int LWC(profile)(
 }
 
 LWC_API size_t LWC(workspace_bytes)(int threads) {
-    size_t most = 0;
+    size_t most = 0, count = (size_t)(threads < 1 ? 1 : threads);
     for (int i = 0; i < LWC(program_count); i++) {
         const lwc_program *program = &LWC(programs)[i];
-        size_t count = (size_t)(threads < 1 ? 1 : threads), images = (size_t)program->images;
-        size_t bytes = program->shared_bytes + count * program->thread_bytes;
+        size_t bytes = program->between_bytes + program->shared_bytes + count * program->thread_bytes;
         if (bytes > most) most = bytes;
-        bytes = (count < images ? count : images) * (program->shared_bytes + program->thread_bytes);
-        if (images > 1 && bytes > most) most = bytes;
+        for (int j = 0; j < program->stage_count; j++) {
+            const lwc_stage *stage = &program->stages[j];
+            bytes = (count < (size_t)stage->runs ? count : (size_t)stage->runs) * stage->thread_bytes;
+            if (stage->runs > 1 && program->between_bytes + bytes > most) most = program->between_bytes + bytes;
+        }
     }
     return most;
 }
