@@ -41,8 +41,8 @@ def beside(model: Model, start: int, source: str, images: int) -> Model | None:
         images: how many.
     """
     writer = _Writer(model, images)
-    writer.enter(source)
     try:
+        writer.enter(source)
         for node in model.proto.graph.node[start:]:
             rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
             if rule is None:

@@ -1,19 +1,23 @@
 """A batch is cut into stages where that is predicted to be faster, and computes the same either way."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler as lwc
+from lwc_compiler.codegen import batch
 from lwc_compiler.codegen.batch import cut_batch
-from lwc_compiler.kernels.choice import predicted
+from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
+from lwc_compiler.kernels.kernel import Plan, Trial
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.targets import find_target
 
-IMAGES = {"x86-64-v3": 8, "x86-64-v4": 16}
 
-
-def network(batch: int, size: int = 14, channels: int = 48) -> lwc.Model:
+def network(images: int, size: int = 14, channels: int = 48) -> lwc.Model:
     """A residual block on large planes, one on small ones, and a product."""
     generator = np.random.default_rng(0)
     nodes, constants, x = [], {}, "x"
@@ -41,24 +45,47 @@ def network(batch: int, size: int = 14, channels: int = 48) -> lwc.Model:
     graph = helper.make_graph(
         nodes,
         "batch",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (batch, 3, 4 * size, 4 * size))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (batch, 10))],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (images, 3, 4 * size, 4 * size))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (images, 10))],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return normalize(lwc.Model(proto, "batch"), batch=batch, fold_batch_norm=True)
+    return normalize(lwc.Model(proto, "batch"), batch=images, fold_batch_norm=True)
 
 
-@pytest.mark.parametrize("target", IMAGES)
-def test_small_planes_are_computed_side_by_side(target: str) -> None:
-    images = IMAGES[target]
-    first, last = cut_batch(network(2 * images), find_target(target), predicted)
-    assert (first.runs, last.runs) == (2 * images, 2)
-    assert len(first.layers) + len(last.layers) == 8
-    assert len(first.layers) in (1, 2, 4, 5)  # not within a residual block
+def side_by_side_takes(share: float) -> Pick:
+    """A pick for which a layer takes a second for an image alone, and `share` of that side by side."""
+
+    def pick(task: Task, candidates: Sequence[Candidate]) -> Plan:
+        # A product of images side by side is a convolution over them.
+        found = re.search(r"images=(8|16)|in_size=\((8|16),\)", task.layer)
+        seconds = share * int(found[1] or found[2]) if found else 1.0
+        return replace(predicted(task, candidates), trials=(Trial("", 0.0, seconds),))
+
+    return pick
+
+
+@pytest.fixture
+def small_caches(monkeypatch):
+    """The first two layers are too large to be computed side by side."""
+    monkeypatch.setattr(batch, "_MOST_BYTES", 16 * 600_000)
+
+
+@pytest.mark.usefixtures("small_caches")
+def test_small_planes_are_computed_side_by_side_where_that_is_faster() -> None:
+    first, last = cut_batch(network(32), find_target("x86-64-v4"), side_by_side_takes(0.9))
+    assert (first.runs, last.runs) == (32, 2)
+    assert (len(first.layers), len(last.layers)) == (2, 6)
     between = first.rest.graph.output[0]
     assert between.name == last.rest.graph.input[0].name
-    assert last.rest.graph.input[0].type.tensor_type.shape.dim[0].dim_value == images
+    assert last.rest.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 16
+    (part,) = cut_batch(network(32), find_target("x86-64-v4"), side_by_side_takes(1.1))
+    assert (part.runs, len(part.layers)) == (32, 8)
+
+
+def test_small_images_are_computed_side_by_side_from_the_start() -> None:
+    (part,) = cut_batch(network(32), find_target("x86-64-v3"), side_by_side_takes(0.9))
+    assert (part.runs, len(part.layers)) == (4, 8)
 
 
 def test_a_batch_that_fills_no_vector_runs_image_by_image() -> None:
@@ -68,13 +95,7 @@ def test_a_batch_that_fills_no_vector_runs_image_by_image() -> None:
     assert part.runs == 1
 
 
-def test_large_activations_are_not_laid_side_by_side() -> None:
-    """Every layer of these images reads and writes more than the limit, but for the product at the end."""
-    first, *rest = cut_batch(network(16, size=200, channels=24), find_target("x86-64-v4"), predicted)
-    assert len(first.layers) >= 5
-    assert sum(len(part.layers) for part in rest) <= 3
-
-
+@pytest.mark.usefixtures("small_caches")
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_stages_compute_what_onnx_runtime_computes(tmp_path, threads: int) -> None:
     """`compile` compares with ONNX Runtime; more threads than runs of a stage, and fewer, agree bit for bit."""
