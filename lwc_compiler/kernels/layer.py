@@ -87,7 +87,8 @@ class ConvGeometry:
     `output_padding` are those of ONNX `ConvTranspose`, and `out_size` follows its formula.
 
     With `images` > 1 a convolution over two dimensions is computed for so many images that lie side by side: x is
-    (N, H, C, W, images), the output (N, H', O, W', images).
+    (N, H, C, W, images), the output (N, H', O, W', images). With a `grid` these are blocks of an image, down x across,
+    and sizes are those of a block; pads are what a block reads of its neighbours, or zeros.
     """
 
     batch: int
@@ -102,6 +103,7 @@ class ConvGeometry:
     transposed: bool = False
     output_padding: tuple[int, ...] = ()
     images: int = 1
+    grid: tuple[int, int] = (1, 1)
 
     @property
     def out_size(self) -> tuple[int, ...]:

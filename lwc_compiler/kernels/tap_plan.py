@@ -112,4 +112,5 @@ def canonical(geometry: ConvGeometry) -> Problem:
         height,
         width,
         images,
+        geometry.grid,
     )

@@ -79,6 +79,9 @@ class Problem:
 
     With `images` > 1 so many images lie side by side: x is (N, H, C, W, images), y (N, H', O, W', images), there is no
     depth, and vectors have `images` lanes: every load is a pixel, whatever the kernel position, and no lane is empty.
+    Blocks of one image serve as well: with a `grid` of (down, across) blocks, block (i, j) of image n is number
+    (n * down + i) * across + j, and what lies beyond the edge of a block is its neighbour's. A block is at least as
+    large as the padding.
     """
 
     batch: int
@@ -89,6 +92,17 @@ class Problem:
     height: Axis
     width: Axis
     images: int = 1
+    grid: tuple[int, int] = (1, 1)
+
+    def neighbours(self, down: int, across: int) -> list[int]:
+        """The blocks that lie so far from each of the `images`; `images` where there is none."""
+        rows, columns = self.grid
+        found = []
+        for block in range(self.images):
+            i, j = block // columns % rows + down, block % columns + across
+            inside = 0 <= i < rows and 0 <= j < columns
+            found.append(block + down * columns + across if inside else self.images)
+        return found
 
     @property
     def planes(self) -> int:
@@ -334,6 +348,12 @@ class _Writer:
                     line = b.let("line", (row + q) * p.height.stride + (phase - p.height.pad))
                     target = b.address(c * lay.plane + (lay.row_base[phase] + q) * lay.pitch)
                     limits = [*_limits(line, p.height), *_limits(d, p.depth)]
+                    if limits and p.grid != (1, 1):
+                        for down, inside in ((-1, line < 0), (0, tirx.all(*limits)), (1, line >= p.height.size)):
+                            with b.when(inside):
+                                at = source + (line - down * p.height.size) * pitch
+                                self._copy_row(at, target, column, zero=False, down=down)
+                        continue
                     if not limits:
                         self._copy_row(source + line * pitch, target, column, zero=False)
                         continue
@@ -342,8 +362,8 @@ class _Writer:
                     with b.otherwise():
                         self._copy_row(0, target, column, zero=True)
 
-    def _copy_row(self, source: Any, target: Any, column: Any, *, zero: bool) -> None:
-        """Copies the part of one input row that the tile reads, or zeros."""
+    def _copy_row(self, source: Any, target: Any, column: Any, *, zero: bool, down: int = 0) -> None:
+        """Copies the part of one input row that the tile reads, or zeros, or what blocks further `down` have there."""
         p, lay, images = self.p.width, self.layout, self.p.images
         column = divide(column, images)
         for phase, reach in p.reach.items():
@@ -359,6 +379,10 @@ class _Writer:
                 begin = clamp(_floor_divide(low - column * p.stride, p.stride), 0, length)
                 end = clamp(_floor_divide(high - column * p.stride, p.stride), 0, length)
             start = self.b.address(source + (column * p.stride - shift) * images)
+            edge = not (isinstance(begin, int) and isinstance(end, int) and begin == 0 and end == length)
+            if self.p.grid != (1, 1) and (edge or down):
+                self._copy_blocks(start, at, begin, end, length, down)
+                continue
             begin, end, length = begin * images, end * images, length * images
             if isinstance(begin, int) and isinstance(end, int):
                 self._fill(at, 0, begin)
@@ -384,6 +408,20 @@ class _Writer:
             b.store(self.scratch, at + i, b.load(self.x, source + i * stride))
         with b.loop("i", end, length) as i:
             b.store(self.scratch, at + i, 0.0)
+
+    def _copy_blocks(self, source: Any, at: Any, begin: Any, end: Any, length: int, down: int) -> None:
+        """Copies `length` pixels of blocks `down` below: those before `begin` and from `end` on are neighbours'."""
+        b, p, lanes = self.b, self.p, self.t.lanes
+        nothing = b.register(lanes)
+        nothing.set(splat(0.0, lanes))
+        begin, end = b.let("begin", begin), b.let("end", end)
+        for across, first, last in ((-1, 0, begin), (0, begin, end), (1, end, length)):
+            with b.loop("i", first, last) as i:
+                value = b.register(lanes)
+                value.set(b.load(self.x, source + (i * p.width.stride - across * p.width.size) * lanes, lanes))
+                if down or across:
+                    value = b.shuffle(value, nothing, p.neighbours(down, across))
+                b.store(self.scratch, at + i * lanes, value.get(), lanes)
 
     def _fill(self, at: Any, begin: int, end: int) -> None:
         for start, lanes in pieces(end - begin, self.t.lanes):
