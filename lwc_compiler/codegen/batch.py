@@ -1,33 +1,41 @@
-"""How a batch is computed: as a whole, image by image, or in two stages, the second on images that lie side by side.
+"""How a batch is computed: as a whole, or image by image, with stretches of the network in which images, or blocks of
+an image, lie side by side (`passes/beside.py`).
 
-The first layers of a network have large activations, which image by image stay in the caches. The last have small
-planes, which leave lanes of a vector empty, and many weights, which are read again for every image: side by side
-(`passes/beside.py`) neither is lost. Where one gives way to the other is decided by what the layers take, which the
-cost model predicts or a measurement shows.
+The first layers of a network have large activations, which image by image stay in the caches; where their convolutions
+are sparse, blocks of the image side by side spare them the loads that cross cache lines. The last layers have small
+planes, which leave lanes of a vector empty, and many weights, which are read again for every image: for images side by
+side neither is so. Where one gives way to the other is decided by what the layers take, which the cost model predicts
+or a measurement shows.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
-from lwc_compiler.codegen.layers import extract_layers, layer_of
+from lwc_compiler.codegen.layers import extract_layers
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES
 from lwc_compiler.model import Model
-from lwc_compiler.passes.beside import beside
+from lwc_compiler.passes.beside import Stretch, blocks_beside, images_beside
 from lwc_compiler.passes.images import one_image, static_shapes, weights_outweigh
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lwc_compiler.codegen.layers import Layer
     from lwc_compiler.kernels.choice import Pick
     from lwc_compiler.targets.target import Target
 
-_MOST_BYTES = 128 << 20  # of a layer's activations of all images that lie side by side
-_TURNED_BYTES_A_SECOND = 4e9  # read and written when images are laid side by side
+_MOST_BYTES = 128 << 20  # of a node's activations of all images that lie side by side
+_TURNED_BYTES_A_SECOND = 4e9  # read and written when images or blocks are laid side by side
+_SPARSE = 0.5  # density below which a convolution may gain from blocks side by side
+_GRIDS = {8: (2, 4), 16: (4, 4)}  # of blocks, by the lanes of a vector
 
 
 @dataclass(frozen=True)
@@ -46,18 +54,20 @@ class Part:
 
 
 @dataclass(frozen=True)
-class _Cut:
-    """Where the second stage may begin.
+class _Times:
+    """Seconds of an image in a stretch, on one core; infinite where there is no such form.
 
     Attributes:
-        node: number of its first node.
-        tensor: the only one that leads to it.
-        layers: layers before it.
+        alone: image by image, row by row.
+        blocks: in blocks side by side.
+        images: side by side with other images.
+        turned: of laying its input side by side.
     """
 
-    node: int
-    tensor: str
-    layers: int
+    alone: float
+    blocks: float
+    images: float
+    turned: float
 
 
 def cut_batch(model: Model, target: Target, pick: Pick) -> list[Part]:
@@ -68,47 +78,32 @@ def cut_batch(model: Model, target: Target, pick: Pick) -> list[Part]:
         target: what it is compiled for.
         pick: chooses among the ways to compute a layer.
     """
-    found = one_image(model)
-    if found is None:
-        return [_part(model, target, pick)]
-    single, count = found
-    images = target.vector_bits // 32
-    if count % images == 0:
-        parts = _side_by_side(single, count, images, target, pick)
-        if parts is not None:
+    single, count = one_image(model) or (model, 1)
+    lanes = target.vector_bits // 32
+    grid = _GRIDS.get(lanes) if _spatially_sparse(single.proto.graph) else None
+    images = lanes if count % lanes == 0 else 0
+    stretches = _stretches(single, target, pick) if grid or images else []
+    if len(stretches) < 2:
+        stretches = []
+    times = [_times(single, stretch, target, pick, grid, images) for stretch in stretches]
+    first, last, beside = _fastest(times)
+    parts = []
+    if beside < len(stretches):
+        turned = images_beside(single, _joined(stretches[beside:]), images)
+        assert turned is not None
+        parts = [_part(turned, target, pick, count // images)]
+        if beside == 0:
             return parts
-    if weights_outweigh(single):
+        single = _head(single, stretches[beside])
+    elif first == last and weights_outweigh(single):
         return [_part(model, target, pick)]
-    return [_part(single, target, pick, count)]
-
-
-def _side_by_side(single: Model, count: int, images: int, target: Target, pick: Pick) -> list[Part] | None:
-    """The stages with the last layers on images side by side; None where image by image is faster."""
-    whole = _part(single, target, pick, count)
-    cuts = [cut for cut in _cuts(single.proto, whole.rest) if _fits(single.proto, cut, images)]
-    turned = next((m for cut in cuts if (m := beside(single, cut.node, cut.tensor, images))), None)
-    if turned is None:
-        return None
-    together = extract_layers(turned.proto, target, pick)[1]
-    alone = [layer.plan.seconds for layer in whole.layers]
-    shared = [0.0] * (len(alone) - len(together)) + [layer.plan.seconds / images for layer in together]
-    shapes = static_shapes(single.proto.graph)
-
-    def seconds(cut: _Cut) -> float:
-        """Of an image, on one core."""
-        moved = 2 * 4 * math.prod(shapes[cut.tensor]) / _TURNED_BYTES_A_SECOND
-        return sum(alone[: cut.layers]) + moved + sum(shared[cut.layers :])
-
-    usable = [cut for cut in cuts if cut.layers >= len(alone) - len(together)]
-    best = min(usable, key=seconds)
-    if seconds(best) >= sum(alone):
-        return None
-    second = beside(single, best.node, best.tensor, images)
-    assert second is not None
-    last = _part(second, target, pick, count // images)
-    if best.node == 0:
-        return [last]
-    return [_part(_head(single, best), target, pick, count), last]
+    if first < last:
+        assert grid is not None
+        stretch = _joined(stretches[first:last])
+        blocks = blocks_beside(single, stretch, grid)
+        assert blocks is not None
+        single = _spliced(single, stretch, blocks)
+    return [_part(single, target, pick, count), *parts]
 
 
 def _part(model: Model, target: Target, pick: Pick, runs: int = 1) -> Part:
@@ -116,57 +111,131 @@ def _part(model: Model, target: Target, pick: Pick, runs: int = 1) -> Part:
     return Part(rest, tuple(layers), runs)
 
 
-def _cuts(proto: onnx.ModelProto, rest: onnx.ModelProto) -> list[_Cut]:
-    """Where all that goes on is one tensor, and no layer is cut in two; in order.
+def _spatially_sparse(graph: onnx.GraphProto) -> bool:
+    """Whether a convolution reads neighbours, and few of its weights are kept."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    weights = [constants[n.input[1]] for n in graph.node if n.op_type == "Conv" and n.input[1] in constants]
+    spatial = (numpy_helper.to_array(w) for w in weights if len(w.dims) == 4 and math.prod(w.dims[2:]) > 1)
+    return any(np.count_nonzero(weight) < _SPARSE * weight.size for weight in spatial)
 
-    Args:
-        proto: the network on one image.
-        rest: the same with its layers taken out.
-    """
-    graph = proto.graph
-    last_use: dict[str, int] = {}
-    for i, node in enumerate(graph.node):
-        for name in node.input:
-            last_use[name] = i
-    for value in graph.output:
-        last_use[value.name] = len(graph.node)
-    results = {value.name for value in graph.output}
-    whole = {node.output[0]: layer_of(node) for node in rest.graph.node}
+
+def _stretches(single: Model, target: Target, pick: Pick) -> list[Stretch]:
+    """The network, cut wherever all that goes on is one tensor, and no layer is cut in two."""
+    graph = single.proto.graph
+    results = tuple(value.name for value in graph.output)
+    last_use = {name: i for i, node in enumerate(graph.node) for name in node.input}
+    last_use.update(dict.fromkeys(results, len(graph.node)))
+    rest, _ = extract_layers(single.proto, target, pick)
+    whole = {node.output[0] for node in rest.graph.node}
     shapes = static_shapes(graph)
     alive = {value.name for value in graph.input}
-    cuts, layers = [], 0
-    if len(alive) == 1:
-        cuts.append(_Cut(0, next(iter(alive)), 0))
+    if len(alive) != 1:
+        return []
+    stretches, start, source = [], 0, next(iter(alive))
     for i, node in enumerate(graph.node):
-        alive.update(name for name in node.output if last_use.get(name, -1) > i)
-        alive = {name for name in alive if last_use.get(name, -1) > i}
+        alive = {name for name in (*alive, *node.output) if last_use.get(name, -1) > i}
         output = node.output[0]
-        layers += whole.get(output) is not None
-        size = 4 * math.prod(shapes.get(output, (0,)))
-        if alive == {output} and output in whole and output not in results and size and size % ALIGNMENT_BYTES == 0:
-            cuts.append(_Cut(i + 1, output, layers))
-    return cuts
+        shape = shapes.get(output, ())
+        usable = output in whole and output not in results and math.prod(shape) * 4 % ALIGNMENT_BYTES == 0
+        # Flattened pixels come in another order side by side: what reads them stays with them.
+        if alive == {output} and usable and (len(shape) == 4 or node.op_type not in ("Flatten", "Reshape")):
+            stretches.append(Stretch(start, i + 1, source, (output,)))
+            start, source = i + 1, output
+    return [*stretches, Stretch(start, len(graph.node), source, results)]
 
 
-def _fits(proto: onnx.ModelProto, cut: _Cut, images: int) -> bool:
-    """Whether the activations that every later node reads and writes are small enough side by side."""
+def _times(
+    single: Model, stretch: Stretch, target: Target, pick: Pick, grid: tuple[int, int] | None, images: int
+) -> _Times:
+    def seconds(model: Model | None) -> float:
+        if model is None:
+            return math.inf
+        return sum(layer.plan.seconds for layer in extract_layers(model.proto, target, pick)[1])
+
+    shapes = static_shapes(single.proto.graph)
+    return _Times(
+        seconds(_cut_out(single, stretch)),
+        seconds(blocks_beside(single, stretch, grid)) if grid else math.inf,
+        seconds(images_beside(single, stretch, images)) / images
+        if images and _fits(single.proto, stretch, images)
+        else math.inf,
+        2 * 4 * math.prod(shapes[stretch.source]) / _TURNED_BYTES_A_SECOND,
+    )
+
+
+def _fastest(times: Sequence[_Times]) -> tuple[int, int, int]:
+    """The stretches in blocks, from the first to the one before the last, and the first on images side by side."""
+    count = len(times)
+
+    alone = list(itertools.accumulate((t.alone for t in times), initial=0.0))
+    turned = [*(t.turned for t in times), 0.0]
+
+    def total(choice: tuple[int, int, int]) -> float:
+        first, last, beside = choice
+        seconds = alone[first] + alone[beside] - alone[last] + sum(t.images for t in times[beside:])
+        if first < last:
+            seconds += sum(t.blocks for t in times[first:last]) + turned[first] + turned[last]
+        return seconds + (turned[beside] if beside < count else 0.0)
+
+    ends = range(count + 1)
+    choices = [(0, 0, beside) for beside in ends]
+    choices += [(f, last, beside) for beside in ends for last in range(1, beside + 1) for f in range(last)]
+    return min(choices, key=total)
+
+
+def _fits(proto: onnx.ModelProto, stretch: Stretch, images: int) -> bool:
+    """Whether the activations that every node reads and writes are small enough for so many images."""
     shapes = static_shapes(proto.graph)
-    for node in proto.graph.node[cut.node :]:
+    for node in proto.graph.node[stretch.first : stretch.stop]:
         tensors = {name for name in (*node.input, *node.output) if name in shapes}
         if 4 * images * sum(math.prod(shapes[name]) for name in tensors) > _MOST_BYTES:
             return False
     return True
 
 
-def _head(single: Model, cut: _Cut) -> Model:
-    """The nodes before the cut."""
+def _joined(stretches: Sequence[Stretch]) -> Stretch:
+    """Stretches that follow each other as one."""
+    first, last = stretches[0], stretches[-1]
+    return Stretch(first.first, last.stop, first.source, last.results)
+
+
+def _cut_out(single: Model, stretch: Stretch) -> Model:
+    """A stretch as a network."""
     graph = single.proto.graph
-    nodes = graph.node[: cut.node]
-    used = {name for node in nodes for name in node.input}
+    infos = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
+    nodes = graph.node[stretch.first : stretch.stop]
+    return _network(single, nodes, [infos[stretch.source]], [infos[name] for name in stretch.results], graph)
+
+
+def _head(single: Model, stretch: Stretch) -> Model:
+    """What comes before a stretch."""
+    graph = single.proto.graph
     infos = {value.name: value for value in graph.value_info}
+    return _network(single, graph.node[: stretch.first], graph.input, [infos[stretch.source]], graph)
+
+
+def _spliced(single: Model, stretch: Stretch, blocks: Model) -> Model:
+    """The network with a stretch replaced by what computes the same."""
+    graph = single.proto.graph
+    nodes = [*graph.node[: stretch.first], *blocks.proto.graph.node, *graph.node[stretch.stop :]]
+    return _network(single, nodes, graph.input, graph.output, graph, blocks)
+
+
+def _network(
+    single: Model,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    graph: onnx.GraphProto,
+    more: Model | None = None,
+) -> Model:
+    """A network of nodes of `graph`, and of `more`."""
+    graphs = [graph, *([more.proto.graph] if more else [])]
+    used = {name for node in nodes for name in node.input}
+    constants = {tensor.name: tensor for g in graphs for tensor in g.initializer if tensor.name in used}
     made = helper.make_graph(
-        nodes, graph.name, graph.input, [infos[cut.tensor]], [t for t in graph.initializer if t.name in used],
-        value_info=graph.value_info,
+        nodes, graph.name, inputs, outputs, list(constants.values()),
+        value_info=[value for g in graphs for value in g.value_info],
     )  # fmt: skip
-    imports = single.proto.opset_import
+    imports = (more or single).proto.opset_import
     return Model(helper.make_model(made, opset_imports=imports, ir_version=single.proto.ir_version), single.name)

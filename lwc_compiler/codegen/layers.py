@@ -342,9 +342,9 @@ def _per_channel(constant: NDArray[np.float32], channels: int, axis: int, rank: 
 def _geometry(node: onnx.NodeProto, x: tuple[int, ...], y: tuple[int, ...], weight: tuple[int, ...]) -> ConvGeometry:
     """The geometry of a Conv or ConvTranspose of `x` to `y`."""
     attributes, transposed = attributes_of(node), node.op_type == "ConvTranspose"
-    batch, size, images, kernel = x[0], x[2:], 1, weight[2:]
+    batch, size, images, grid, kernel = x[0], x[2:], 1, (1, 1), weight[2:]
     if node.op_type == CONV:
-        batch, size, images = 1, (x[0], x[2]), x[3]
+        batch, size, images, grid = 1, (x[0], x[2]), x[3], tuple(attributes.get("grid", (1, 1)))
     before, after = window_pads(attributes, size, kernel, transposed=transposed)
     return ConvGeometry(
         batch=batch,
@@ -359,4 +359,5 @@ def _geometry(node: onnx.NodeProto, x: tuple[int, ...], y: tuple[int, ...], weig
         transposed=transposed,
         output_padding=tuple(attributes.get("output_padding", ())) if transposed else (),
         images=images,
+        grid=grid,
     )

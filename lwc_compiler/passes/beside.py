@@ -1,9 +1,10 @@
-"""The end of a network on some images that lie side by side: their values of one channel and pixel are neighbours.
+"""A part of a network on images, or on blocks of one image, that lie side by side.
 
-A tensor (1, C, H, W) of the network on one image becomes (H, C, W, images), and (1, K) becomes (K, images). A vector
-then holds the same position of several images: no lane is empty, whatever the size of a plane, and every load of a
+A tensor (1, C, H, W) of the network on one image becomes (H, C, W, images), and (1, K) becomes (K, images): a vector
+then holds the same position of several images. So no lane is empty, whatever the size of a plane, and every load of a
 convolution is aligned, whatever the kernel position. What it costs is that the activations of all the images are
-between two layers, so it serves where they are small.
+between two layers, so it serves where they are small. Where they are large, a grid of blocks of one image does the same
+as so many images: (1, C, H, W) becomes (H / down, C, W / across, down x across).
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from lwc_compiler.model import Model, attributes_of
+from lwc_compiler.padding import window_pads
 from lwc_compiler.passes.images import static_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,31 +32,60 @@ CONV = "ConvBeside"  # ONNX `Conv` with the same attributes, but on x (H, C, W, 
 Shape = tuple[int, ...]
 
 
-def beside(model: Model, start: int, source: str, images: int) -> Model | None:
-    """The nodes from number `start` on, for `images` images side by side; None where an operator has no such form.
+@dataclass(frozen=True)
+class Stretch:
+    """Nodes of a network on one image that follow each other.
+
+    Attributes:
+        first: number of the first one.
+        stop: number of the first one after them.
+        source: the only tensor that they read and none of them computes, (1, C, H, W) or (1, K).
+        results: what they compute for others.
+    """
+
+    first: int
+    stop: int
+    source: str
+    results: tuple[str, ...]
+
+
+def images_beside(model: Model, stretch: Stretch, images: int) -> Model | None:
+    """A stretch for `images` images side by side; None where an operator has no such form.
 
     Args:
         model: normalized, static shapes, on one image.
-        start: nodes before it are left out.
-        source: the only tensor that the nodes read and none of them computes, (1, C, H, W) or (1, K): the input of the
-            result, (images, C, H, W) or (images, K).
+        stretch: of its nodes; the result reads (images, C, H, W) or (images, K), and computes likewise.
         images: how many.
     """
-    writer = _Writer(model, images)
+    return _turned(_Writer(model, images, (1, 1)), stretch)
+
+
+def blocks_beside(model: Model, stretch: Stretch, grid: tuple[int, int]) -> Model | None:
+    """A stretch for blocks of an image side by side; None where an operator has no such form, or a size does not fit.
+
+    Args:
+        model: normalized, static shapes, on one image.
+        stretch: of its nodes; the result reads and computes what they do.
+        grid: blocks down and across.
+    """
+    return _turned(_Writer(model, grid[0] * grid[1], grid), stretch)
+
+
+def _turned(writer: _Writer, stretch: Stretch) -> Model | None:
     try:
-        writer.enter(source)
-        for node in model.proto.graph.node[start:]:
+        writer.enter(stretch.source)
+        for node in writer.model.proto.graph.node[stretch.first : stretch.stop]:
             rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
             if rule is None:
                 return None
             rule(writer, node)
-        return writer.finish(source)
+        return writer.finish(stretch.results)
     except _NoFormError:
         return None
 
 
 class _NoFormError(Exception):
-    """A node cannot be computed for images that lie side by side."""
+    """A node cannot be computed side by side."""
 
 
 @dataclass
@@ -71,13 +102,15 @@ class _Writer:
 
     Attributes:
         model: on one image.
-        images: how many lie side by side.
+        images: how many images or blocks lie side by side.
+        grid: of blocks; (1, 1) for images.
         values: tensor of the model -> where the result has it.
         order: tensor (1, K) of the model -> the order of its elements there, where it is another one.
     """
 
     model: Model
     images: int
+    grid: tuple[int, int]
     values: dict[str, _Value] = field(default_factory=dict)
     order: dict[str, NDArray[np.int64]] = field(default_factory=dict)
     nodes: list[onnx.NodeProto] = field(default_factory=list)
@@ -89,39 +122,61 @@ class _Writer:
         self.given = {tensor.name: tensor for tensor in graph.initializer}
         self.shapes = static_shapes(graph)
 
+    @property
+    def blocks(self) -> bool:
+        """Whether they are blocks of one image."""
+        return self.grid != (1, 1)
+
+    def outside(self, shape: Shape) -> Shape:
+        """The shape of a tensor before it is turned, and after it is turned back."""
+        return shape if self.blocks else (self.images, *shape[1:])
+
     def enter(self, source: str) -> None:
         """Turns the input."""
-        shape = self.shapes[source]
-        self.infos.append(_info(source, (self.images, *shape[1:])))
-        perm = {4: [2, 1, 3, 0], 2: [1, 0]}.get(len(shape))
-        if perm is None:
-            raise _NoFormError
-        name = f"{source} side by side"
-        self.add("Transpose", [source], name, self.turned(shape), perm=perm)
-        self.values[source] = _Value(name, self.turned(shape))
+        shape = self.shapes.get(source, ())
+        turned, name = self.turned(shape), f"{source} side by side"
+        self.infos.append(_info(source, self.outside(shape)))
+        if not self.blocks:
+            perm = [2, 1, 3, 0] if len(shape) == 4 else [1, 0]
+            self.values[source] = self.add("Transpose", [source], name, turned, perm=perm)
+            return
+        (down, across), (height, channels, width, _) = self.grid, turned
+        value = _reshape(self, _Value(source, shape), (channels, down, height, across, width), f"{name} in blocks")
+        order = (height, channels, width, down, across)
+        value = self.add("Transpose", [value.name], f"{name} turned", order, perm=[2, 0, 4, 1, 3])
+        self.values[source] = _reshape(self, value, turned, name)
 
-    def finish(self, source: str) -> Model:
+    def finish(self, results: tuple[str, ...]) -> Model:
+        """Turns the results back."""
         graph = self.model.proto.graph
         outputs = []
-        for value in graph.output:
-            inner, shape = self.value(value.name), self.shapes[value.name]
-            if value.name in self.order:
+        for result in results:
+            inner, shape = self.value(result), self.shapes[result]
+            if result in self.order:
                 raise _NoFormError
-            perm = {4: [3, 1, 0, 2], 2: [1, 0]}[len(shape)]
-            self.add("Transpose", [inner.name], value.name, (self.images, *shape[1:]), perm=perm)
+            if self.blocks:
+                (down, across), (height, channels, width, _) = self.grid, inner.shape
+                split = _reshape(self, inner, (height, channels, width, down, across), f"{inner.name} in blocks")
+                order = (channels, down, height, across, width)
+                split = self.add("Transpose", [split.name], f"{inner.name} turned", order, perm=[1, 3, 0, 4, 2])
+                _reshape(self, split, shape, result)
+            else:
+                perm = [3, 1, 0, 2] if len(shape) == 4 else [1, 0]
+                self.add("Transpose", [inner.name], result, self.outside(shape), perm=perm)
             outputs.append(self.infos.pop())
-        result = helper.make_graph(
+        result_graph = helper.make_graph(
             self.nodes, graph.name, self.infos[:1], outputs, list(self.constants.values()), value_info=self.infos[1:]
         )
         imports = [*self.model.proto.opset_import, helper.make_opsetid(DOMAIN, 1)]
-        proto = helper.make_model(result, opset_imports=imports, ir_version=self.model.proto.ir_version)
+        proto = helper.make_model(result_graph, opset_imports=imports, ir_version=self.model.proto.ir_version)
         return Model(proto, self.model.name)
 
     def turned(self, shape: Shape) -> Shape:
         """The shape of a tensor side by side."""
-        if len(shape) == 4 and shape[0] == 1:
-            return (shape[2], shape[1], shape[3], self.images)
-        if len(shape) == 2 and shape[0] == 1:
+        down, across = self.grid
+        if len(shape) == 4 and shape[0] == 1 and shape[2] % down == 0 and shape[3] % across == 0:
+            return (shape[2] // down, shape[1], shape[3] // across, self.images)
+        if len(shape) == 2 and shape[0] == 1 and not self.blocks:
             return (shape[1], self.images)
         raise _NoFormError
 
@@ -176,8 +231,22 @@ def _conv(w: _Writer, node: onnx.NodeProto) -> None:
     constants = [w.keep(name) for name in node.input[1:]]
     turned = w.turned(shape)
     attributes = attributes_of(node)
+    if w.blocks:
+        _check_blocks(x.shape, turned, attributes, w.given[node.input[1]].dims[2:])
+        attributes["grid"] = list(w.grid)
     result = w.add(CONV, [x.name, *constants], w.inner(node), turned, name=node.name, domain=DOMAIN, **attributes)
     w.place(node, result)
+
+
+def _check_blocks(x: Shape, y: Shape, attributes: dict[str, Any], kernel: Sequence[int]) -> None:
+    """Raises unless a block of the output is computed from the same block of the input and its neighbours."""
+    strides = attributes.get("strides", [1, 1])
+    sizes = (x[0], x[2])
+    if (y[0] * strides[0], y[2] * strides[1]) != sizes:
+        raise _NoFormError
+    before, after = window_pads(attributes, sizes, kernel)
+    if any(not 0 <= pad <= size for pad, size in zip((*before, *after), (*sizes, *sizes), strict=True)):
+        raise _NoFormError
 
 
 def _product(w: _Writer, node: onnx.NodeProto) -> None:
@@ -244,6 +313,8 @@ def _broadcast(w: _Writer, name: str, shape: Shape, node: onnx.NodeProto) -> str
 
 def _global_pool(w: _Writer, node: onnx.NodeProto) -> None:
     x, shape = w.value(node.input[0]), w.shapes[node.output[0]]
+    if w.blocks:
+        raise _NoFormError
     op = "ReduceMean" if node.op_type == "GlobalAveragePool" else "ReduceMax"
     w.place(node, w.add(op, [x.name], w.inner(node), w.turned(shape), axes=[0, 2], keepdims=1))
 
@@ -255,6 +326,12 @@ def _pool(w: _Writer, node: onnx.NodeProto) -> None:
         raise _NoFormError
     kernel, pads = attributes["kernel_shape"], attributes.get("pads", [0] * 4)
     strides, dilations = attributes.get("strides", [1, 1]), attributes.get("dilations", [1, 1])
+    height, channels, _, images = x.shape
+    rows, _, width, _ = w.turned(shape)
+    if w.blocks and (
+        any(pads) or list(kernel) != list(strides) or (rows * kernel[0], width * kernel[1]) != (height, x.shape[2])
+    ):
+        raise _NoFormError  # windows across the edges of blocks
     shared = {k: v for k, v in attributes.items() if k in ("ceil_mode", "count_include_pad")}
 
     def window(axis: int) -> dict[str, Any]:
@@ -265,8 +342,6 @@ def _pool(w: _Writer, node: onnx.NodeProto) -> None:
         }
         return {**found, **shared, **({"dilations": [dilations[axis], 1]} if dilations[axis] != 1 else {})}
 
-    height, channels, _, images = x.shape
-    width = shape[3]
     row = channels * width * images
     value = w.add(node.op_type, [x.name], w.inner(node, " columns"), (height, channels, width, images), **window(1))
     value = _reshape(w, value, (1, 1, height, row), w.inner(node, " flat"))
@@ -281,7 +356,7 @@ def _reshape(w: _Writer, value: _Value, shape: Shape, name: str) -> _Value:
 def _flatten(w: _Writer, node: onnx.NodeProto) -> None:
     """(1, C, H, W) to (1, K): side by side the elements come row by row, each with all its channels."""
     x, shape, before = w.value(node.input[0]), w.shapes[node.output[0]], w.shapes[node.input[0]]
-    if len(shape) != 2 or shape[0] != 1:
+    if len(shape) != 2 or shape[0] != 1 or w.blocks:
         raise _NoFormError
     if len(before) == 4:
         order = np.arange(math.prod(before)).reshape(before[1:]).transpose(1, 0, 2).ravel()

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler as lwc
-from lwc_compiler.passes.beside import CONV, DOMAIN, beside
+from lwc_compiler.passes.beside import CONV, DOMAIN, Stretch, blocks_beside, images_beside
 from lwc_compiler.passes.normalize import normalize
 
 IMAGES = 8
@@ -31,9 +31,10 @@ def network(nodes: list[onnx.NodeProto], shape: tuple, out: tuple, batch: int, *
 
 
 def with_plain_convolutions(model: lwc.Model) -> onnx.ModelProto:
-    """The model with every `ConvBeside` as a Conv between two Transposes, which ONNX Runtime can run."""
+    """The model with every `ConvBeside` as a Conv of whole images, which ONNX Runtime can run."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
+    infos = {value.name: value for value in (*proto.graph.input, *proto.graph.value_info, *proto.graph.output)}
     nodes = []
     for node in proto.graph.node:
         if node.domain != DOMAIN:
@@ -41,17 +42,35 @@ def with_plain_convolutions(model: lwc.Model) -> onnx.ModelProto:
             continue
         assert node.op_type == CONV
         x, y = node.input[0], node.output[0]
-        node.domain, node.op_type = "", "Conv"
-        node.input[0], node.output[0] = f"{y} in", f"{y} out"
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        grid = attributes.pop("grid", [1, 1])
+        shapes = [[d.dim_value for d in infos[name].type.tensor_type.shape.dim] for name in (x, y)]
+        proto.graph.initializer.extend(
+            numpy_helper.from_array(np.array(value), f"{y} {name}")
+            for name, value in {
+                "split": [*shapes[0][:3], shapes[0][3] // (grid[0] * grid[1]), *grid],
+                "image": [-1, shapes[0][1], shapes[0][0] * grid[0], shapes[0][2] * grid[1]],
+                "blocks": [-1, shapes[1][1], grid[0], shapes[1][0], grid[1], shapes[1][2]],
+                "joined": shapes[1],
+            }.items()
+        )
         nodes += [
-            NODE("Transpose", [x], [f"{y} in"], perm=[3, 1, 0, 2]),
-            node,
-            NODE("Transpose", [f"{y} out"], [y], perm=[2, 1, 3, 0]),
+            NODE("Reshape", [x, f"{y} split"], [f"{y} 1"]),
+            NODE("Transpose", [f"{y} 1"], [f"{y} 2"], perm=[3, 1, 4, 0, 5, 2]),
+            NODE("Reshape", [f"{y} 2", f"{y} image"], [f"{y} 3"]),
+            NODE("Conv", [f"{y} 3", *node.input[1:]], [f"{y} 4"], **attributes),
+            NODE("Reshape", [f"{y} 4", f"{y} blocks"], [f"{y} 5"]),
+            NODE("Transpose", [f"{y} 5"], [f"{y} 6"], perm=[3, 1, 5, 0, 2, 4]),
+            NODE("Reshape", [f"{y} 6", f"{y} joined"], [y]),
         ]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def whole_of(model: lwc.Model) -> Stretch:
+    return Stretch(0, len(model.proto.graph.node), "x", ("y",))
 
 
 def run(proto: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
@@ -119,7 +138,8 @@ NETWORKS = {
 def test_computes_the_same(name: str) -> None:
     nodes, shape, out, constants = NETWORKS[name]
     whole = network(nodes, shape, out, IMAGES, **constants)
-    turned = beside(network(nodes, shape, out, 1, **constants), 0, "x", IMAGES)
+    single = network(nodes, shape, out, 1, **constants)
+    turned = images_beside(single, whole_of(single), IMAGES)
     assert turned is not None
     x = np.random.default_rng(1).standard_normal((IMAGES, *shape), np.float32)
     np.testing.assert_allclose(run(with_plain_convolutions(turned), x), run(whole.proto, x), rtol=1e-4, atol=1e-5)
@@ -144,4 +164,62 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize("name", IMPOSSIBLE)
 def test_says_what_has_no_such_form(name: str) -> None:
     nodes, shape, out, constants = IMPOSSIBLE[name]
-    assert beside(network(nodes, shape, out, 1, **constants), 0, "x", IMAGES) is None
+    single = network(nodes, shape, out, 1, **constants)
+    assert images_beside(single, whole_of(single), IMAGES) is None
+
+
+BLOCKS = {
+    "convolutions": (
+        [
+            NODE("Conv", ["x", "w1", "b1"], ["c1"], pads=[1, 1, 1, 1], strides=[2, 1]),
+            NODE("Relu", ["c1"], ["r1"]),
+            NODE("Conv", ["r1", "w2"], ["c2"], pads=[2, 2, 2, 2], dilations=[2, 2], group=2),
+            NODE("Add", ["c2", "r1"], ["a"]),
+            NODE("MaxPool", ["a"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+            NODE("Mul", ["p", "per_channel"], ["m"]),
+            NODE("Conv", ["m", "w3"], ["y"]),
+        ],
+        (3, 32, 16), (5, 8, 8),
+        {
+            "w1": constant(6, 3, 3, 3), "b1": constant(6), "w2": constant(6, 3, 3, 3),
+            "per_channel": constant(6, 1, 1), "w3": constant(5, 6, 1, 1),
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("grid", [(2, 2), (2, 4), (4, 2)])
+def test_blocks_compute_the_same(name: str, grid: tuple[int, int]) -> None:
+    nodes, shape, out, constants = BLOCKS[name]
+    single = network(nodes, shape, out, 1, **constants)
+    turned = blocks_beside(single, whole_of(single), grid)
+    assert turned is not None
+    x = np.random.default_rng(1).standard_normal((1, *shape), np.float32)
+    np.testing.assert_allclose(run(with_plain_convolutions(turned), x), run(single.proto, x), rtol=1e-4, atol=1e-5)
+
+
+NO_BLOCKS = {
+    "a size that the grid does not divide": ([NODE("Relu", ["x"], ["y"])], (3, 6, 8), (3, 6, 8), {}),
+    "a convolution that takes the edge away": (
+        [NODE("Conv", ["x", "w"], ["y"])], (3, 8, 8), (4, 4, 4), {"w": constant(4, 3, 5, 5)},
+    ),
+    "windows across blocks": (
+        [NODE("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])],
+        (3, 8, 8), (3, 4, 4), {},
+    ),
+    "a sum over pixels": ([NODE("GlobalAveragePool", ["x"], ["y"])], (3, 8, 8), (3, 1, 1), {}),
+    "more padding than a neighbour has": (
+        [NODE("Conv", ["x", "w"], ["y"], pads=[3, 3, 3, 3])], (3, 8, 8), (4, 8, 8), {"w": constant(4, 3, 7, 7)},
+    ),
+    "a flattened image": (
+        [NODE("Flatten", ["x"], ["f"]), NODE("MatMul", ["f", "w"], ["y"])], (3, 8, 8), (4,), {"w": constant(192, 4)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NO_BLOCKS)
+def test_says_what_blocks_cannot_compute(name: str) -> None:
+    nodes, shape, out, constants = NO_BLOCKS[name]
+    single = network(nodes, shape, out, 1, **constants)
+    assert blocks_beside(single, whole_of(single), (4, 4)) is None
