@@ -1,11 +1,10 @@
-"""How a batch is computed: as a whole, or image by image, with stretches of the network in which images, or blocks of
-an image, lie side by side (`passes/beside.py`).
+"""How a batch is computed: as a whole, or image by image, and where with images or blocks side by side.
 
-The first layers of a network have large activations, which image by image stay in the caches; where their convolutions
-are sparse, blocks of the image side by side spare them the loads that cross cache lines. The last layers have small
-planes, which leave lanes of a vector empty, and many weights, which are read again for every image: for images side by
-side neither is so. Where one gives way to the other is decided by what the layers take, which the cost model predicts
-or a measurement shows.
+Image by image the large activations of the first layers stay in the caches. Where their convolutions are sparse, blocks
+of the image that lie side by side (`passes/beside.py`) spare them the loads that cross cache lines. The last layers
+have small planes, which leave lanes of a vector empty, and many weights, which are read again for every image: for
+images side by side neither is so. Where one gives way to the other is decided by what the layers take, which the cost
+model predicts or a measurement shows.
 """
 
 from __future__ import annotations

@@ -345,7 +345,7 @@ def _pool(w: _Writer, node: onnx.NodeProto) -> None:
     row = channels * width * images
     value = w.add(node.op_type, [x.name], w.inner(node, " columns"), (height, channels, width, images), **window(1))
     value = _reshape(w, value, (1, 1, height, row), w.inner(node, " flat"))
-    value = w.add(node.op_type, [value.name], w.inner(node, " rows"), (1, 1, shape[2], row), **window(0))
+    value = w.add(node.op_type, [value.name], w.inner(node, " rows"), (1, 1, rows, row), **window(0))
     w.place(node, _reshape(w, value, w.turned(shape), w.inner(node)))
 
 

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler as lwc
 from lwc_compiler.codegen import batch
-from lwc_compiler.codegen.batch import cut_batch
+from lwc_compiler.codegen.batch import Part, cut_batch
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
 from lwc_compiler.kernels.kernel import Plan, Trial
 from lwc_compiler.passes.normalize import normalize
@@ -53,13 +53,16 @@ def network(images: int, size: int = 14, channels: int = 48) -> lwc.Model:
     return normalize(lwc.Model(proto, "batch"), batch=images, fold_batch_norm=True)
 
 
-def side_by_side_takes(share: float) -> Pick:
-    """A pick for which a layer takes a second for an image alone, and `share` of that side by side."""
+def taking(*, images: float = 1.0, blocks: float = 1.0) -> Pick:
+    """A pick for which a layer takes a second for an image alone, and these shares of it side by side."""
 
     def pick(task: Task, candidates: Sequence[Candidate]) -> Plan:
+        seconds = 1.0
         # A product of images side by side is a convolution over them.
-        found = re.search(r"images=(8|16)|in_size=\((8|16),\)", task.layer)
-        seconds = share * int(found[1] or found[2]) if found else 1.0
+        if found := re.search(r"images=(8|16), grid=\(1, 1\)|in_size=\((8|16),\)", task.layer):
+            seconds = images * int(found[1] or found[2])
+        elif "images=" in task.layer and "images=1," not in task.layer:
+            seconds = blocks
         return replace(predicted(task, candidates), trials=(Trial("", 0.0, seconds),))
 
     return pick
@@ -73,19 +76,43 @@ def small_caches(monkeypatch):
 
 @pytest.mark.usefixtures("small_caches")
 def test_small_planes_are_computed_side_by_side_where_that_is_faster() -> None:
-    first, last = cut_batch(network(32), find_target("x86-64-v4"), side_by_side_takes(0.9))
+    first, last = cut_batch(network(32), find_target("x86-64-v4"), taking(images=0.9))
     assert (first.runs, last.runs) == (32, 2)
     assert (len(first.layers), len(last.layers)) == (2, 6)
     between = first.rest.graph.output[0]
     assert between.name == last.rest.graph.input[0].name
     assert last.rest.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 16
-    (part,) = cut_batch(network(32), find_target("x86-64-v4"), side_by_side_takes(1.1))
+    (part,) = cut_batch(network(32), find_target("x86-64-v4"), taking(images=1.1))
     assert (part.runs, len(part.layers)) == (32, 8)
 
 
 def test_small_images_are_computed_side_by_side_from_the_start() -> None:
-    (part,) = cut_batch(network(32), find_target("x86-64-v3"), side_by_side_takes(0.9))
+    (part,) = cut_batch(network(32), find_target("x86-64-v3"), taking(images=0.9))
     assert (part.runs, len(part.layers)) == (4, 8)
+
+
+def steps(part: Part) -> list[str]:
+    """The operators of a part; layers side by side by the shape they have there."""
+    return [node.op_type for node in part.rest.graph.node]
+
+
+def test_sparse_convolutions_are_computed_in_blocks_where_that_is_faster() -> None:
+    """One image of 64 x 64: the last stage, 16 x 16, still has blocks of 4 x 4; pooling ends them."""
+    (part,) = cut_batch(network(1, size=16), find_target("x86-64-v4"), taking(blocks=0.5))
+    assert part.runs == 1
+    assert steps(part)[:3] == ["Reshape", "Transpose", "Reshape"]
+    assert steps(part)[-6:] == ["Reshape", "Transpose", "Reshape", "GlobalAveragePool", "Flatten", "LwcLayer"]
+    assert steps(part).count("Transpose") == 2
+    (part,) = cut_batch(network(1, size=16), find_target("x86-64-v4"), taking(blocks=1.5))
+    assert "Transpose" not in steps(part)
+
+
+def test_a_batch_may_have_stretches_of_all_kinds() -> None:
+    """28 x 28 is cut in blocks, 14 x 14 is not: in a batch those images lie side by side."""
+    first, last = cut_batch(network(16, size=28), find_target("x86-64-v4"), taking(blocks=0.5, images=0.9))
+    assert (first.runs, last.runs) == (16, 1)
+    assert steps(first).count("Transpose") == 2
+    assert (len(first.layers), len(last.layers)) == (7, 1)
 
 
 def test_a_batch_that_fills_no_vector_runs_image_by_image() -> None:
@@ -97,8 +124,9 @@ def test_a_batch_that_fills_no_vector_runs_image_by_image() -> None:
 
 @pytest.mark.usefixtures("small_caches")
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_stages_compute_what_onnx_runtime_computes(tmp_path, threads: int) -> None:
+def test_stages_compute_what_onnx_runtime_computes(tmp_path, monkeypatch, threads: int) -> None:
     """`compile` compares with ONNX Runtime; more threads than runs of a stage, and fewer, agree bit for bit."""
+    monkeypatch.setattr("lwc_compiler.kernels.choice.predicted", taking(blocks=0.5, images=0.4))
     recipe = lwc.Recipe(lower=lwc.LowerOptions(target="x86-64", threads=threads))
     artifact = lwc.compile(network(32), tmp_path / "out", recipe)
     x = np.random.default_rng(1).standard_normal((32, 3, 56, 56), np.float32)
