@@ -122,8 +122,7 @@ HELP = {
         "batch": "Size of the batch dimension, where the model leaves it open; at least 1.",
         "threads": "Threads the artifact uses when its caller does not say, at least 1.",
         "shapes": "Shape of an input whose dimensions the model leaves open. Can be given many times.",
-        "tune": "Kernels measured on this machine for each layer, at least 0; 0: a prediction decides. Default: 6 for "
-        "target host, 0 for a target with a name.",
+        "tune": "Kernels measured on this machine for each layer, at least 0; 0: a prediction decides.",
     },
     "pack": {
         "values": "How weights are stored. float32: bit for bit; float16: rounded; codebook: few values a layer, found "
@@ -151,6 +150,9 @@ _FLAGS = {
     ("pack", "huffman"): "--huffman/--no-huffman",
 }
 
+
+# What a default of None stands for, where that is not "none".
+_DEFAULTS = {("lower", "tune"): "6 for target host, 0 for a target with a name"}
 
 _METAVARS = {
     ("prune", "densities"): "NAME=DENSITY",
@@ -226,7 +228,7 @@ def _option(part: str, field: str, text: str) -> click.Option:
         shown = flag.split("/")[0 if default else 1].removeprefix("--")
     else:
         many = ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        shown = "none" if default in (None, (), {}) else many
+        shown = _DEFAULTS.get((part, field), "none" if default in (None, (), {}) else many)
     return click.Option(
         [f"{part}_{field}", flag],
         type=str if (part, field) == ("prune", "sparsity") else kind,

@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lwc_compiler.cli import main
 from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.codegen.result import LayerDecision, Lowered, ProgramInfo, StepInfo, TensorSpec
+from lwc_compiler.kernels.kernel import Trial
 from lwc_compiler.model import Model
 from lwc_compiler.recipe import Recipe
 from lwc_compiler.report.table import Report
@@ -127,6 +128,7 @@ def make_lowered(tmp_path_factory):
                     flops=6,
                     dense_flops=12,
                     why="sparse enough",
+                    trials=(Trial("csr 1x4", 90.0, 3e-8), Trial("dense", 80.0, 5e-8)),
                 ),
             ),
             programs=(ProgramInfo("x86-64-v3", (StepInfo("fc", "csr_gemm", "csr"), StepInfo("", "add", ""))),),

@@ -73,6 +73,7 @@ def test_help_explains_every_option(name, lwc):
         if isinstance(option, click.Option):
             assert option.help, f"{name} {option.opts}"
             assert option.opts[0] in done.out
+            assert option.help.lower().count("default:") <= 1, f"{name} {option.opts}"
 
 
 def parsed(*arguments):

@@ -106,7 +106,6 @@ ENGINES = {
             _onnx,
             uses_zeros=True,
             variables={"NM_DISABLE_ANALYTICS": "1", "NM_BIND_THREADS_TO_CORES": "0"},
-            avx2={"NM_ARCH": "avx2"},
         ),
         Engine("openvino", "run_openvino.py", environments.OPENVINO, _onnx, avx2={"ONEDNN_MAX_CPU_ISA": "AVX2"}),
         Engine("mnn", "run_mnn.py", environments.MNN, _mnn, uses_zeros=True),

@@ -241,6 +241,7 @@ class _Extraction:
             flops=plan.flops,
             dense_flops=dense_flops,
             why=plan.why,
+            trials=plan.trials,
         )
 
     # Where a group starts

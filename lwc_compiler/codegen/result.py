@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from lwc_compiler.kernels.kernel import Trial
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class LayerDecision:
         flops: multiply-adds x 2 over the stored weights, one inference at the lowered batch.
         dense_flops: the same for the dense layer.
         why: one phrase: what the choice rests on.
+        trials: the ways to compute the layer that were compared, the one that was taken first; in the report, which is
+            for reading, and not in the manifest, which every program that loads the artifact reads.
     """
 
     site: str
@@ -51,6 +58,7 @@ class LayerDecision:
     flops: int
     dense_flops: int
     why: str
+    trials: Annotated[tuple[Trial, ...], Field(exclude=True)] = ()
 
 
 @dataclass(frozen=True)

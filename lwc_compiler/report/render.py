@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from html import escape
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,8 @@ def to_markdown(report: Report, plots: Sequence[str] | None = ()) -> str:
     )
     lines += ["", legend, "", "| size | bytes |", "| --- | ---: |"]
     lines += [_markdown_row((what, f"{size:,}")) for what, size in report.sizes.items()]
+    if compared := [row for row in report.rows if row.decision and row.decision.trials]:
+        lines += ["", "## Kernels compared", *(line for row in compared for line in _trials(row))]
     if iterated := last_entry(report.passes, "iterate"):
         lines += ["", "## Rounds", "", *_rounds(iterated)]
     for part in plot_parts(plots):
@@ -125,6 +128,18 @@ def _numbers(row: LayerRow | Total) -> list[str]:
     """The paper's columns."""
     counts = [quantity(row.weights), quantity(row.flops)]
     return counts + [percent(share) for share in (row.activation_density, row.density, row.flops_kept)]
+
+
+def _trials(row: LayerRow) -> list[str]:
+    """The ways to compute a layer that were compared, folded up below why the first of them was taken."""
+    assert row.decision is not None
+    summary = escape(f"{row.node}: {row.decision.why}", quote=False)
+    columns = ("format and cut", "predicted, cycles", "measured, ms")
+    lines = ["", f"<details><summary>{summary}</summary>", "", _markdown_row(columns), "| --- | ---: | ---: |"]
+    for trial in row.decision.trials:
+        measured = _OPEN if trial.seconds is None else f"{1e3 * trial.seconds:.4g}"
+        lines.append(_markdown_row((trial.name, f"{trial.cycles:,.0f}", measured)))
+    return [*lines, "", "</details>"]
 
 
 def _rounds(iterated: Mapping[str, Any]) -> list[str]:

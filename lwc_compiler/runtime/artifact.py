@@ -95,7 +95,8 @@ class Manifest(BaseModel):
         options: the whole recipe.
         tools: tool -> version, as installed where the artifact was made.
         verification: see `Verification`.
-        layers: the decision for every layer, for the most capable processor that the library has code for.
+        layers: the decision for every layer, for the most capable processor that the library has code for; without
+            the trials, which `report.json` has.
         programs: the steps of the library on each processor it has code for; none in layout 1.
         files: file name -> size and hash, of every file but the manifest.
     """
@@ -268,8 +269,9 @@ def write_artifact(
                 if path.is_file()
             },
         )
-        (new / MANIFEST).write_text(_json(manifest.model_dump(mode="json")), encoding="utf-8")
-    return Artifact(directory, manifest)
+        values = manifest.model_dump(mode="json")
+        (new / MANIFEST).write_text(_json(values), encoding="utf-8")
+    return Artifact(directory, Manifest.model_validate(values))
 
 
 def read_artifact(directory: str | Path) -> Artifact:

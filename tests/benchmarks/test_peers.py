@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from onnx import numpy_helper
 
+import benchmarks.peers.__main__ as command
 from benchmarks.models import MODELS
 from benchmarks.peers.measure import relative_error
 from benchmarks.peers.table import best_of, best_peer, markdown, merge, ours, ratio, timing
@@ -56,6 +57,21 @@ def test_the_best_peer_is_the_fastest_that_is_right():
     assert best_peer(result) is entries[4]
     assert ratio(result, entries[4]) == pytest.approx((3, 3, 3))
     assert "| lenet5-90 | 1000 | 500 | **3000** | - | - | 4000 d | - | 3.00x (3.00-3.00) |" in markdown([result])
+
+
+@pytest.mark.parametrize(("ours", "theirs", "status"), [(0.0, 0.5, 0), (0.5, 0.0, 1)])
+def test_a_wrong_output_is_marked_and_only_ours_is_an_error(monkeypatch, capsys, tmp_path, ours, theirs, status):
+    rows = [row(timings=[times("lwc", True, [1], ours), times("deepsparse", True, [2], theirs)])]
+    monkeypatch.setattr(command, "usable", lambda names: ([], {}))
+    monkeypatch.setattr(command, "make_networks", lambda *network: {})
+    monkeypatch.setattr(command, "measure", lambda *arguments: rows)
+    monkeypatch.setattr("sys.argv", ["peers", "--models", "lenet5", "--batch", "1", "--output", str(tmp_path)])
+    if status:
+        with pytest.raises(SystemExit, match="lenet5-90, batch 1: off by"):
+            command.main()
+    else:
+        command.main()
+    assert ("1000 wrong" if status else "2000 wrong") in capsys.readouterr().out
 
 
 def test_a_new_row_takes_the_place_of_the_old_one_of_the_same_network_and_no_other():

@@ -271,6 +271,10 @@ def test_kernels_are_measured_where_that_is_asked_for(tmp_path, monkeypatch, opt
     monkeypatch.setenv("LWC_CACHE", str(tmp_path))
     (decision,) = lower(large_convolution(), options).layers
     assert f"{how} fastest" in decision.why
+    times = [trial.cycles if how == "predicted" else trial.seconds for trial in decision.trials]
+    assert len(times) > 1
+    assert times == sorted(times)
+    assert all((trial.seconds is None) == (how == "predicted") for trial in decision.trials)
 
 
 def test_kernels_are_measured_for_the_host_unless_told_otherwise(tmp_path, monkeypatch) -> None:

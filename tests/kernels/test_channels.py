@@ -1,10 +1,10 @@
 """Dense convolutions with channels in the vectors are right in every layout, whether the cost model likes it or not."""
 
 import numpy as np
-from harness import KernelTests, variant
-from test_conv import conv, make_case
+from harness import KernelTests
+from test_conv import conv, random_layouts
 
-from lwc_compiler.kernels.channel_plan import layouts, plan_channels
+from lwc_compiler.kernels.channel_plan import ChannelLayout, layouts, plan_channels
 from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.tap_plan import canonical
@@ -19,23 +19,9 @@ GEOMETRIES = [
 ]
 
 
-def random_layout(number: int):
-    """A planner that takes a layout at random from all that the cost model weighs."""
-
-    def plan(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, target) -> Plan:
-        problem = canonical(geometry)
-        candidates = list(layouts(problem, target))
-        layout = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
-        return plan_channels(weight.reshape(problem.groups, problem.out_channels, -1), epilogue, layout)
-
-    return plan
-
-
-CASES = [
-    make_case(number, geometry, *variant(number, 2), random_layout(number))
-    for number, geometry in enumerate(5 * GEOMETRIES)
-]
+def planned(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, layout: ChannelLayout) -> Plan:
+    return plan_channels(weight.reshape(geometry.groups, -1, weight[0].size), epilogue, layout)
 
 
 class TestEveryLayout(KernelTests):
-    cases = CASES
+    cases = random_layouts(5 * GEOMETRIES, 2, lambda geometry, target: layouts(canonical(geometry), target), planned)

@@ -7,7 +7,9 @@ import pytest
 from harness import TARGETS, Case, KernelTests, check_same_kernels, finish, make_epilogue, sparse, variant
 
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
+from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+from lwc_compiler.targets.target import Target
 
 
 def conv(batch, channels, size, out, kernel, strides=0, pads=0, dilations=0, groups=1) -> ConvGeometry:
@@ -175,6 +177,27 @@ def make_case(number: int, geometry: ConvGeometry, density: object, kind: str, p
     name = f"{number}-{'transposed' if g.transposed else 'conv'}-{sizes[0]}-to-{g.out_channels}-kernel-{sizes[1]}"
     name += f"-strides-{sizes[2]}-groups-{g.groups}-{density}-{kind}"
     return Case(name, lambda target: plan(weight, geometry, epilogue, target), [x, *further], expected, scale)
+
+
+def random_layouts(geometries: list[ConvGeometry], shift: int, layouts, planned) -> list[Case]:
+    """A case for every geometry, each with a layout at random of all that the cost model weighs.
+
+    Args:
+        geometries: of the layers.
+        shift: as of `variant`.
+        layouts: gives the layouts for a geometry and a target.
+        planned: makes a plan of a weight, its geometry, an epilogue and a layout.
+    """
+
+    def planner(number: int):
+        def plan(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, target: Target) -> Plan:
+            candidates = list(layouts(geometry, target))
+            layout = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
+            return planned(weight, geometry, epilogue, layout)
+
+        return plan
+
+    return [make_case(number, g, *variant(number, shift), planner(number)) for number, g in enumerate(geometries)]
 
 
 def make_cases() -> list[Case]:

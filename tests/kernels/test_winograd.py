@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from harness import KernelTests, variant
-from test_conv import conv, make_case
+from harness import KernelTests
+from test_conv import conv, random_layouts
 
 from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.winograd import matrices
-from lwc_compiler.kernels.winograd_plan import layouts, plan_winograd
+from lwc_compiler.kernels.winograd_plan import WinogradLayout, layouts, plan_winograd
 
 GEOMETRIES = [
     conv(1, 16, (14, 14), 32, (3, 3), pads=(1, 1, 1, 1)),
@@ -23,25 +23,12 @@ GEOMETRIES = [
 ]
 
 
-def random_layout(number: int):
-    """A planner that takes a layout at random from all that the cost model weighs."""
-
-    def plan(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, target) -> Plan:
-        candidates = list(layouts(geometry, target))
-        layout = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
-        return plan_winograd(weight, epilogue, layout)
-
-    return plan
-
-
-CASES = [
-    make_case(number, geometry, *variant(number, 3), random_layout(number))
-    for number, geometry in enumerate(4 * GEOMETRIES)
-]
+def planned(weight: np.ndarray, _geometry: ConvGeometry, epilogue: Epilogue, layout: WinogradLayout) -> Plan:
+    return plan_winograd(weight, epilogue, layout)
 
 
 class TestEveryLayout(KernelTests):
-    cases = CASES
+    cases = random_layouts(4 * GEOMETRIES, 3, layouts, planned)
 
 
 @pytest.mark.parametrize("square", [2, 4])

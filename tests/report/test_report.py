@@ -10,6 +10,7 @@ from rich.console import Console
 
 from lwc_compiler.codegen.result import LayerDecision, Lowered
 from lwc_compiler.errors import DataError
+from lwc_compiler.kernels.kernel import Trial
 from lwc_compiler.model import Model
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.sites import find_sites
@@ -299,8 +300,8 @@ def lowered(*decisions):
     return Lowered("net", "net", b"\x7fELF", "", (), (), 512, 99, decisions, (), "host", 1, "cc")
 
 
-def decision(site, node, why):
-    return LayerDecision(site, node, "Conv", (8, 4, 3, 3), 0.1, "csr", "conv_csr", 1234, 5678, 10, 100, why)
+def decision(site, node, why, *trials):
+    return LayerDecision(site, node, "Conv", (8, 4, 3, 3), 0.1, "csr", "conv_csr", 1234, 5678, 10, 100, why, trials)
 
 
 def test_markdown(pruned):
@@ -418,14 +419,49 @@ def test_decisions_of_lowering_are_merged_by_weight_and_node(pruned):
     assert all(len(row) == len(columns) for row in rows)
 
 
+def test_markdown_has_what_each_layer_was_chosen_from(pruned):
+    decisions = (
+        decision("w1", "stem|0", "A<B", Trial("dense 4|6", 12345.6, None)),
+        decision("w2", "conv", "measured fastest", Trial("csr 2x3", 9000.0, 1.25e-6), Trial("dense", 8000.0, 2e-3)),
+        decision("w3", "fc", "the only one"),
+    )
+    lines = to_markdown(with_lowered(layer_report(pruned), lowered(*decisions))).splitlines()
+    assert lines[lines.index("## Kernels compared") :] == [
+        "## Kernels compared",
+        "",
+        "<details><summary>stem|0: A&lt;B</summary>",
+        "",
+        "| format and cut | predicted, cycles | measured, ms |",
+        "| --- | ---: | ---: |",
+        "| dense 4\\|6 | 12,346 | - |",
+        "",
+        "</details>",
+        "",
+        "<details><summary>conv: measured fastest</summary>",
+        "",
+        "| format and cut | predicted, cycles | measured, ms |",
+        "| --- | ---: | ---: |",
+        "| csr 2x3 | 9,000 | 0.00125 |",
+        "| dense | 8,000 | 2 |",
+        "",
+        "</details>",
+    ]
+
+
 def test_json(pruned):
-    merged = with_lowered(layer_report(pruned, measure_activations(pruned)), lowered(decision("w2", "conv", "why not")))
+    trials = (Trial("csr 2x3", 9000.0, 1.25e-6), Trial("dense", 8000.0, None))
+    chosen = decision("w2", "conv", "why not", *trials)
+    merged = with_lowered(layer_report(pruned, measure_activations(pruned)), lowered(chosen))
     content = json.loads(json.dumps(to_json(merged), allow_nan=False))
     assert content["model"] == "net"
     stem, conv, _ = content["layers"]
     assert stem["kept_because"] == "first layer (keep_first)"
     assert stem["decision"] is None
     assert conv["decision"]["format"] == "csr"
+    assert conv["decision"]["trials"] == [
+        {"name": "csr 2x3", "cycles": 9000.0, "seconds": 1.25e-6},
+        {"name": "dense", "cycles": 8000.0, "seconds": None},
+    ]
     assert conv["density"] == 29 / 288
     assert conv["flops_kept"] == pytest.approx(conv["density"] * conv["inputs"][0] / conv["inputs"][1])
     assert content["total"]["kept"] == 36 + 29 + 128

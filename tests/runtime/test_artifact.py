@@ -2,6 +2,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -49,7 +50,7 @@ def test_what_is_written_can_be_read(artifact, twice):
     assert onnx.load(again.model).graph.node[0].op_type == "Add"
     assert sorted(again.manifest.files) == ["libtwice.so", "report.json", "report.md", "twice.h", "twice.onnx"]
     assert again.manifest.files["libtwice.so"].sha256 == sha256_of(again.library)
-    assert again.manifest.layers == twice.layers
+    assert again.manifest.layers == tuple(replace(decision, trials=()) for decision in twice.layers)
     assert again.manifest.tools["compiler"] == "test cc 1.0"
     assert again.manifest.tools["onnx"] == onnx.__version__
     assert [path.name for path in artifact.directory.parent.iterdir()] == ["twice.lwc"]
