@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 _MOST_BYTES = 128 << 20  # of a node's activations of all images that lie side by side
-_TURNED_BYTES_A_SECOND = 4e9  # read and written when images or blocks are laid side by side
+_TURNED_BYTES_A_SECOND = 1e10  # read and written when images or blocks are laid side by side
 _SPARSE = 0.5  # density below which a convolution may gain from blocks side by side
 _GRIDS = {8: (2, 4), 16: (4, 4)}  # of blocks, by the lanes of a vector
 
