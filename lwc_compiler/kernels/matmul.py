@@ -14,6 +14,7 @@ from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, 
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.lookup import FEATURES, LANES, STEP_BYTES, LookupLayout, lookup_kernel, pack_lookup
 from lwc_compiler.kernels.matvec import MatvecLayout, matvec_kernel, pack_matvec
+from lwc_compiler.kernels.pair_plan import pair_candidates
 from lwc_compiler.kernels.tap_plan import tap_candidates
 from lwc_compiler.kernels.transpose import transpose_kernel
 
@@ -144,7 +145,8 @@ def _token_candidates(weight: NDArray[np.float32], rows: int, epilogue: Epilogue
     taps = np.ascontiguousarray(weight.T)[:, :, None]
     return [
         candidate.then(lambda plan: _transposed(plan, weight, rows, finish), _TRANSPOSE * rows * (k + n))
-        for candidate in tap_candidates(taps, geometry, summed, target, Scratch(0), None, Scratch(1))
+        for planner in (tap_candidates, pair_candidates)
+        for candidate in planner(taps, geometry, summed, target, Scratch(0), None, Scratch(1))
         if candidate.format != "dense"
     ]
 
