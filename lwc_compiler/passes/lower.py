@@ -15,6 +15,7 @@ from onnx import helper
 from lwc_compiler.codegen.result import Lowered, ProgramInfo, TensorSpec
 from lwc_compiler.errors import OptionError, UnsupportedError
 from lwc_compiler.passes.images import one_image
+from lwc_compiler.passes.layouts import reorder_axes
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.targets import HOST, find_target, missing_features
 
@@ -68,13 +69,14 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
     computed, images = one_image(model) or (model, 1)
+    reordered = reorder_axes(computed.proto)
     takes, gives = _specs(computed.proto.graph.input), _specs(computed.proto.graph.output)
     programs = []
     files = {}
     for variant in target.variants or (target,):
         count = _measured(options, variant)
         pick = Tuner(variant, count, compiler) if count else predicted
-        rest, layers = extract_layers(computed.proto, variant, pick)
+        rest, layers = extract_layers(reordered, variant, pick)
         prefix = f"{symbol}_kernel_{c_identifier(variant.name)}"
         program = assemble(import_onnx(rest, layer_call), layers, takes, gives, prefix, variant)
         program = replace(program, images=images)
