@@ -23,7 +23,7 @@ from lwc_compiler.kernels.choice import Pick, predicted
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
 from lwc_compiler.kernels.kernel import Constant, Plan
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
-from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul
+from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul, plan_transpose
 from lwc_compiler.model import attributes_of
 from lwc_compiler.padding import window_pads
 from lwc_compiler.passes.sites import node_label
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 _erf = np.vectorize(math.erf)
+_SMALL_MATRIX = 16  # rows or columns below which a kernel for transposing gains nothing
 _GELU_NODES = 5
 _GELU_PARTS: dict[str, Callable[..., NDArray[np.float64]]] = {
     "Add": np.add,
@@ -326,17 +327,30 @@ class _Extraction:
         elif left is None and right is None and a[:-2] == b[:-2]:
             self.attention(node, a, b)
 
+    def transpose(self, node: onnx.NodeProto) -> None:
+        """A transposition of matrices, unless another operator takes it in."""
+        x, perm = self.shape(node.input[0]), attributes_of(node).get("perm")
+        if x is None or len(x) < 2 or perm != _swapped(len(x)) or min(x[-2:]) < _SMALL_MATRIX:
+            return
+        readers = [(reader.op_type, reader.input[0]) for reader in self.readers[node.output[0]]]
+        if readers == [("MatMul", node.output[0])] or any(operator not in _STARTS for operator, _ in readers):
+            return
+        plan = plan_transpose(math.prod(x[:-2]), *x[-2:])
+        self.finish(_Group([node], None, None, None), [node.input[0]], plan)
+
     def attention(self, node: onnx.NodeProto, a: tuple[int, ...], b: tuple[int, ...]) -> None:
         """The product of two activations (..., M, K) and (..., K, N), and a factor after it."""
         group, left = _Group([node], None, None, None), node.input[0]
-        rank = len(a)
-        before = self.producers.get(left)
-        turned = before is not None and before.op_type == "Transpose" and self.uses[left] == 1
-        if turned and attributes_of(before).get("perm") == [*range(rank - 2), rank - 1, rank - 2]:
+        rank, before = len(a), self.producers.get(left)
+        turned = (
+            before is not None
+            and before.op_type == "Transpose"
+            and self.uses[left] == 1
+            and attributes_of(before).get("perm") == _swapped(rank)
+        )
+        if turned:
             left = before.input[0]
             self.dropped.add(before.output[0])
-        else:
-            turned = False
         scale, following = 1.0, self.reader(node.output[0])
         if following is not None and following.op_type in ("Div", "Mul"):
             index = 1 if following.op_type == "Div" or following.input[0] == node.output[0] else 0
@@ -365,6 +379,7 @@ _STARTS: dict[str, Callable[[_Extraction, onnx.NodeProto], None]] = {
     "ConvTranspose": _Extraction.conv,
     "Gemm": _Extraction.gemm,
     "MatMul": _Extraction.matmul,
+    "Transpose": _Extraction.transpose,
 }
 
 
@@ -385,6 +400,11 @@ class _Group:
     @property
     def epilogue(self) -> Epilogue:
         return Epilogue(self.bias, self.residual is not None, self.activation)
+
+
+def _swapped(rank: int) -> list[int]:
+    """The permutation of axes that transposes matrices."""
+    return [*range(rank - 2), rank - 1, rank - 2]
 
 
 def _per_channel(constant: NDArray[np.float32], channels: int, axis: int, rank: int) -> NDArray[np.float32] | None:

@@ -162,11 +162,17 @@ def _transposed(inner: Plan, weight: NDArray[np.float32], rows: int, finish: Epi
     """A plan from Scratch(0), (K, rows), to Scratch(1), (N, rows), between two transpositions."""
     k, n = weight.shape
     steps = (
-        Step(transpose_kernel("transpose", rows, k, Epilogue()), (Input(0), Scratch(0))),
+        Step(transpose_kernel("transpose", 1, rows, k, Epilogue()), (Input(0), Scratch(0))),
         *inner.steps,
-        Step(transpose_kernel("transpose", n, rows, finish), (Scratch(1), *_extra(finish), Output(0))),
+        Step(transpose_kernel("transpose", 1, n, rows, finish), (Scratch(1), *_extra(finish), Output(0))),
     )
     return replace(inner, steps=steps, scratch=(4 * rows * k, 4 * rows * n))
+
+
+def plan_transpose(batch: int, rows: int, columns: int) -> Plan:
+    """Plans y (batch, columns, rows) = x (batch, rows, columns) transposed; input 0 is x, output 0 is y, float32."""
+    kernel = transpose_kernel("transpose", batch, rows, columns, Epilogue())
+    return Plan((Step(kernel, (Input(0), Output(0))),))
 
 
 def _extra(epilogue: Epilogue) -> tuple[Operand, ...]:
