@@ -328,12 +328,12 @@ class _Extraction:
             self.attention(node, a, b)
 
     def transpose(self, node: onnx.NodeProto) -> None:
-        """A transposition of matrices, unless another operator takes it in."""
+        """A transposition of matrices, unless the only node that reads it can take it in."""
         x, perm = self.shape(node.input[0]), attributes_of(node).get("perm")
         if x is None or len(x) < 2 or perm != _swapped(len(x)) or min(x[-2:]) < _SMALL_MATRIX:
             return
-        readers = [(reader.op_type, reader.input[0]) for reader in self.readers[node.output[0]]]
-        if readers == [("MatMul", node.output[0])] or any(operator not in _STARTS for operator, _ in readers):
+        readers = self.readers[node.output[0]]
+        if len(readers) == 1 and (readers[0].op_type not in _STARTS or readers[0].input[0] == node.output[0]):
             return
         plan = plan_transpose(math.prod(x[:-2]), *x[-2:])
         self.finish(_Group([node], None, None, None), [node.input[0]], plan)
@@ -341,21 +341,18 @@ class _Extraction:
     def attention(self, node: onnx.NodeProto, a: tuple[int, ...], b: tuple[int, ...]) -> None:
         """The product of two activations (..., M, K) and (..., K, N), and a factor after it."""
         group, left = _Group([node], None, None, None), node.input[0]
-        rank, before = len(a), self.producers.get(left)
-        turned = (
-            before is not None
-            and before.op_type == "Transpose"
-            and self.uses[left] == 1
-            and attributes_of(before).get("perm") == _swapped(rank)
-        )
+        rank, before = len(a), self.producers.get(left, onnx.NodeProto())
+        turned = False
+        if before.op_type == "Transpose" and self.uses[left] == 1:
+            turned = attributes_of(before).get("perm") == _swapped(rank)
         if turned:
+            self.dropped.add(left)
             left = before.input[0]
-            self.dropped.add(before.output[0])
         scale, following = 1.0, self.reader(node.output[0])
-        if following is not None and following.op_type in ("Div", "Mul"):
+        if following is not None and following.op_type in ("Div", "Mul") and following.domain in ("", "ai.onnx"):
             index = 1 if following.op_type == "Div" or following.input[0] == node.output[0] else 0
             factor = self.array(following.input[index])
-            if factor is not None and factor.size == 1 and factor.ndim <= rank:
+            if factor is not None and factor.size == 1 and factor.ndim <= rank and factor.all():
                 scale = float(factor.reshape(()))
                 scale = 1 / scale if following.op_type == "Div" else scale
                 group.nodes.append(following)

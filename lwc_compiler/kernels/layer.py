@@ -62,7 +62,7 @@ class Activation:
 
 
 def _gelu(b: KernelBuilder, x: Any, lanes: int) -> Any:
-    """x F(x), F the distribution function of the normal distribution (Hendrycks & Gimpel 2016, arXiv:1606.08415).
+    """GELU, x F(x) with F the normal distribution's function (Hendrycks & Gimpel 2016, arXiv:1606.08415).
 
     It is max(x, 0) - |x| (1 - F(|x|)), and the logarithm of 1 - F is close to a parabola: one polynomial and one power
     of two do for all x. The error is below 1.5e-7 |x|.

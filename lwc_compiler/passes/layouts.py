@@ -71,10 +71,10 @@ class _Rewriter:
                 return set()  # a branch may read any value
             for name in node.input:
                 readers[name].append(node)
-        layers = set()
-        for nodes in readers.values():
+        layers: set[str] = set()
+        for name, nodes in readers.items():
             ways = {self.sparse_layer(node) for node in nodes}
-            if len(ways) == 1 and None not in ways:
+            if ways in ({(name, False)}, {(name, True)}):
                 layers.update(node.output[0] for node in nodes)
         return layers
 
@@ -212,8 +212,7 @@ class _Rewriter:
         product = f"{flat} without bias" if bias else flat
         self.nodes.append(helper.make_node("MatMul", [name, source], [product], name=node.name))
         if bias:
-            column = self.constants[bias].reshape(-1, 1)
-            column = self.constant(_name(bias, (1, 0)), column)
+            column = self.constant(_name(bias, (1, 0)), self.constants[bias].reshape(-1, 1))
             self.nodes.append(helper.make_node("Add", [product, column], [flat], name=f"{node.name} bias"))
         if planes != memory:
             self.reshape(flat, [self.shapes[y][axis] for axis in order], result)
@@ -382,8 +381,8 @@ def _parts(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]]:
 
 _ELEMENTWISE = (
     "Abs", "Add", "Ceil", "Clip", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu",
-    "Log", "Max", "Min", "Mish", "Mul", "Neg", "Pow", "PRelu", "Reciprocal", "Relu", "Selu", "Sigmoid", "Sign", "Softplus",
-    "Softsign", "Sqrt", "Sub", "Sum", "Tanh",
+    "Log", "Max", "Min", "Mish", "Mul", "Neg", "Pow", "PRelu", "Reciprocal", "Relu", "Selu", "Sigmoid", "Sign",
+    "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Tanh",
 )  # fmt: skip
 _REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare")
 _RULES: dict[str, Callable[[_Rewriter, onnx.NodeProto], bool]] = {
