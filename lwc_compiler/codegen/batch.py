@@ -23,6 +23,7 @@ from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES
 from lwc_compiler.model import Model
 from lwc_compiler.passes.beside import Stretch, blocks_beside, images_beside
 from lwc_compiler.passes.images import one_image, static_shapes, weights_outweigh
+from lwc_compiler.passes.layouts import reorder_axes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +79,9 @@ def cut_batch(model: Model, target: Target, pick: Pick) -> list[Part]:
         pick: chooses among the ways to compute a layer.
     """
     single, count = one_image(model) or (model, 1)
+    if reorder_axes(single.proto) is not single.proto:
+        # Sparse layers on tokens: these are in the vectors.
+        return [_part(model, target, pick) if weights_outweigh(single) else _part(single, target, pick, count)]
     lanes = target.vector_bits // 32
     grid = _GRIDS.get(lanes) if _spatially_sparse(single.proto.graph) else None
     images = lanes if count % lanes == 0 else 0
@@ -106,7 +110,7 @@ def cut_batch(model: Model, target: Target, pick: Pick) -> list[Part]:
 
 
 def _part(model: Model, target: Target, pick: Pick, runs: int = 1) -> Part:
-    rest, layers = extract_layers(model.proto, target, pick)
+    rest, layers = extract_layers(reorder_axes(model.proto), target, pick)
     return Part(rest, tuple(layers), runs)
 
 

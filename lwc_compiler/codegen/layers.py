@@ -23,7 +23,7 @@ from lwc_compiler.kernels.choice import Pick, predicted
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
 from lwc_compiler.kernels.kernel import Constant, Plan
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
-from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul
+from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul, plan_transpose
 from lwc_compiler.model import attributes_of
 from lwc_compiler.padding import window_pads
 from lwc_compiler.passes.beside import CONV, DOMAIN
@@ -36,6 +36,16 @@ if TYPE_CHECKING:
 
     from lwc_compiler.codegen.converters import Node
     from lwc_compiler.targets.target import Target
+
+_erf = np.vectorize(math.erf)
+_SMALL_MATRIX = 16  # rows or columns below which a kernel for transposing gains nothing
+_GELU_NODES = 5
+_GELU_PARTS: dict[str, Callable[..., NDArray[np.float64]]] = {
+    "Add": np.add,
+    "Div": np.divide,
+    "Erf": _erf,
+    "Mul": np.multiply,
+}
 
 _OPERATOR = "LwcLayer"
 _EXTERN = "lwc.layer."
@@ -108,6 +118,7 @@ class _Extraction:
         for node in graph.node:
             for name in node.input:
                 self.readers[name].append(node)
+        self.producers = {name: node for node in graph.node for name in node.output}
         self.layers: list[Layer] = []
         # A node is known by its first output: no two nodes write the same value.
         self.replaced: dict[str, onnx.NodeProto] = {}  # last node of a group -> the layer's node
@@ -168,7 +179,13 @@ class _Extraction:
         """
         group = _Group([node], bias, None, None)
         shape = self.shape(node.output[0])
-        while (following := self.reader(group.output)) is not None and following.domain in ("", "ai.onnx"):
+        while True:
+            if group.activation is None and (parts := self.gelu(group.output)):
+                group.activation = Activation("gelu")
+                group.nodes += parts
+            following = self.reader(group.output)
+            if following is None or following.domain not in ("", "ai.onnx"):
+                break
             if following.op_type == "Add" and group.activation is None:
                 other = following.input[1] if following.input[0] == group.output else following.input[0]
                 constant = self.array(other)
@@ -186,6 +203,31 @@ class _Extraction:
             group.nodes.append(following)
         return group
 
+    def gelu(self, x: str) -> list[onnx.NodeProto]:
+        """The nodes that compute x / 2 (1 + erf(x / sqrt(2))) as exporters write it; none where these do not follow."""
+        samples: dict[str, NDArray[np.float64]] = {x: np.linspace(-4, 4, 9)}
+        nodes: list[onnx.NodeProto] = []
+
+        def operand(name: str) -> NDArray[np.float64] | None:
+            constant = self.array(name)
+            return constant.astype(np.float64) if constant is not None and constant.size == 1 else samples.get(name)
+
+        while len(nodes) < _GELU_NODES:
+            readers = [node for name in samples for node in self.readers[name] if node.output[0] not in samples]
+            for node in readers:
+                operands = [operand(name) for name in node.input]
+                if node.op_type in _GELU_PARTS and all(value is not None for value in operands):
+                    break
+            else:
+                return []
+            samples[node.output[0]] = _GELU_PARTS[node.op_type](*operands).reshape(-1)
+            nodes.append(node)
+        reads = Counter(name for node in nodes for name in node.input)
+        inner = [name for name in samples if name != nodes[-1].output[0]]
+        expected = samples[x] / 2 * (1 + _erf(samples[x] / math.sqrt(2)))
+        same = np.allclose(samples[nodes[-1].output[0]], expected, rtol=1e-6)
+        return nodes if same and all(self.uses[name] == reads[name] for name in inner) else []
+
     def activation(self, node: onnx.NodeProto) -> Activation | None:
         """The activation `node` is, when a kernel's store can compute it."""
         attributes = attributes_of(node)
@@ -195,6 +237,8 @@ class _Extraction:
             return Activation("leaky_relu", attributes.get("alpha", 0.01))
         if node.op_type == "HardSwish":
             return Activation("hard_swish")
+        if node.op_type == "Gelu" and attributes.get("approximate", "none") == "none":
+            return Activation("gelu")
         if node.op_type == "HardSigmoid":
             return Activation("hard_sigmoid", attributes.get("alpha", 0.2), attributes.get("beta", 0.5))
         if node.op_type != "Clip":
@@ -289,8 +333,41 @@ class _Extraction:
             plan = plan_conv(weight, geometry, group.epilogue, self.target, self.pick)
             self.finish(group, [node.input[1]], plan, node.input[0], 2 * left.size * b[-1] * math.prod(b[:-2]))
         elif left is None and right is None and a[:-2] == b[:-2]:
-            plan = plan_batched_matmul(math.prod(a[:-2]), a[-2], a[-1], b[-1], self.target)
-            self.finish(_Group([node], None, None, None), list(node.input), plan)
+            self.attention(node, a, b)
+
+    def transpose(self, node: onnx.NodeProto) -> None:
+        """A transposition of matrices, unless the only node that reads it can take it in."""
+        x, perm = self.shape(node.input[0]), attributes_of(node).get("perm")
+        if x is None or len(x) < 2 or perm != _swapped(len(x)) or min(x[-2:]) < _SMALL_MATRIX:
+            return
+        readers = self.readers[node.output[0]]
+        if len(readers) == 1 and (("", readers[0].op_type) not in _STARTS or readers[0].input[0] == node.output[0]):
+            return
+        plan = plan_transpose(math.prod(x[:-2]), *x[-2:])
+        self.finish(_Group([node], None, None, None), [node.input[0]], plan)
+
+    def attention(self, node: onnx.NodeProto, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+        """The product of two activations (..., M, K) and (..., K, N), and a factor after it."""
+        group, left = _Group([node], None, None, None), node.input[0]
+        rank, before = len(a), self.producers.get(left, onnx.NodeProto())
+        turned = False
+        if before.op_type == "Transpose" and self.uses[left] == 1:
+            turned = attributes_of(before).get("perm") == _swapped(rank)
+        if turned:
+            self.dropped.add(left)
+            left = before.input[0]
+        scale, following = 1.0, self.reader(node.output[0])
+        if following is not None and following.op_type in ("Div", "Mul") and following.domain in ("", "ai.onnx"):
+            index = 1 if following.op_type == "Div" or following.input[0] == node.output[0] else 0
+            factor = self.array(following.input[index])
+            if factor is not None and factor.size == 1 and factor.ndim <= rank and factor.all():
+                scale = float(factor.reshape(()))
+                scale = 1 / scale if following.op_type == "Div" else scale
+                group.nodes.append(following)
+        plan = plan_batched_matmul(
+            math.prod(a[:-2]), a[-2], a[-1], b[-1], self.target, a_transposed=turned, scale=scale
+        )
+        self.finish(group, [left, node.input[1]], plan)
 
     def product(
         self, node: onnx.NodeProto, x: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None
@@ -308,6 +385,7 @@ _STARTS: dict[tuple[str, str], Callable[[_Extraction, onnx.NodeProto], None]] = 
     ("", "Gemm"): _Extraction.gemm,
     ("", "MatMul"): _Extraction.matmul,
     (DOMAIN, CONV): _Extraction.conv,
+    ("", "Transpose"): _Extraction.transpose,
 }
 
 
@@ -328,6 +406,11 @@ class _Group:
     @property
     def epilogue(self) -> Epilogue:
         return Epilogue(self.bias, self.residual is not None, self.activation)
+
+
+def _swapped(rank: int) -> list[int]:
+    """The permutation of axes that transposes matrices."""
+    return [*range(rank - 2), rank - 1, rank - 2]
 
 
 def _per_channel(constant: NDArray[np.float32], channels: int, axis: int, rank: int) -> NDArray[np.float32] | None:

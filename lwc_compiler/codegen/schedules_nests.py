@@ -102,7 +102,7 @@ class Scheduler:
             return self._tiled(stages, common, lambda at: self._rows(stages, at))
         outer = [c for c in common if not c.same_as(lane)]
         work = _work(stages, common, self.ranges.extent) // math.prod(self.ranges.extent[a] for a in outer)
-        extent, width = self.ranges.extent[lane], self.vectors.width(stages)
+        extent, width = self.ranges.extent[lane], self.vectors.column_width(stages)
         # Whole multiples of the widest vector, so that only the last piece has a rest.
         size = max(1, extent * _TILE_WORK // work // width) * width
         if work <= 2 * _TILE_WORK or size >= extent:
@@ -190,7 +190,7 @@ class Scheduler:
     def _columns(self, stages: list[Flat], lane: Var, at: dict[Var, Expr], piece: tuple[Expr, int] | None) -> Stmt:
         """All stages along the common axis `lane`, vector by vector; with `piece` (number, size) only along a piece."""
         vectors = self.vectors
-        width, extent = vectors.width(stages), self.ranges.extent[lane]
+        width, extent = vectors.column_width(stages), self.ranges.extent[lane]
 
         def emit(base: Expr, lanes: int) -> Stmt:
             place = Place(at, self._allocate(stages, lanes), lanes, len(stages) > 1)
@@ -198,7 +198,7 @@ class Scheduler:
             for stage in stages:
 
                 def inner(inside: dict[Var, Expr], stage: Flat = stage) -> Stmt:
-                    return vectors.vector(stage, lane, base, lanes, place.inside(inside))
+                    return vectors.column(stage, lane, base, lanes, place.inside(inside))
 
                 statements.append(vectors.loops(stage.own, at, inner))
             return sequence(statements)

@@ -50,12 +50,14 @@ class Place:
         local: the local buffers of the nest, by what the stages call them.
         pitch: lanes that a local buffer holds for each of its elements.
         grouped: whether several stages are computed together.
+        shift: which of the lanes of a local buffer's element is the first one here.
     """
 
     at: dict[Var, Expr]
     local: dict[Var, Var]
     pitch: int
     grouped: bool
+    shift: int = 0
 
     def inside(self, at: dict[Var, Expr]) -> Place:
         return replace(self, at=at)
@@ -145,8 +147,11 @@ class Vectors:
 
     def width(self, stages: Sequence[Flat]) -> int:
         """Lanes of the widest vector: several registers, to have independent work, if the computation is not long."""
-        price = max((cost(v) for s in stages for v in s.values), default=0)
-        return self.lanes * (1 if price > _EXPENSIVE else 4 if any(s.init for s in stages) else 2)
+        return self.lanes * (1 if _is_long(stages) else 4 if any(s.init for s in stages) else 2)
+
+    def column_width(self, stages: Sequence[Flat]) -> int:
+        """`width` of stages that are computed one after the other for the same lanes (see `column`)."""
+        return self.width([s for s in stages if s.init] or stages)
 
     def strips(self, low: int, high: int, width: int, overlap: bool, emit: Callable[[Expr, int], Stmt]) -> list[Stmt]:
         """Statements that cover [low, high) with vectors; `emit(base, lanes)` is the body of one.
@@ -218,11 +223,22 @@ class Vectors:
             ]
         )
 
+    def column(self, stage: Flat, lane: Var, base: Expr, lanes: int, place: Place) -> Stmt:
+        """A stage for `lanes` neighbouring points of `lane` from `base`, a register at a time if it is long."""
+        width = min(lanes, self.width([stage])) if _is_long([stage]) else lanes
+        return sequence(
+            [
+                self.vector(stage, lane, base + index(shift) if shift else base, width, replace(place, shift=shift))
+                for shift in range(0, lanes, width)
+            ]
+        )
+
     def vector(self, stage: Flat, lane: Var | None, base: Expr, lanes: int, place: Place) -> Stmt:
         """A stage for `lanes` neighbouring points of `lane` from `base`."""
         if not stage.init:
             v, here = self._lane_point(lane, base, lanes, place)
-            before, value = self._value(stage.values[0], v, lanes, here)
+            moving = {v} if lane in stage.own else set().union(*(variables(place.at[axis]) for axis in stage.own))
+            before, value = self._value(stage.values[0], v, lanes, here, moving)
             target, offset = self._target(stage.targets[0], stage.offsets[0], v, here)
             return sequence([*before, _vectorized(v, lanes, BufferStore(target, value, [offset]))])
         accumulators, statements = self._start(stage, lanes)
@@ -421,12 +437,17 @@ class Vectors:
         position = substitute(offset, place.at)
         if target in place.local:
             if place.pitch > 1:
-                position = position * index(place.pitch) + v
+                position = position * index(place.pitch) + (v + index(place.shift))
             target = place.local[target]
         return target, self.ranges.simplify(position)
 
-    def _value(self, value: Expr, v: Expr, lanes: int, place: Place) -> tuple[list[Stmt], Expr]:
-        """`value` at a place, ready to be vectorised over `v`, and what has to run before."""
+    def _value(
+        self, value: Expr, v: Expr, lanes: int, place: Place, moving: set[Var] | None = None
+    ) -> tuple[list[Stmt], Expr]:
+        """`value` at a place, ready to be vectorised over `v`, and what has to run before.
+
+        In a group, it may be computed for all values of the variables `moving` in a row.
+        """
 
         def placed(e: Expr) -> Expr:
             if not isinstance(e, TensorLoad):
@@ -434,7 +455,7 @@ class Vectors:
             buffer, offset = e.source, e.indices[0]
             if buffer in place.local:
                 if place.pitch > 1:
-                    offset = offset * index(place.pitch) + v
+                    offset = offset * index(place.pitch) + (v + index(place.shift))
                 buffer = place.local[buffer]
             return BufferLoad(buffer, [offset])
 
@@ -447,8 +468,8 @@ class Vectors:
         before: list[Stmt] = []
         if lanes > 1:
             value = rewrite(value, lambda e: self._picked(e, v, lanes, before))
-            if place.grouped:
-                value = rewrite(value, lambda e: _reciprocal(e, v))
+            if place.grouped and moving:
+                value = rewrite(value, lambda e: _reciprocal(e, moving))
 
         def store(e: Expr) -> Expr:
             temporary = tirx.decl_buffer((index(lanes),), dtype_of(e), "value")
@@ -515,13 +536,18 @@ class Vectors:
         return fixed + index(min(steps)), pattern
 
 
+def _is_long(stages: Sequence[Flat]) -> bool:
+    """Whether a value takes so many instructions that one register at a time has work enough."""
+    return any(cost(value) > _EXPENSIVE for stage in stages for value in stage.values)
+
+
 def _combine(op: str, a: Expr, b: Expr) -> Expr:
     return {"sum": tirx.Add, "product": tirx.Mul, "max": tirx.Max, "min": tirx.Min}[op](a, b)
 
 
-def _reciprocal(e: Expr, v: Expr) -> Expr:
+def _reciprocal(e: Expr, moving: set[Var]) -> Expr:
     """Divides once for a whole row (softmax, norms), where each element would have divided by the same sum."""
-    if isinstance(e, tirx.Div) and dtype_of(e) == "float32" and loads(e.b) and v not in variables(e.b):
+    if isinstance(e, tirx.Div) and dtype_of(e) == "float32" and loads(e.b) and not moving & variables(e.b):
         return e.a * (tirx.const(1.0, "float32") / e.b)
     return e
 

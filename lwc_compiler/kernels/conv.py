@@ -15,6 +15,7 @@ from lwc_compiler.kernels.interleave import interleave_kernel
 from lwc_compiler.kernels.kernel import Input, Output, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_matmul
+from lwc_compiler.kernels.pair_plan import pair_candidates
 from lwc_compiler.kernels.tap_plan import tap_candidates
 from lwc_compiler.kernels.winograd_plan import winograd_candidates
 
@@ -53,6 +54,7 @@ def plan_conv(
         matrix = weight.reshape(geometry.out_channels, geometry.in_channels, -1)[:, :, tap]
         return plan_matmul(matrix.T, geometry.batch, epilogue, target, pick)
     candidates = tap_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
+    candidates += pair_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
     if geometry.images == 1:
         candidates += channel_candidates(weight, geometry, epilogue, target)
         candidates += winograd_candidates(weight, geometry, epilogue, target)

@@ -14,6 +14,7 @@ from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, 
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.lookup import FEATURES, LANES, STEP_BYTES, LookupLayout, lookup_kernel, pack_lookup
 from lwc_compiler.kernels.matvec import MatvecLayout, matvec_kernel, pack_matvec
+from lwc_compiler.kernels.pair_plan import pair_candidates
 from lwc_compiler.kernels.tap_plan import tap_candidates
 from lwc_compiler.kernels.transpose import transpose_kernel
 
@@ -144,7 +145,8 @@ def _token_candidates(weight: NDArray[np.float32], rows: int, epilogue: Epilogue
     taps = np.ascontiguousarray(weight.T)[:, :, None]
     return [
         candidate.then(lambda plan: _transposed(plan, weight, rows, finish), _TRANSPOSE * rows * (k + n))
-        for candidate in tap_candidates(taps, geometry, summed, target, Scratch(0), None, Scratch(1))
+        for planner in (tap_candidates, pair_candidates)
+        for candidate in planner(taps, geometry, summed, target, Scratch(0), None, Scratch(1))
         if candidate.format != "dense"
     ]
 
@@ -160,11 +162,17 @@ def _transposed(inner: Plan, weight: NDArray[np.float32], rows: int, finish: Epi
     """A plan from Scratch(0), (K, rows), to Scratch(1), (N, rows), between two transpositions."""
     k, n = weight.shape
     steps = (
-        Step(transpose_kernel("transpose", rows, k, Epilogue()), (Input(0), Scratch(0))),
+        Step(transpose_kernel("transpose", 1, rows, k, Epilogue()), (Input(0), Scratch(0))),
         *inner.steps,
-        Step(transpose_kernel("transpose", n, rows, finish), (Scratch(1), *_extra(finish), Output(0))),
+        Step(transpose_kernel("transpose", 1, n, rows, finish), (Scratch(1), *_extra(finish), Output(0))),
     )
     return replace(inner, steps=steps, scratch=(4 * rows * k, 4 * rows * n))
+
+
+def plan_transpose(batch: int, rows: int, columns: int) -> Plan:
+    """Plans y (batch, columns, rows) = x (batch, rows, columns) transposed; input 0 is x, output 0 is y, float32."""
+    kernel = transpose_kernel("transpose", batch, rows, columns, Epilogue())
+    return Plan((Step(kernel, (Input(0), Output(0))),))
 
 
 def _extra(epilogue: Epilogue) -> tuple[Operand, ...]:

@@ -25,6 +25,7 @@ KERNELS = (
     Entry("conv_block2", "block2", "convolution, non-zeros in blocks of 2 output channels"),
     Entry("conv_block4", "block4", "convolution, non-zeros in blocks of 4 output channels"),
     Entry("conv_block8", "block8", "convolution, non-zeros in blocks of 8 output channels"),
+    Entry("conv_pairs", "csr", "pointwise convolution, single non-zeros of two output channels at a time"),
     Entry("conv_channels", "dense", "convolution with every weight, output channels in the vectors"),
     Entry("winograd", "dense", "3x3 convolution with stride 1 by minimal filtering"),
     Entry("winograd_input", "", "transforms the input of a minimal filtering with few units of work"),

@@ -1,5 +1,6 @@
 """Lowering whole small networks: numbers against ONNX Runtime, fused layers, reproducible self-contained libraries."""
 
+import math
 import subprocess
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lwc_compiler.codegen.layers import extract_layers
 from lwc_compiler.errors import OptionError, UnsupportedError
 from lwc_compiler.model import Model, working_copy
+from lwc_compiler.passes.layouts import reorder_axes
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.recipe import LowerOptions
@@ -83,6 +85,47 @@ def attention(tokens: int = 9) -> Model:
     )
 
 
+def gelu(order: str) -> tuple[list[tuple], dict[str, np.ndarray]]:
+    """The nodes from h to g = h / 2 (1 + erf(h / sqrt(2))), as exporters write them, and their constants."""
+    scaled = ("Div", ["h", "root"], ["e"], {}) if order != "halves first" else ("Mul", ["h", "inverse"], ["e"], {})
+    erf = [scaled, ("Erf", ["e"], ["f"], {}), ("Add", ["f", "one"], ["u"], {})]
+    nodes = {
+        "halves last": [*erf, ("Mul", ["h", "u"], ["v"], {}), ("Mul", ["v", "half"], ["g"], {})],
+        "halves first": [("Mul", ["half", "h"], ["v"], {}), *erf, ("Mul", ["v", "u"], ["g"], {})],
+        "halves between": [*erf, ("Mul", ["u", "half"], ["v"], {}), ("Mul", ["v", "h"], ["g"], {})],
+    }[order]
+    numbers = {"root": math.sqrt(2), "inverse": math.sqrt(0.5), "one": 1, "half": 0.5}
+    used = {name for _, inputs, _, _ in nodes for name in inputs}
+    return nodes, {name: np.array(value, np.float32) for name, value in numbers.items() if name in used}
+
+
+def tokens(order: str) -> Model:
+    """Sparse layers on tokens, attention between them, and a GELU."""
+    nodes, constants = gelu(order)
+    return make(
+        [
+            ("MatMul", ["x", "wq"], ["q"], {"name": "q"}),
+            ("MatMul", ["x", "wk"], ["k"], {"name": "k"}),
+            ("Transpose", ["k"], ["kt"], {"perm": [0, 2, 1]}),
+            ("MatMul", ["q", "kt"], ["s"], {"name": "scores"}),
+            ("Div", ["s", "eight"], ["d"], {}),
+            ("Softmax", ["d"], ["p"], {}),
+            ("MatMul", ["p", "x"], ["o"], {"name": "mix"}),
+            ("MatMul", ["o", "wu"], ["ou"], {"name": "up"}),
+            ("Add", ["ou", "bu"], ["h"], {}),
+            *nodes,
+            ("MatMul", ["g", "wd"], ["gd"], {"name": "down"}),
+            ("Add", ["gd", "x"], ["y"], {}),
+        ],
+        {
+            "wq": normal(24, 20, density=0.1), "wk": normal(24, 20, density=0.1), "wu": normal(24, 50, density=0.1),
+            "bu": normal(50), "wd": normal(50, 24, density=0.1), "eight": np.array(8, np.float32), **constants,
+        },
+        {"x": [2, 41, 24]},
+        {"y": [2, 41, 24]},
+    )  # fmt: skip
+
+
 def transposed() -> Model:
     return make(
         [
@@ -127,6 +170,33 @@ def test_open_batch_is_set_by_the_option(tmp_path) -> None:
 
 def test_attention(tmp_path) -> None:
     compare(attention(), tmp_path, LowerOptions(), [2, 9, 24])
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "host"])
+@pytest.mark.parametrize("order", ["halves last", "halves first", "halves between"])
+def test_sparse_layers_on_tokens(tmp_path, target: str, order: str) -> None:
+    compare(tokens(order), tmp_path, LowerOptions(target=target), [2, 41, 24])
+
+
+@pytest.mark.parametrize("order", ["halves last", "halves first", "halves between"])
+def test_what_follows_a_layer_on_tokens_is_fused_into_it(order: str) -> None:
+    model = normalize(tokens(order), batch=1, shapes={}, fold_batch_norm=True)
+    rest, layers = extract_layers(reorder_axes(model.proto), find_target("x86-64-v3"))
+    assert [node.op_type for node in rest.graph.node if node.op_type != "LwcLayer"] == ["Softmax"]
+    assert {layer.decision.site for layer in layers if layer.decision} == {"wq", "wk", "wu", "wd"}
+
+
+@pytest.mark.parametrize("kind", ["erf of another scale", "read elsewhere", "an output"])
+def test_what_is_no_gelu_is_not_fused_as_one(tmp_path, kind: str) -> None:
+    nodes, constants = gelu("halves last")
+    outputs = {"y": [3, 16]}
+    if kind == "erf of another scale":
+        constants["root"] = np.array(1.5, np.float32)
+    last = ("Add", ["g", "u" if kind == "read elsewhere" else "h"], ["y"], {})
+    if kind == "an output":
+        outputs["u"] = [3, 16]
+    nodes = [("MatMul", ["x", "w"], ["h"], {}), *nodes, last]
+    compare(make(nodes, {"w": normal(8, 16), **constants}, {"x": [3, 8]}, outputs), tmp_path, LowerOptions(), [3, 8])
 
 
 def test_transposed_and_auto_padded(tmp_path) -> None:

@@ -4,6 +4,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import tvm_ffi
@@ -25,6 +26,8 @@ EPILOGUES = (
     "bias_residual_leaky_relu",
     "bias_hard_sigmoid",
     "hard_swish",
+    "bias_residual_gelu",
+    "gelu",
 )
 
 # Both are NaNs as float32. As no result has these bits, a store outside of a buffer cannot leave them unchanged.
@@ -54,7 +57,7 @@ class Built:
 
 
 def variant(index: int, shift: int) -> tuple[object, str]:
-    """Density and epilogue number `index`: as 5 and 7 have no common factor, every pair comes up."""
+    """Density and epilogue number `index`: as 5 and 9 have no common factor, every pair comes up."""
     return DENSITIES[(index + shift) % len(DENSITIES)], EPILOGUES[(index + 2 * shift) % len(EPILOGUES)]
 
 
@@ -190,6 +193,7 @@ def make_epilogue(generator: np.random.Generator, kind: str, channels: int) -> E
         "leaky_relu": Activation("leaky_relu", 0.1),
         "hard_sigmoid": Activation("hard_sigmoid", 0.2, 0.5),
         "hard_swish": Activation("hard_swish"),
+        "gelu": Activation("gelu"),
     }
     bias = generator.standard_normal(channels).astype(np.float32) if "bias" in kind else None
     return Epilogue(bias, "residual" in kind, next((a for name, a in activation.items() if name in kind), None))
@@ -215,6 +219,7 @@ def finish(
             "leaky_relu": lambda: np.where(y < 0, low * y, y),
             "hard_sigmoid": lambda: np.clip(low * y + high, 0, 1),
             "hard_swish": lambda: y * np.clip(y / 6 + 0.5, 0, 1),
+            "gelu": lambda: y * np.vectorize(NormalDist().cdf)(y),
         }[activation.kind]()
         scale = max(scale, float(np.abs(y).max()))
     return further, y, scale
