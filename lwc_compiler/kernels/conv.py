@@ -10,20 +10,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.channel_plan import channel_candidates
-from lwc_compiler.kernels.choice import Pick, Task, predicted
+from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
 from lwc_compiler.kernels.interleave import interleave_kernel
 from lwc_compiler.kernels.kernel import Input, Output, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_matmul
 from lwc_compiler.kernels.pair_plan import pair_candidates
+from lwc_compiler.kernels.subsample import subsample_kernel
 from lwc_compiler.kernels.tap_plan import tap_candidates
 from lwc_compiler.kernels.winograd_plan import winograd_candidates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lwc_compiler.kernels.kernel import Plan
+    from lwc_compiler.kernels.kernel import Operand, Plan
     from lwc_compiler.targets.target import Target
+
+
+_SUBSAMPLE = 0.7  # cycles of a value that is picked
 
 
 def plan_conv(
@@ -55,10 +59,32 @@ def plan_conv(
         return plan_matmul(matrix.T, geometry.batch, epilogue, target, pick)
     candidates = tap_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
     candidates += pair_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
+    candidates += _subsampled(weight, geometry, epilogue, target, residual)
     if geometry.images == 1:
         candidates += channel_candidates(weight, geometry, epilogue, target)
         candidates += winograd_candidates(weight, geometry, epilogue, target)
     return pick(_task(weight, geometry, epilogue), candidates)
+
+
+def _subsampled(
+    weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target, residual: Operand | None
+) -> list[Candidate]:
+    """A pointwise convolution with a stride as one without, of the pixels that it reads; nothing for any other."""
+    g = geometry
+    if set(g.kernel) != {1} or len(g.kernel) != 2 or max(g.strides) == 1 or any(g.pads) or g.images > 1:
+        return []
+    plain = replace(g, in_size=g.out_size, strides=(1, 1))
+    (height, width), (rows, columns) = g.in_size, g.out_size
+    kernel = subsample_kernel(g.batch * g.in_channels, (height, width), (g.strides[0], g.strides[1]), (rows, columns))
+    step = Step(kernel, (Input(0), Scratch(0)))
+
+    def change(plan: Plan) -> Plan:
+        return replace(plan, steps=(step, *plan.steps), scratch=(4 * math.prod(plain.in_shape),))
+
+    found = tap_candidates(weight, plain, epilogue, target, Scratch(0), residual, Output(0))
+    found += pair_candidates(weight, plain, epilogue, target, Scratch(0), residual, Output(0))
+    cycles = _SUBSAMPLE * math.prod(plain.in_shape)
+    return [replace(c.then(change, cycles), name=f"{c.name} subsampled") for c in found]
 
 
 def _task(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue) -> Task:

@@ -30,6 +30,7 @@ KERNELS = (
     Entry("winograd", "dense", "3x3 convolution with stride 1 by minimal filtering"),
     Entry("winograd_input", "", "transforms the input of a minimal filtering with few units of work"),
     Entry("interleave", "", "puts the phases of a transposed convolution together"),
+    Entry("subsample", "", "picks the pixels that a pointwise convolution with a stride reads"),
     Entry("gemm", "dense", "matrix product with every weight"),
     Entry("matvec_csr", "csr", "sparse matrix times vector, loading single inputs"),
     Entry("matvec_lookup", "csr", "sparse matrix times vector, looking inputs up in registers"),

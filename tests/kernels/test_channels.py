@@ -23,5 +23,8 @@ def planned(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, layo
     return plan_channels(weight.reshape(geometry.groups, -1, weight[0].size), epilogue, layout)
 
 
+CASES = random_layouts(5 * GEOMETRIES, 2, lambda geometry, target: layouts(canonical(geometry), target), planned)
+
+
 class TestEveryLayout(KernelTests):
-    cases = random_layouts(5 * GEOMETRIES, 2, lambda geometry, target: layouts(canonical(geometry), target), planned)
+    cases = CASES

@@ -27,8 +27,11 @@ def planned(weight: np.ndarray, _geometry: ConvGeometry, epilogue: Epilogue, lay
     return plan_winograd(weight, epilogue, layout)
 
 
+CASES = random_layouts(4 * GEOMETRIES, 3, layouts, planned)
+
+
 class TestEveryLayout(KernelTests):
-    cases = random_layouts(4 * GEOMETRIES, 3, layouts, planned)
+    cases = CASES
 
 
 @pytest.mark.parametrize("square", [2, 4])
