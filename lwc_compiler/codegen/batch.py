@@ -19,7 +19,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from lwc_compiler.codegen.layers import extract_layers
-from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES
+from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, Plan
 from lwc_compiler.model import Model
 from lwc_compiler.passes.beside import Stretch, blocks_beside, images_beside
 from lwc_compiler.passes.images import one_image, static_shapes, weights_outweigh
@@ -58,7 +58,7 @@ class _Times:
     """Seconds of an image in a stretch, on one core; infinite where there is no such form.
 
     Attributes:
-        alone: image by image, row by row.
+        alone: image by image, row by row; 0 where there is no other form.
         blocks: in blocks side by side.
         images: side by side with other images.
         turned: of laying its input side by side.
@@ -85,7 +85,7 @@ def cut_batch(model: Model, target: Target, pick: Pick) -> list[Part]:
     lanes = target.vector_bits // 32
     grid = _GRIDS.get(lanes) if _spatially_sparse(single.proto.graph) else None
     images = lanes if count % lanes == 0 else 0
-    stretches = _stretches(single, target, pick) if grid or images else []
+    stretches = _stretches(single, target) if grid or images else []
     if len(stretches) < 2:
         stretches = []
     times = [_times(single, stretch, target, pick, grid, images) for stretch in stretches]
@@ -122,13 +122,13 @@ def _spatially_sparse(graph: onnx.GraphProto) -> bool:
     return any(np.count_nonzero(weight) < _SPARSE * weight.size for weight in spatial)
 
 
-def _stretches(single: Model, target: Target, pick: Pick) -> list[Stretch]:
+def _stretches(single: Model, target: Target) -> list[Stretch]:
     """The network, cut wherever all that goes on is one tensor, and no layer is cut in two."""
     graph = single.proto.graph
     results = tuple(value.name for value in graph.output)
     last_use = {name: i for i, node in enumerate(graph.node) for name in node.input}
     last_use.update(dict.fromkeys(results, len(graph.node)))
-    rest, _ = extract_layers(single.proto, target, pick)
+    rest, _ = extract_layers(single.proto, target, lambda task, candidates: Plan(()))
     whole = {node.output[0] for node in rest.graph.node}
     shapes = static_shapes(graph)
     alive = {value.name for value in graph.input}
@@ -155,15 +155,14 @@ def _times(
             return math.inf
         return sum(layer.plan.seconds for layer in extract_layers(model.proto, target, pick)[1])
 
-    shapes = static_shapes(single.proto.graph)
-    return _Times(
-        seconds(_cut_out(single, stretch)),
-        seconds(blocks_beside(single, stretch, grid)) if grid else math.inf,
-        seconds(images_beside(single, stretch, images)) / images
-        if images and _fits(single.proto, stretch, images)
-        else math.inf,
-        2 * 4 * math.prod(shapes[stretch.source]) / _TURNED_BYTES_A_SECOND,
-    )
+    blocks = seconds(blocks_beside(single, stretch, grid)) if grid else math.inf
+    beside = math.inf
+    if images and _fits(single.proto, stretch, images):
+        beside = seconds(images_beside(single, stretch, images)) / images
+    # Where there is no choice, the time does not matter.
+    alone = 0.0 if blocks == beside == math.inf else seconds(_cut_out(single, stretch))
+    bytes_turned = 2 * 4 * math.prod(static_shapes(single.proto.graph)[stretch.source])
+    return _Times(alone, blocks, beside, bytes_turned / _TURNED_BYTES_A_SECOND)
 
 
 def _fastest(times: Sequence[_Times]) -> tuple[int, int, int]:
