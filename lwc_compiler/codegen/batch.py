@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _MOST_BYTES = 128 << 20  # of a node's activations of all images that lie side by side
 _TURNED_BYTES_A_SECOND = 1e10  # read and written when images or blocks are laid side by side
-_SPARSE = 0.5  # density below which a convolution may gain from blocks side by side
+_SPARSE = 0.5  # density below which a layer may gain
 _GRIDS = {8: (2, 4), 16: (4, 4)}  # of blocks, by the lanes of a vector
 
 
@@ -83,11 +83,10 @@ def cut_batch(model: Model, target: Target, pick: Pick) -> list[Part]:
         # Sparse layers on tokens: these are in the vectors.
         return [_part(model, target, pick) if weights_outweigh(single) else _part(single, target, pick, count)]
     lanes = target.vector_bits // 32
-    grid = _GRIDS.get(lanes) if _spatially_sparse(single.proto.graph) else None
-    images = lanes if count % lanes == 0 else 0
+    sparse = _sparse_weights(single.proto.graph)
+    grid = _GRIDS.get(lanes) if any(len(shape) == 4 and math.prod(shape[2:]) > 1 for shape in sparse) else None
+    images = lanes if sparse and count % lanes == 0 else 0
     stretches = _stretches(single, target) if grid or images else []
-    if len(stretches) < 2:
-        stretches = []
     times = [_times(single, stretch, target, pick, grid, images) for stretch in stretches]
     first, last, beside = _fastest(times)
     parts = []
@@ -114,12 +113,13 @@ def _part(model: Model, target: Target, pick: Pick, runs: int = 1) -> Part:
     return Part(rest, tuple(layers), runs)
 
 
-def _spatially_sparse(graph: onnx.GraphProto) -> bool:
-    """Whether a convolution reads neighbours, and few of its weights are kept."""
+def _sparse_weights(graph: onnx.GraphProto) -> list[tuple[int, ...]]:
+    """The shapes of the linear layers' weights of which few are kept."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    weights = [constants[n.input[1]] for n in graph.node if n.op_type == "Conv" and n.input[1] in constants]
-    spatial = (numpy_helper.to_array(w) for w in weights if len(w.dims) == 4 and math.prod(w.dims[2:]) > 1)
-    return any(np.count_nonzero(weight) < _SPARSE * weight.size for weight in spatial)
+    linear = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    names = dict.fromkeys(name for node in linear for name in node.input[:2] if name in constants)
+    weights = (numpy_helper.to_array(constants[name]) for name in names)
+    return [weight.shape for weight in weights if np.count_nonzero(weight) < _SPARSE * weight.size]
 
 
 def _stretches(single: Model, target: Target) -> list[Stretch]:
