@@ -74,7 +74,9 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     for variant in target.variants or (target,):
         count = _measured(options, variant)
         pick = Tuner(variant, count, compiler) if count else predicted
-        rest, layers = extract_layers(computed.proto, variant, pick)
+        # Threads take whole images where there are enough of them.
+        sharing = options.threads if images < options.threads else 1
+        rest, layers = extract_layers(computed.proto, variant, pick, sharing)
         prefix = f"{symbol}_kernel_{c_identifier(variant.name)}"
         program = assemble(import_onnx(rest, layer_call), layers, takes, gives, prefix, variant)
         program = replace(program, images=images)
@@ -96,8 +98,8 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         weight_bytes=len(emitted.weights),
         layers=tuple(
             replace(decision, flops=images * decision.flops, dense_flops=images * decision.dense_flops)
-            for decision in (layer.decision for layer in layers)
-            if decision is not None
+            for layer in layers
+            for decision in layer.decisions
         ),
         programs=tuple(
             ProgramInfo(variant.name, tuple(call.info for call in program.calls)) for variant, program in programs

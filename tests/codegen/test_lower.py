@@ -159,7 +159,7 @@ def test_what_follows_a_layer_is_fused_into_it() -> None:
         "Flatten",
         "Softmax",
     ]
-    assert [layer.decision.site for layer in layers] == ["w1", "w2", "w3", "w4"]
+    assert [decision.site for layer in layers for decision in layer.decisions] == ["w1", "w2", "w3", "w4"]
     fused = next(n for n in rest.graph.node if n.output[0] == "r2")
     assert list(fused.input) == ["r1", "c3"]  # conv2 with the shortcut as residual and the Clip
 

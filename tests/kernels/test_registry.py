@@ -2,7 +2,9 @@
 
 import test_channels
 import test_conv
+import test_depthwise
 import test_matmul
+import test_separable
 import test_taps
 import test_winograd
 
@@ -12,7 +14,8 @@ from lwc_compiler.targets import find_target
 
 def test_lists_every_tested_kernel_and_no_other() -> None:
     formats = {}
-    for case in [*test_channels.CASES, *test_conv.CASES, *test_matmul.CASES, *test_taps.CASES, *test_winograd.CASES]:
+    modules = (test_channels, test_conv, test_depthwise, test_matmul, test_separable, test_taps, test_winograd)
+    for case in [case for module in modules for case in module.CASES]:
         plan = case.plan(find_target("x86-64-v4"))
         for step in plan.steps:
             formats.setdefault(step.kernel.name, set()).add(plan.format)
