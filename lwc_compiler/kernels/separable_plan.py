@@ -166,12 +166,12 @@ def cuts(depthwise: Problem, target: Target) -> list[Cut]:
     height, width = depthwise.height.out, depthwise.width.out
     most = min(height, target.vector_registers // 2, sums * lanes // width)
     result: dict[Cut, None] = {}
-    for count in (most, most // 2):
+    for count in (most, most // 2, most // 4):
         if count < 1:
             continue
         rows = -(-height // -(-height // count))
         plane = 4 * -(-rows * width // lanes) * lanes
-        for kilobytes in (40, 80, 320):
+        for kilobytes in (80, 320):
             blocks = -(-depthwise.groups * plane // (kilobytes << 10))
             result[Cut(lanes, rows, -(-depthwise.groups // blocks), sums)] = None
     return list(result)
