@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lwc_compiler.codegen.layers import Layer
-    from lwc_compiler.kernels.kernel import Kernel, Plan, Step
+    from lwc_compiler.kernels.kernel import Kernel, Plan
     from lwc_compiler.targets.target import Target
 
 # What one core does in a step; good to a factor of two or three, which is all that the choice of threads needs.
@@ -144,10 +144,10 @@ class _Builder:
         same.append(symbol)
         return symbol
 
-    def run(self, plan: Plan, inputs: Sequence[Ref], outputs: Sequence[Ref], node: str) -> None:
-        """Appends the calls of `plan`, which belong to the layer `node`, or to none."""
+    def run(self, plan: Plan, inputs: Sequence[Ref], outputs: Sequence[Ref], nodes: tuple[str, ...]) -> None:
+        """Appends the calls of `plan`, which belong to the layers `nodes`, or to none."""
         scratch = [self.new_buffer(size) for size in plan.scratch]
-        weights = [_constant_bytes(step) for step in plan.steps]
+        weights = [step.constant_bytes for step in plan.steps]
         for step, share in zip(plan.steps, weights, strict=True):
             args: list[Ref] = []
             for operand in step.args:
@@ -162,7 +162,8 @@ class _Builder:
             # Multiply-adds are where the weights are.
             flops = plan.flops * (share / sum(weights) if any(weights) else 1 / len(weights))
             moved = share + sum(self.buffers[ref.index] for ref in args if isinstance(ref, BufferRef))
-            info = StepInfo(node, step.kernel.name, plan.format if share else "")
+            node, further = (nodes[0], nodes[1:]) if nodes else ("", ())
+            info = StepInfo(node, step.kernel.name, plan.format if share else "", further)
             nanoseconds = flops / _FLOPS_A_NANOSECOND + moved / _BYTES_A_NANOSECOND
             self.calls.append(Call(self.kernel_symbol(step.kernel), tuple(args), info, nanoseconds))
 
@@ -205,9 +206,9 @@ class _Builder:
             if index is None:
                 raise UnsupportedError(f"function {name} has no code generator")
             layer = self.layers[index]
-            self.run(layer.plan, refs, results, layer.node)
+            self.run(layer.plan, refs, results, layer.nodes)
         else:
-            self.run(self.plan(call.args[0], len(refs)), refs, results, "")
+            self.run(self.plan(call.args[0], len(refs)), refs, results, ())
         return tuple(results) if isinstance(ty, relax.TupleType) else results[0]
 
     def plan(self, function: Any, inputs: int) -> Plan:
@@ -217,10 +218,6 @@ class _Builder:
             assert isinstance(func, tirx.PrimFunc)
             self._plans[name] = split_function(name, schedule(func, self.target), inputs)
         return self._plans[name]
-
-
-def _constant_bytes(step: Step) -> int:
-    return sum(operand.array.nbytes for operand in step.args if isinstance(operand, Constant))
 
 
 def _digest(array: NDArray[np.generic]) -> bytes:

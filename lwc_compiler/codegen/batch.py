@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from lwc_compiler.codegen.layers import extract_layers
-from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, Plan
+from lwc_compiler.codegen.layers import extract_layers, layer_of
+from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES
 from lwc_compiler.model import Model
 from lwc_compiler.passes.beside import Stretch, blocks_beside, images_beside
 from lwc_compiler.passes.images import one_image, static_shapes, weights_outweigh
@@ -58,7 +58,7 @@ class _Times:
     """Seconds of an image in a stretch, on one core; infinite where there is no such form.
 
     Attributes:
-        alone: image by image, row by row; 0 where there is no other form.
+        alone: image by image, row by row.
         blocks: in blocks side by side.
         images: side by side with other images.
         turned: of laying its input side by side.
@@ -70,47 +70,51 @@ class _Times:
     turned: float
 
 
-def cut_batch(model: Model, target: Target, pick: Pick) -> list[Part]:
+def cut_batch(model: Model, target: Target, pick: Pick, threads: int = 1) -> list[Part]:
     """The stages of a network.
 
     Args:
         model: normalized, static shapes.
         target: what it is compiled for.
         pick: chooses among the ways to compute a layer.
+        threads: to use when the caller does not say.
     """
+
+    def part(network: Model, runs: int = 1) -> Part:
+        # Threads take whole parts where there are enough of them.
+        sharing = threads if runs < threads else 1
+        rest, layers = extract_layers(reorder_axes(network.proto), target, pick, sharing)
+        return Part(rest, tuple(layers), runs)
+
     single, count = one_image(model) or (model, 1)
-    if reorder_axes(single.proto) is not single.proto:
-        # Sparse layers on tokens: these are in the vectors.
-        return [_part(model, target, pick) if weights_outweigh(single) else _part(single, target, pick, count)]
+    one_pass = count > 1 and weights_outweigh(single)  # over the weights, for the whole batch
     lanes = target.vector_bits // 32
     sparse = _sparse_weights(single.proto.graph)
     grid = _GRIDS.get(lanes) if any(len(shape) == 4 and math.prod(shape[2:]) > 1 for shape in sparse) else None
     images = lanes if sparse and count % lanes == 0 else 0
-    stretches = _stretches(single, target) if grid or images else []
-    times = [_times(single, stretch, target, pick, grid, images) for stretch in stretches]
-    first, last, beside = _fastest(times)
+    tokens = reorder_axes(single.proto) is not single.proto  # in the vectors, where the layers on them are sparse
+    if tokens or not (grid or images):
+        return [part(model) if one_pass else part(single, count)]
+    whole = part(single, count)
+    stretches = _stretches(single, whole)
+    first, last, beside = _fastest([_times(single, s, seconds, target, pick, grid, images) for s, seconds in stretches])
+    if first == last and beside == len(stretches):
+        return [part(model) if one_pass else whole]
     parts = []
     if beside < len(stretches):
         turned = images_beside(single, _joined(stretches[beside:]), images)
         assert turned is not None
-        parts = [_part(turned, target, pick, count // images)]
+        parts = [part(turned, count // images)]
         if beside == 0:
             return parts
-        single = _head(single, stretches[beside])
-    elif first == last and weights_outweigh(single):
-        return [_part(model, target, pick)]
+        single = _head(single, stretches[beside][0])
     if first < last:
         assert grid is not None
         stretch = _joined(stretches[first:last])
         blocks = blocks_beside(single, stretch, grid)
         assert blocks is not None
         single = _spliced(single, stretch, blocks)
-    return [_part(single, target, pick, count), *parts]
-
-
-def _part(model: Model, target: Target, pick: Pick, runs: int = 1) -> Part:
-    rest, layers = extract_layers(reorder_axes(model.proto), target, pick)
-    return Part(rest, tuple(layers), runs)
+    return [part(single, count), *parts]
 
 
 def _sparse_weights(graph: onnx.GraphProto) -> list[tuple[int, ...]]:
@@ -122,33 +126,47 @@ def _sparse_weights(graph: onnx.GraphProto) -> list[tuple[int, ...]]:
     return [weight.shape for weight in weights if np.count_nonzero(weight) < _SPARSE * weight.size]
 
 
-def _stretches(single: Model, target: Target) -> list[Stretch]:
-    """The network, cut wherever all that goes on is one tensor, and no layer is cut in two."""
+def _stretches(single: Model, whole: Part) -> list[tuple[Stretch, float]]:
+    """The network, cut wherever all that goes on is one tensor and no layer is cut in two; seconds of each stretch.
+
+    Args:
+        single: the network on one image.
+        whole: the same as a part.
+    """
     graph = single.proto.graph
     results = tuple(value.name for value in graph.output)
     last_use = {name: i for i, node in enumerate(graph.node) for name in node.input}
     last_use.update(dict.fromkeys(results, len(graph.node)))
-    rest, _ = extract_layers(single.proto, target, lambda task, candidates: Plan(()))
-    whole = {node.output[0] for node in rest.graph.node}
+    seconds = {
+        node.output[0]: 0.0 if (index := layer_of(node)) is None else whole.layers[index].plan.seconds
+        for node in whole.rest.graph.node
+    }
     shapes = static_shapes(graph)
     alive = {value.name for value in graph.input}
     if len(alive) != 1:
         return []
-    stretches, start, source = [], 0, next(iter(alive))
+    stretches, start, source, spent = [], 0, next(iter(alive)), 0.0
     for i, node in enumerate(graph.node):
         alive = {name for name in (*alive, *node.output) if last_use.get(name, -1) > i}
         output = node.output[0]
         shape = shapes.get(output, ())
-        usable = output in whole and output not in results and math.prod(shape) * 4 % ALIGNMENT_BYTES == 0
+        spent += seconds.get(output, 0.0)
+        usable = output in seconds and output not in results and math.prod(shape) * 4 % ALIGNMENT_BYTES == 0
         # Flattened pixels come in another order side by side: what reads them stays with them.
         if alive == {output} and usable and (len(shape) == 4 or node.op_type not in ("Flatten", "Reshape")):
-            stretches.append(Stretch(start, i + 1, source, (output,)))
-            start, source = i + 1, output
-    return [*stretches, Stretch(start, len(graph.node), source, results)]
+            stretches.append((Stretch(start, i + 1, source, (output,)), spent))
+            start, source, spent = i + 1, output, 0.0
+    return [*stretches, (Stretch(start, len(graph.node), source, results), spent)]
 
 
 def _times(
-    single: Model, stretch: Stretch, target: Target, pick: Pick, grid: tuple[int, int] | None, images: int
+    single: Model,
+    stretch: Stretch,
+    alone: float,
+    target: Target,
+    pick: Pick,
+    grid: tuple[int, int] | None,
+    images: int,
 ) -> _Times:
     def seconds(model: Model | None) -> float:
         if model is None:
@@ -159,10 +177,8 @@ def _times(
     beside = math.inf
     if images and _fits(single.proto, stretch, images):
         beside = seconds(images_beside(single, stretch, images)) / images
-    # Where there is no choice, the time does not matter.
-    alone = 0.0 if blocks == beside == math.inf else seconds(_cut_out(single, stretch))
-    bytes_turned = 2 * 4 * math.prod(static_shapes(single.proto.graph)[stretch.source])
-    return _Times(alone, blocks, beside, bytes_turned / _TURNED_BYTES_A_SECOND)
+    turned = 2 * 4 * math.prod(static_shapes(single.proto.graph)[stretch.source]) / _TURNED_BYTES_A_SECOND
+    return _Times(alone, blocks, beside, turned)
 
 
 def _fastest(times: Sequence[_Times]) -> tuple[int, int, int]:
@@ -195,18 +211,10 @@ def _fits(proto: onnx.ModelProto, stretch: Stretch, images: int) -> bool:
     return True
 
 
-def _joined(stretches: Sequence[Stretch]) -> Stretch:
+def _joined(stretches: Sequence[tuple[Stretch, float]]) -> Stretch:
     """Stretches that follow each other as one."""
-    first, last = stretches[0], stretches[-1]
+    (first, _), (last, _) = stretches[0], stretches[-1]
     return Stretch(first.first, last.stop, first.source, last.results)
-
-
-def _cut_out(single: Model, stretch: Stretch) -> Model:
-    """A stretch as a network."""
-    graph = single.proto.graph
-    infos = {value.name: value for value in (*graph.input, *graph.value_info, *graph.output)}
-    nodes = graph.node[stretch.first : stretch.stop]
-    return _network(single, nodes, [infos[stretch.source]], [infos[name] for name in stretch.results], graph)
 
 
 def _head(single: Model, stretch: Stretch) -> Model:

@@ -1,7 +1,8 @@
 """Takes the linear layers out of an ONNX graph: each becomes one `LwcLayer` node with a plan of our own kernels.
 
 A layer is a Conv, ConvTranspose, Gemm or MatMul with what follows it as long as nothing else reads what is in between:
-a bias, one residual Add and an activation are computed where the kernel stores its result. MatMuls of two activations
+a bias, one residual Add and an activation are computed where the kernel stores its result. Chains of a depthwise
+convolution and pointwise ones become one layer where one kernel for all is faster. MatMuls of two activations
 (attention) become layers too. Everything works on float32 with static shapes; what does not fit is left to Relax.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +22,10 @@ from lwc_compiler.codegen.converters import input_name
 from lwc_compiler.codegen.result import LayerDecision
 from lwc_compiler.kernels.choice import Pick, predicted
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
-from lwc_compiler.kernels.kernel import Constant, Plan
+from lwc_compiler.kernels.kernel import Plan, Share
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul, plan_transpose
+from lwc_compiler.kernels.separable_plan import Part, fits, plan_separable
 from lwc_compiler.model import attributes_of
 from lwc_compiler.padding import window_pads
 from lwc_compiler.passes.beside import CONV, DOMAIN
@@ -53,21 +55,21 @@ _EXTERN = "lwc.layer."
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear layer.
+    """One linear layer, or several that one plan computes.
 
     Attributes:
-        node: the ONNX node.
-        plan: how it is computed; its inputs are the inputs of the `LwcLayer` node.
-        decision: what the report says about it; None for a product of two activations, which has no weights.
+        nodes: the ONNX nodes.
+        plan: how they are computed; its inputs are the inputs of the `LwcLayer` node.
+        decisions: what the report says about each; none for a product of two activations, which has no weights.
     """
 
-    node: str
+    nodes: tuple[str, ...]
     plan: Plan
-    decision: LayerDecision | None
+    decisions: tuple[LayerDecision, ...]
 
 
 def extract_layers(
-    proto: onnx.ModelProto, target: Target, pick: Pick = predicted
+    proto: onnx.ModelProto, target: Target, pick: Pick = predicted, threads: int = 1
 ) -> tuple[onnx.ModelProto, list[Layer]]:
     """A copy of `proto` in which layer i is the node `lwc.LwcLayer(index=i)`, and the layers.
 
@@ -75,8 +77,9 @@ def extract_layers(
         proto: normalized, static shapes, with value_info for every intermediate.
         target: what the plans are made for.
         pick: chooses among the ways to compute a layer.
+        threads: that share the tiles of a step.
     """
-    return _Extraction(proto, target, pick).result()
+    return _Extraction(proto, target, pick, threads).result()
 
 
 def layer_call(node: Node) -> relax.Expr | None:
@@ -103,8 +106,8 @@ def layer_index(function: str) -> int | None:
 class _Extraction:
     """One pass over a graph's nodes, in their (topological) order."""
 
-    def __init__(self, proto: onnx.ModelProto, target: Target, pick: Pick) -> None:
-        self.proto, self.target, self.pick = proto, target, pick
+    def __init__(self, proto: onnx.ModelProto, target: Target, pick: Pick, threads: int) -> None:
+        self.proto, self.target, self.pick, self.threads = proto, target, pick, threads
         graph = proto.graph
         self.constants = {t.name: t for t in graph.initializer}
         self.values: dict[str, tuple[int, tuple[int, ...]]] = {
@@ -127,7 +130,7 @@ class _Extraction:
     def result(self) -> tuple[onnx.ModelProto, list[Layer]]:
         for node in self.proto.graph.node:
             start = _STARTS.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
-            if start is not None and node.output[0] not in self.dropped:
+            if start is not None and node.output[0] not in self.dropped and node.output[0] not in self.replaced:
                 start(self, node)
         kept = [node for node in self.proto.graph.node if node.output[0] not in self.dropped]
         nodes = [self.replaced.get(node.output[0], node) for node in kept]
@@ -256,19 +259,28 @@ class _Extraction:
         self, group: _Group, inputs: list[str], plan: Plan, weight: str | None = None, dense_flops: int = 0
     ) -> None:
         """Replaces a group by a layer."""
-        if group.residual is not None:
-            inputs = [*inputs, group.residual]
-        _, shape = self.values[group.output]
+        share = Share(plan.format, sum(step.constant_bytes for step in plan.steps), plan.flops)
+        decisions = [] if weight is None else [self.decide(group, plan, share, weight, dense_flops)]
+        self.replace([group], inputs, plan, decisions)
+
+    def replace(self, groups: list[_Group], inputs: list[str], plan: Plan, decisions: list[LayerDecision]) -> None:
+        """Replaces groups, each of which reads what the one before it gives, by a layer."""
+        last = groups[-1]
+        if last.residual is not None:
+            inputs = [*inputs, last.residual]
+        _, shape = self.values[last.output]
         layer = helper.make_node(
-            _OPERATOR, inputs, [group.output], name=group.nodes[0].name, domain=DOMAIN,
+            _OPERATOR, inputs, [last.output], name=groups[0].nodes[0].name, domain=DOMAIN,
             index=len(self.layers), shape=shape,
         )  # fmt: skip
-        self.replaced[group.output] = layer
-        self.dropped.update(node.output[0] for node in group.nodes[:-1])
-        decision = None if weight is None else self.decide(group, plan, weight, dense_flops)
-        self.layers.append(Layer(node_label(group.nodes[0]), plan, decision))
+        self.replaced[last.output] = layer
+        self.dropped.update(node.output[0] for group in groups for node in group.nodes)
+        self.dropped.remove(last.output)
+        nodes = tuple(node_label(group.nodes[0]) for group in groups)
+        self.layers.append(Layer(nodes, plan, tuple(decisions)))
 
-    def decide(self, group: _Group, plan: Plan, weight: str, dense_flops: int) -> LayerDecision:
+    def decide(self, group: _Group, plan: Plan, share: Share, weight: str, dense_flops: int) -> LayerDecision:
+        """What the report says of the part of a plan that computes a group."""
         tensor = self.constants[weight]
         array = numpy_helper.to_array(tensor)
         bias_bytes = 0 if group.bias is None else group.bias.nbytes
@@ -278,11 +290,11 @@ class _Extraction:
             op=group.nodes[0].op_type,
             shape=tuple(tensor.dims),
             density=int(np.count_nonzero(array)) / array.size,
-            format=plan.format,
+            format=share.format,
             kernel=" + ".join(dict.fromkeys(step.kernel.name for step in plan.steps)),
-            bytes=sum(o.array.nbytes for step in plan.steps for o in step.args if isinstance(o, Constant)),
+            bytes=share.bytes,
             dense_bytes=array.nbytes + bias_bytes,
-            flops=plan.flops,
+            flops=share.flops,
             dense_flops=dense_flops,
             why=plan.why,
             trials=plan.trials,
@@ -291,16 +303,47 @@ class _Extraction:
     # Where a group starts
 
     def conv(self, node: onnx.NodeProto) -> None:
+        first = self.convolution(node)
+        if first is None:
+            return
+        chain = self.chain(first)
+        if len(chain) > 1:
+            plan = plan_separable([layer.part for layer in chain], self.target, self.threads, self.pick)
+            if plan is not None:
+                nodes = ", ".join(node_label(layer.node) for layer in chain)
+                plan = replace(plan, why=f"one kernel for {nodes}; {plan.why}")
+                decisions = [
+                    self.decide(layer.group, plan, share, layer.node.input[1], layer.dense_flops)
+                    for layer, share in zip(chain, plan.shares, strict=True)
+                ]
+                self.replace([layer.group for layer in chain], [node.input[0]], plan, decisions)
+                return
+        part = first.part
+        planner = plan_conv_transpose if part.geometry.transposed else plan_conv
+        plan = planner(part.weight, part.geometry, part.epilogue, self.target, self.pick)
+        self.finish(first.group, [node.input[0]], plan, node.input[1], first.dense_flops)
+
+    def convolution(self, node: onnx.NodeProto) -> _Convolution | None:
+        """The convolution that starts at a Conv or ConvTranspose; None when it is no layer."""
         weight, x, y = self.array(node.input[1]), self.shape(node.input[0]), self.shape(node.output[0])
         bias = self.array(input_name(node, 2))
         if weight is None or x is None or y is None or (bias is None and input_name(node, 2)):
-            return
+            return None
         geometry = _geometry(node, x, y, weight.shape)
         group = self.group(node, bias, y[1], 1 - len(y))
-        planner = plan_conv_transpose if geometry.transposed else plan_conv
-        plan = planner(weight, geometry, group.epilogue, self.target, self.pick)
         pixels = math.prod(geometry.in_shape if geometry.transposed else geometry.out_shape) // y[1]
-        self.finish(group, [node.input[0]], plan, node.input[1], 2 * weight.size * pixels)
+        return _Convolution(group, Part(weight, geometry, group.epilogue), 2 * weight.size * pixels)
+
+    def chain(self, first: _Convolution) -> list[_Convolution]:
+        """The convolution and those after it that one kernel could compute; it alone when there are none."""
+        chain = [first]
+        while len(chain) < 3 and (node := self.reader(chain[-1].group.output)) is not None:
+            is_conv = node.op_type == "Conv" and node.domain in ("", "ai.onnx")
+            following = self.convolution(node) if is_conv and node.input[0] == chain[-1].group.output else None
+            if following is None:
+                break
+            chain.append(following)
+        return next((c for c in (chain, chain[:2]) if fits([layer.part for layer in c])), [first])
 
     def gemm(self, node: onnx.NodeProto) -> None:
         weight, a = self.array(node.input[1]), self.shape(node.input[0])
@@ -411,6 +454,25 @@ class _Group:
 def _swapped(rank: int) -> list[int]:
     """The permutation of axes that transposes matrices."""
     return [*range(rank - 2), rank - 1, rank - 2]
+
+
+@dataclass
+class _Convolution:
+    """A Conv or ConvTranspose with its group.
+
+    Attributes:
+        group: what its kernel computes.
+        part: the same for the planner.
+        dense_flops: multiply-adds x 2 of all weights.
+    """
+
+    group: _Group
+    part: Part
+    dense_flops: int
+
+    @property
+    def node(self) -> onnx.NodeProto:
+        return self.group.nodes[0]
 
 
 def _per_channel(constant: NDArray[np.float32], channels: int, axis: int, rank: int) -> NDArray[np.float32] | None:

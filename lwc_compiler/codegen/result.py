@@ -69,11 +69,13 @@ class StepInfo:
         node: the ONNX node of the linear layer it belongs to; empty for any other step.
         kernel: name of the kernel.
         format: how the layer's weights are stored; empty for a step without weights.
+        further: the nodes of further linear layers that it computes.
     """
 
     node: str
     kernel: str
     format: str
+    further: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

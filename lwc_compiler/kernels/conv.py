@@ -11,6 +11,7 @@ import numpy as np
 
 from lwc_compiler.kernels.channel_plan import channel_candidates
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
+from lwc_compiler.kernels.depthwise_plan import depthwise_candidates
 from lwc_compiler.kernels.interleave import interleave_kernel
 from lwc_compiler.kernels.kernel import Input, Output, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
@@ -62,6 +63,7 @@ def plan_conv(
     candidates += _subsampled(weight, geometry, epilogue, target, residual)
     if geometry.images == 1:
         candidates += channel_candidates(weight, geometry, epilogue, target)
+        candidates += depthwise_candidates(weight, geometry, epilogue, target)
         candidates += winograd_candidates(weight, geometry, epilogue, target)
     return pick(_task(weight, geometry, epilogue), candidates)
 

@@ -80,6 +80,11 @@ class Step:
     kernel: Kernel
     args: tuple[Operand, ...]
 
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of its weights, indices and biases."""
+        return sum(operand.array.nbytes for operand in self.args if isinstance(operand, Constant))
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -97,8 +102,23 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Share:
+    """What a plan of several layers has for one of them.
+
+    Attributes:
+        format: how its weights are stored.
+        bytes: of its constants.
+        flops: multiply-adds x 2 over its stored weights.
+    """
+
+    format: str
+    bytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How one layer is computed.
+    """How one layer is computed, or several by one kernel.
 
     Attributes:
         steps: run one after the other; each is finished on all threads before the next begins.
@@ -108,6 +128,7 @@ class Plan:
         stored: stored weights (with filling).
         flops: multiply-adds x 2 over the stored weights.
         trials: the ways to compute the layer that were compared, best first.
+        shares: of its layers, in the order of the graph; empty for one layer.
     """
 
     steps: tuple[Step, ...]
@@ -117,6 +138,7 @@ class Plan:
     stored: int = 0
     flops: int = 0
     trials: tuple[Trial, ...] = ()
+    shares: tuple[Share, ...] = ()
 
     @property
     def seconds(self) -> float:

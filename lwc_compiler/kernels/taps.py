@@ -135,16 +135,22 @@ class Tiling:
 
 
 class TapLayout:
-    """Where everything of a tile lies."""
+    """Where everything of a tile lies.
 
-    def __init__(self, problem: Problem, tiling: Tiling) -> None:
+    Args:
+        problem: the convolution.
+        tiling: how it is cut.
+        tile_width: float32 of an output row of a tile, when these are not as many as its vectors hold.
+    """
+
+    def __init__(self, problem: Problem, tiling: Tiling, tile_width: int | None = None) -> None:
         p, t = problem, tiling
         self.problem, self.tiling = p, t
         self.row_tiles = -(-p.height.out // t.tile_rows)
-        width = t.tile_vectors * t.lanes
         self.width = p.width.out * p.images  # float32 of an output row
-        self.column_tiles = max(1, -(-self.width // width))
-        self.tile_width = min(width, self.width)  # valid float32 of an output row of a tile
+        # Valid float32 of an output row of a tile.
+        self.tile_width = min(tile_width or t.tile_vectors * t.lanes, self.width)
+        self.column_tiles = -(-self.width // self.tile_width)
         last = max(0, self.tile_width - t.lanes)
         self.starts = [min(i * t.lanes, last) for i in range(t.tile_vectors)]
         span = last + t.lanes
@@ -170,10 +176,14 @@ class TapLayout:
         self.tiles = p.batch * p.groups * p.depth.out * self.row_tiles * self.column_tiles * self.chunks
 
     @property
+    def vectors(self) -> int:
+        """Vectors of a tile, for each output channel."""
+        return self.tiling.tile_rows * self.tiling.tile_vectors
+
+    @property
     def chains(self) -> int:
         """Sums that the taps of a row take turns in, so that one multiply-add need not wait for the last."""
-        t = self.tiling
-        return 2 if t.rows * t.tile_rows * t.tile_vectors <= _FEW_SUMS else 1
+        return 2 if self.tiling.rows * self.vectors <= _FEW_SUMS else 1
 
     def first_row(self, group: int) -> int:
         """First output channel of a group of rows; the last group overlaps the one before it."""
@@ -270,6 +280,117 @@ def tap_operands(
     )
 
 
+class TapSums:
+    """Writes what a layer's lists of taps add up to; declares `ends`, `offsets`, `values` and `bias` of the kernel."""
+
+    def __init__(self, b: KernelBuilder, layout: TapLayout, *, shared: bool, bias: bool) -> None:
+        self.b, self.layout, self.shared = b, layout, shared
+        self._ends = b.pointer("ends", "int32")
+        self._offsets = b.pointer("offsets", "uint16" if layout.packed <= 1 << 16 else "int32")
+        self._values = b.pointer("values")
+        self._bias = b.pointer("bias") if bias else None
+
+    def write(
+        self, scratch: Any, block: Any, number: Any, channel: Any, slot: Any, base: int = 0, part: slice = slice(None)
+    ) -> list[list[Register]]:
+        """The sums of one group of rows over one block of channels; registers [row][vector of the tile].
+
+        Args:
+            scratch: buffer that holds the tile's input, and behind it the sums that wait for the next block.
+            block: of input channels.
+            number: of the group of rows, over all groups of the convolution.
+            channel: its first output channel.
+            slot: where its sums wait.
+            base: where in the scratch memory the tile's input begins.
+            part: of the tile's vectors.
+        """
+        b, t, lay = self.b, self.layout.tiling, self.layout
+        at = [v // t.tile_vectors * lay.pitch + lay.starts[v % t.tile_vectors] for v in range(lay.vectors)][part]
+        vectors = len(at)
+        chains = 1 if self.shared else lay.chains
+        sums = [[b.register(t.lanes) for _ in at] for _ in range(t.rows)]
+        others = [[[b.register(t.lanes) for _ in row] for row in sums] for _ in range(chains - 1)]
+        for register in (register for other in others for row in other for register in row):
+            register.set(splat(0.0, t.lanes))
+        held = b.address(lay.packed + slot * (t.rows * vectors * t.lanes)) if lay.blocks > 1 else 0
+        each = [(r, v, sums[r][v]) for r in range(t.rows) for v in range(vectors)]
+
+        def start() -> None:
+            for r in range(t.rows):
+                value = b.let("b", b.load(self._bias, channel + r)) if self._bias is not None else 0.0
+                for v in range(vectors):
+                    sums[r][v].set(splat(value, t.lanes))
+
+        if lay.blocks == 1:
+            start()
+        else:
+            with b.when(block == 0):
+                start()
+            with b.otherwise():
+                for r, v, register in each:
+                    register.set(b.load(scratch, held + (r * vectors + v) * t.lanes, t.lanes))
+        every = lay.problem.groups * lay.row_groups
+        number = b.let("number", number)
+        if self.shared:
+            begin = b.let("begin", b.load(self._ends, block))
+            end = b.let("end", b.load(self._ends, block + 1))
+            first = b.let("first", (begin * every + number * (end - begin) - begin) * t.rows)
+        else:
+            begin = b.let("begin", b.load(self._ends, block * every + number))
+            end = b.let("end", b.load(self._ends, block * every + number + 1))
+            first = 0
+        with b.loop("taps", begin, end) as taps:
+            if self.shared:
+                b.prefetch(self._values, first + (taps * t.rows + _AHEAD))
+            for chain, into in enumerate([sums, *others]):
+                tap = b.let("tap", taps * chains + chain)
+                offset = b.let("offset", b.load(self._offsets, tap).astype("int32"))
+                weights = [b.let("w", b.load(self._values, first + tap * t.rows + r)) for r in range(t.rows)]
+                for v in range(vectors):
+                    value = b.let("value", b.load(scratch, offset + (base + at[v]), t.lanes))
+                    for r in range(t.rows):
+                        into[r][v].set(into[r][v].get() + splat(weights[r], t.lanes) * value)
+        for other in others:
+            for r, v, register in each:
+                register.set(register.get() + other[r][v].get())
+        if lay.blocks > 1:
+            with b.when(block < lay.blocks - 1):
+                for r, v, register in each:
+                    b.store(scratch, held + (r * vectors + v) * t.lanes, register.get(), t.lanes)
+        return sums
+
+    def store(
+        self,
+        sums: list[list[Register]],
+        y: Any,
+        out: Any,
+        distances: tuple[int, int],
+        residual: Any | None,
+        activation: Activation | None,
+        part: slice = slice(None),
+    ) -> None:
+        """Adds the residual, applies the activation, stores the valid pixels.
+
+        Args:
+            sums: as `write` gives them.
+            y: buffer.
+            out: where in it the tile's first pixel of the first row lies.
+            distances: from channel to channel, and from row to row of pixels.
+            residual: buffer that is laid out like `y`.
+            activation: of the layer.
+            part: as `write` took it.
+        """
+        t, lay = self.layout.tiling, self.layout
+        channel, row = distances
+        for r in range(t.rows):
+            for v, register in zip(range(lay.vectors)[part], sums[r], strict=True):
+                start = lay.starts[v % t.tile_vectors]
+                at = out + (r * channel + v // t.tile_vectors * row + start)
+                for piece, lanes in pieces(min(t.lanes, lay.tile_width - start), t.lanes):
+                    value = register.get() if lanes == t.lanes else register.part(piece, lanes)
+                    store_result(self.b, y, at + piece, value, residual, activation, lanes)
+
+
 class _Writer:
     def __init__(self, layout: TapLayout, shared: bool, activation: Activation | None) -> None:
         self.layout, self.shared, self.activation = layout, shared, activation
@@ -283,12 +404,9 @@ class _Writer:
     def write(self, name: str, bias: bool, residual: bool) -> Kernel:
         b, p, t, lay = self.b, self.p, self.t, self.layout
         self.x = b.pointer("x")
-        self.residual = b.pointer("residual") if residual else None
-        self.ends = b.pointer("ends", "int32")
-        self.offsets = b.pointer("offsets", "uint16" if lay.packed <= 1 << 16 else "int32")
-        self.values = b.pointer("values")
-        self.bias = b.pointer("bias") if bias else None
-        self.y = b.pointer("y")
+        extra = b.pointer("residual") if residual else None
+        sums = TapSums(b, lay, shared=self.shared, bias=bias)
+        y = b.pointer("y")
         self.scratch = b.pointer("scratch")
         with b.loop("tile", b.first, b.last) as tile:
             batch, group, chunk, depth, row, column = self._place(tile)
@@ -311,9 +429,10 @@ class _Writer:
                     if p.images > 1:
                         to = (batch * p.height.out + row) * self.row + channel * self.plane + column
                     out = b.address(to)
-                    sums = self._sum(group, rows, rows - first, block, channel)
+                    vectors = sums.write(self.scratch, block, group * lay.row_groups + rows, channel, rows - first)
                     with b.when(block == lay.blocks - 1):
-                        self._store(sums, out)
+                        distances = (p.depth.out * self.plane, self.row)
+                        sums.store(vectors, y, out, distances, extra, self.activation)
         return b.build(name, lay.tiles, lay.scratch_bytes)
 
     def _place(self, tile: Any) -> list[Any]:
@@ -435,75 +554,6 @@ class _Writer:
     def _pixels(self, at: Any, lanes: int, stride: int) -> Any:
         """A vector of input: of one pixel, or of pixels `stride` apart."""
         return self.b.load(self.x, at, lanes, stride if self.p.images == 1 else 1)
-
-    def _sum(self, group: Any, rows: Any, slot: Any, block: Any, channel: Any) -> list[list[Register]]:
-        """The sums of one group of rows over one block of channels; registers [row][vector of the tile]."""
-        b, t, lay = self.b, self.t, self.layout
-        vectors = t.tile_rows * t.tile_vectors
-        chains = 1 if self.shared else lay.chains
-        sums = [[b.register(t.lanes) for _ in range(vectors)] for _ in range(t.rows)]
-        others = [[[b.register(t.lanes) for _ in row] for row in sums] for _ in range(chains - 1)]
-        for register in (register for other in others for row in other for register in row):
-            register.set(splat(0.0, t.lanes))
-        held = b.address(lay.packed + slot * (t.rows * vectors * t.lanes)) if lay.blocks > 1 else 0
-        each = [(r, v, sums[r][v]) for r in range(t.rows) for v in range(vectors)]
-
-        def start() -> None:
-            for r in range(t.rows):
-                value = b.let("b", b.load(self.bias, channel + r)) if self.bias is not None else 0.0
-                for v in range(vectors):
-                    sums[r][v].set(splat(value, t.lanes))
-
-        if lay.blocks == 1:
-            start()
-        else:
-            with b.when(block == 0):
-                start()
-            with b.otherwise():
-                for r, v, register in each:
-                    register.set(b.load(self.scratch, held + (r * vectors + v) * t.lanes, t.lanes))
-        every = self.p.groups * lay.row_groups
-        number = b.let("number", group * lay.row_groups + rows)
-        if self.shared:
-            begin = b.let("begin", b.load(self.ends, block))
-            end = b.let("end", b.load(self.ends, block + 1))
-            base = b.let("base", (begin * every + number * (end - begin) - begin) * t.rows)
-        else:
-            begin = b.let("begin", b.load(self.ends, block * every + number))
-            end = b.let("end", b.load(self.ends, block * every + number + 1))
-            base = 0
-        with b.loop("taps", begin, end) as taps:
-            if self.shared:
-                b.prefetch(self.values, base + (taps * t.rows + _AHEAD))
-            for chain, into in enumerate([sums, *others]):
-                tap = b.let("tap", taps * chains + chain)
-                offset = b.let("offset", b.load(self.offsets, tap).astype("int32"))
-                weights = [b.let("w", b.load(self.values, base + tap * t.rows + r)) for r in range(t.rows)]
-                for v in range(vectors):
-                    at = v // t.tile_vectors * lay.pitch + lay.starts[v % t.tile_vectors]
-                    value = b.let("value", b.load(self.scratch, offset + at, t.lanes))
-                    for r in range(t.rows):
-                        into[r][v].set(into[r][v].get() + splat(weights[r], t.lanes) * value)
-        for other in others:
-            for r, v, register in each:
-                register.set(register.get() + other[r][v].get())
-        if lay.blocks > 1:
-            with b.when(block < lay.blocks - 1):
-                for r, v, register in each:
-                    b.store(self.scratch, held + (r * vectors + v) * t.lanes, register.get(), t.lanes)
-        return sums
-
-    def _store(self, sums: list[list[Register]], out: Any) -> None:
-        """Adds the residual, applies the activation, stores the valid pixels."""
-        b, p, t, lay = self.b, self.p, self.t, self.layout
-        channel = p.depth.out * self.plane
-        for r in range(t.rows):
-            for v, register in enumerate(sums[r]):
-                start = lay.starts[v % t.tile_vectors]
-                at = out + (r * channel + v // t.tile_vectors * self.row + start)
-                for piece, lanes in pieces(min(t.lanes, lay.tile_width - start), t.lanes):
-                    value = register.get() if lanes == t.lanes else register.part(piece, lanes)
-                    store_result(b, self.y, at + piece, value, self.residual, self.activation, lanes)
 
 
 def _floor_divide(value: Any, by: int) -> Any:

@@ -73,7 +73,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     for variant in target.variants or (target,):
         count = _measured(options, variant)
         pick = Tuner(variant, count, compiler) if count else predicted
-        parts = cut_batch(model, variant, pick)
+        parts = cut_batch(model, variant, pick, options.threads)
         stages = []
         for number, part in enumerate(parts):
             takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
@@ -100,8 +100,8 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         layers=tuple(
             replace(decision, flops=part.runs * decision.flops, dense_flops=part.runs * decision.dense_flops)
             for part in parts
-            for decision in (layer.decision for layer in part.layers)
-            if decision is not None
+            for layer in part.layers
+            for decision in layer.decisions
         ),
         programs=tuple(
             ProgramInfo(variant.name, tuple(call.info for call in program.calls)) for variant, program in programs

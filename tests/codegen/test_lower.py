@@ -126,6 +126,30 @@ def tokens(order: str) -> Model:
     )  # fmt: skip
 
 
+def inverted_bottleneck() -> Model:
+    """As in MobileNetV2: 1x1, depthwise and 1x1 with a shortcut around them; then a depthwise pair with a stride."""
+    return make(
+        [
+            ("Conv", ["x", "w1", "b1"], ["c1"], {"name": "expand"}),
+            ("Clip", ["c1", "zero", "six"], ["r1"], {}),
+            ("Conv", ["r1", "w2", "b2"], ["c2"], {"pads": [1, 1, 1, 1], "group": 60, "name": "depthwise"}),
+            ("Relu", ["c2"], ["r2"], {}),
+            ("Conv", ["r2", "w3", "b3"], ["c3"], {"name": "project"}),
+            ("Add", ["x", "c3"], ["a"], {}),
+            ("Conv", ["a", "w4"], ["c4"], {"pads": [2] * 4, "strides": [2, 2], "group": 12, "name": "pair1"}),
+            ("Conv", ["c4", "w5", "b5"], ["c5"], {"name": "pair2"}),
+            ("HardSwish", ["c5"], ["y"], {}),
+        ],
+        {
+            "w1": sparse(60, 12, 1, 1), "b1": normal(60), "w2": normal(60, 1, 3, 3), "b2": normal(60),
+            "w3": sparse(12, 60, 1, 1), "b3": normal(12), "w4": normal(12, 1, 5, 5), "w5": sparse(9, 12, 1, 1),
+            "b5": normal(9), "zero": 0.0, "six": 6.0,
+        },
+        {"x": ["n", 12, 60, 56]},
+        {"y": ["n", 9, 30, 28]},
+    )  # fmt: skip
+
+
 def transposed() -> Model:
     return make(
         [
@@ -183,7 +207,7 @@ def test_what_follows_a_layer_on_tokens_is_fused_into_it(order: str) -> None:
     model = normalize(tokens(order), batch=1, shapes={}, fold_batch_norm=True)
     rest, layers = extract_layers(reorder_axes(model.proto), find_target("x86-64-v3"))
     assert [node.op_type for node in rest.graph.node if node.op_type != "LwcLayer"] == ["Softmax"]
-    assert {layer.decision.site for layer in layers if layer.decision} == {"wq", "wk", "wu", "wd"}
+    assert {decision.site for layer in layers for decision in layer.decisions} == {"wq", "wk", "wu", "wd"}
 
 
 @pytest.mark.parametrize("kind", ["erf of another scale", "read elsewhere", "an output"])
@@ -197,6 +221,29 @@ def test_what_is_no_gelu_is_not_fused_as_one(tmp_path, kind: str) -> None:
         outputs["u"] = [3, 16]
     nodes = [("MatMul", ["x", "w"], ["h"], {}), *nodes, last]
     compare(make(nodes, {"w": normal(8, 16), **constants}, {"x": [3, 8]}, outputs), tmp_path, LowerOptions(), [3, 8])
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "host", "x86-64"])
+@pytest.mark.parametrize(("batch", "threads"), [(1, 1), (3, 1), (1, 2)])
+def test_inverted_bottleneck(tmp_path, target: str, batch: int, threads: int) -> None:
+    options = LowerOptions(target=target, batch=batch, threads=threads)
+    compare(inverted_bottleneck(), tmp_path, options, [batch, 12, 60, 56], threads)
+
+
+def test_layers_of_one_kernel_have_a_decision_each() -> None:
+    model = normalize(inverted_bottleneck(), batch=1, shapes={}, fold_batch_norm=True)
+    rest, layers = extract_layers(model.proto, find_target("x86-64-v4"))
+    assert [list(node.input) for node in rest.graph.node] == [["x", "x"], ["a"]]
+    assert [layer.nodes for layer in layers] == [("expand", "depthwise", "project"), ("pair1", "pair2")]
+    decisions = [decision for layer in layers for decision in layer.decisions]
+    assert [decision.site for decision in decisions] == ["w1", "w2", "w3", "w4", "w5"]
+    assert [decision.format for decision in decisions] == ["csr", "dense", "csr", "dense", "csr"]
+    weights = {t.name: numpy_helper.to_array(t) for t in model.proto.graph.initializer}
+    for decision in decisions:
+        assert decision.kernel == "separable"
+        assert decision.density == np.count_nonzero(weights[decision.site]) / weights[decision.site].size
+        assert decision.dense_flops * decision.density <= decision.flops <= decision.dense_flops
+    assert decisions[0].why.startswith("one kernel for expand, depthwise, project; density")
 
 
 def test_transposed_and_auto_padded(tmp_path) -> None:
@@ -229,7 +276,7 @@ def test_what_follows_a_layer_is_fused_into_it() -> None:
         "Flatten",
         "Softmax",
     ]
-    assert [layer.decision.site for layer in layers] == ["w1", "w2", "w3", "w4"]
+    assert [decision.site for layer in layers for decision in layer.decisions] == ["w1", "w2", "w3", "w4"]
     fused = next(n for n in rest.graph.node if n.output[0] == "r2")
     assert list(fused.input) == ["r1", "c3"]  # conv2 with the shortcut as residual and the Clip
 

@@ -36,3 +36,20 @@ def test_entries_have_what_is_known_of_the_layer_and_shares_add_up():
     assert (scores.layer, scores.kernel, scores.format, scores.dense_ms) == ("scores", "gemm_batched", "", None)
     assert (copies.layer, copies.kernel) == ("", COPIES)
     assert sum(entry.share for entry in (fc, softmax, scores, copies)) == pytest.approx(1)
+
+
+def test_layers_that_one_kernel_computes_are_one_entry():
+    program = ProgramInfo("x86-64-v3", (StepInfo("a", "separable", "csr + dense", ("b",)), StepInfo("", "add", "")))
+    layers = [
+        LayerDecision("v", "a", "Conv", (10, 10), 0.1, "csr", "separable", 1, 400, 2e8, 2e9, ""),
+        LayerDecision("w", "b", "Conv", (5, 20), 1.0, "dense", "separable", 1, 400, 1e9, 1e9, ""),
+    ]
+    profiles = [np.array([1.0, 0.5, 0.5])]
+    assert list(milliseconds(program, profiles)) == [("a + b", ""), ("", "add"), ("", COPIES)]
+    both, add, copies = layer_times(program, layers, profiles, {("a", ""): 2e3, ("b", ""): 3e3})
+    assert (both.layer, both.kernel, both.format) == ("a + b", "separable", "csr + dense")
+    assert both.density == pytest.approx(0.55)
+    assert both.gflops == pytest.approx(0.2 + 1.0)
+    assert both.dense_ms == 5e3
+    assert both.share + add.share + copies.share == pytest.approx(1)
+    assert layer_times(program, layers, profiles, {("a", ""): 2e3})[0].dense_ms is None
