@@ -9,7 +9,6 @@ model predicts or a measurement shows.
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
 _MOST_BYTES = 128 << 20  # of a node's activations of all images that lie side by side
 _TURNED_BYTES_A_SECOND = 1e10  # read and written when images or blocks are laid side by side
 _SPARSE = 0.5  # density below which a layer may gain
+_BLOCKS, _IMAGES = 1, 3  # forms of a stretch, in the order they may follow each other; 0 and 2 are image by image
 _GRIDS = {8: (2, 4), 16: (4, 4)}  # of blocks, by the lanes of a vector
 
 
@@ -182,23 +182,29 @@ def _times(
 
 
 def _fastest(times: Sequence[_Times]) -> tuple[int, int, int]:
-    """The stretches in blocks, from the first to the one before the last, and the first on images side by side."""
-    count = len(times)
+    """The stretches in blocks, from the first to the one before the last, and the first on images side by side.
 
-    alone = list(itertools.accumulate((t.alone for t in times), initial=0.0))
-    turned = [*(t.turned for t in times), 0.0]
+    A network runs image by image, then in blocks, image by image again, and on images side by side, each for any number
+    of stretches: what is best up to a stretch in each of the four forms follows from what is best up to the one before.
+    """
+    best: list[tuple[float, tuple[int, ...]]] = [(0.0, ()), *[(math.inf, ())] * 3]
+    for t in times:
+        spent = (t.alone, t.blocks, t.alone, t.images)
+        best = [
+            min(
+                (seconds + t.turned * _turns(before, form) + spent[form], (*path, form))
+                for before, (seconds, path) in enumerate(best[: form + 1])
+            )
+            for form in range(4)
+        ]
+    _, path = min(best)
+    first = path.index(_BLOCKS) if _BLOCKS in path else 0
+    return first, first + path.count(_BLOCKS), len(path) - path.count(_IMAGES)
 
-    def total(choice: tuple[int, int, int]) -> float:
-        first, last, beside = choice
-        seconds = alone[first] + alone[beside] - alone[last] + sum(t.images for t in times[beside:])
-        if first < last:
-            seconds += sum(t.blocks for t in times[first:last]) + turned[first] + turned[last]
-        return seconds + (turned[beside] if beside < count else 0.0)
 
-    ends = range(count + 1)
-    choices = [(0, 0, beside) for beside in ends]
-    choices += [(f, last, beside) for beside in ends for last in range(1, beside + 1) for f in range(last)]
-    return min(choices, key=total)
+def _turns(before: int, after: int) -> int:
+    """How often the tensor between two stretches in such forms is turned."""
+    return 0 if before == after else (before == _BLOCKS) + (after in (_BLOCKS, _IMAGES))
 
 
 def _fits(proto: onnx.ModelProto, stretch: Stretch, images: int) -> bool:
@@ -221,31 +227,26 @@ def _head(single: Model, stretch: Stretch) -> Model:
     """What comes before a stretch."""
     graph = single.proto.graph
     infos = {value.name: value for value in graph.value_info}
-    return _network(single, graph.node[: stretch.first], graph.input, [infos[stretch.source]], graph)
+    return _network([single], graph.node[: stretch.first], [infos[stretch.source]])
 
 
 def _spliced(single: Model, stretch: Stretch, blocks: Model) -> Model:
     """The network with a stretch replaced by what computes the same."""
     graph = single.proto.graph
     nodes = [*graph.node[: stretch.first], *blocks.proto.graph.node, *graph.node[stretch.stop :]]
-    return _network(single, nodes, graph.input, graph.output, graph, blocks)
+    return _network([single, blocks], nodes, graph.output)
 
 
 def _network(
-    single: Model,
-    nodes: Sequence[onnx.NodeProto],
-    inputs: Sequence[onnx.ValueInfoProto],
-    outputs: Sequence[onnx.ValueInfoProto],
-    graph: onnx.GraphProto,
-    more: Model | None = None,
+    sources: Sequence[Model], nodes: Sequence[onnx.NodeProto], outputs: Sequence[onnx.ValueInfoProto]
 ) -> Model:
-    """A network of nodes of `graph`, and of `more`."""
-    graphs = [graph, *([more.proto.graph] if more else [])]
+    """A network of nodes from others; its inputs are those of the first."""
+    graphs, last = [source.proto.graph for source in sources], sources[-1].proto
     used = {name for node in nodes for name in node.input}
-    constants = {tensor.name: tensor for g in graphs for tensor in g.initializer if tensor.name in used}
+    constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer if tensor.name in used}
     made = helper.make_graph(
-        nodes, graph.name, inputs, outputs, list(constants.values()),
-        value_info=[value for g in graphs for value in g.value_info],
+        nodes, graphs[0].name, graphs[0].input, outputs, list(constants.values()),
+        value_info=[value for graph in graphs for value in graph.value_info],
     )  # fmt: skip
-    imports = (more or single).proto.opset_import
-    return Model(helper.make_model(made, opset_imports=imports, ir_version=single.proto.ir_version), single.name)
+    proto = helper.make_model(made, opset_imports=last.opset_import, ir_version=last.ir_version)
+    return Model(proto, sources[0].name)
