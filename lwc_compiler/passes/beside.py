@@ -20,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from lwc_compiler.model import Model, attributes_of
 from lwc_compiler.padding import window_pads
 from lwc_compiler.passes.images import static_shapes
+from lwc_compiler.passes.sites import node_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -234,7 +235,8 @@ def _conv(w: _Writer, node: onnx.NodeProto) -> None:
     if w.blocks:
         _check_blocks(x.shape, turned, attributes, w.given[node.input[1]].dims[2:])
         attributes["grid"] = list(w.grid)
-    result = w.add(CONV, [x.name, *constants], w.inner(node), turned, name=node.name, domain=DOMAIN, **attributes)
+    label = node_label(node)
+    result = w.add(CONV, [x.name, *constants], w.inner(node), turned, name=label, domain=DOMAIN, **attributes)
     w.place(node, result)
 
 
@@ -265,7 +267,7 @@ def _product(w: _Writer, node: onnx.NodeProto) -> None:
     name = w.put(f"{node.input[1]} of {node.output[0]}", weight)
     bias = w.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
     step = " without bias" if bias is not None else ""
-    result = w.add("MatMul", [name, x.name], w.inner(node, step), shape, name=node.name)
+    result = w.add("MatMul", [name, x.name], w.inner(node, step), shape, name=node_label(node))
     if bias is not None:
         column = np.broadcast_to(bias.reshape(-1), (shape[0],)) * np.float32(attributes.get("beta", 1.0))
         name = w.put(f"{node.input[2]} of {node.output[0]}", column.reshape(-1, 1))

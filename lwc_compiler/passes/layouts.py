@@ -18,6 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from lwc_compiler.model import attributes_of, infer_shapes
+from lwc_compiler.passes.sites import node_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -210,7 +211,7 @@ class _Rewriter:
         result = self.store(y, order)
         flat = result if planes == memory else f"{result} in planes"
         product = f"{flat} without bias" if bias else flat
-        self.nodes.append(helper.make_node("MatMul", [name, source], [product], name=node.name))
+        self.nodes.append(helper.make_node("MatMul", [name, source], [product], name=node_label(node)))
         if bias:
             column = self.constant(_name(bias, (1, 0)), self.constants[bias].reshape(-1, 1))
             self.nodes.append(helper.make_node("Add", [product, column], [flat], name=f"{node.name} bias"))

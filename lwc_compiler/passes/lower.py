@@ -13,9 +13,10 @@ import numpy as np
 from onnx import helper
 
 from lwc_compiler.codegen.program import Program
-from lwc_compiler.codegen.result import Lowered, ProgramInfo, TensorSpec
+from lwc_compiler.codegen.result import LayerDecision, Lowered, ProgramInfo, TensorSpec
 from lwc_compiler.errors import OptionError, UnsupportedError
 from lwc_compiler.passes.normalize import normalize
+from lwc_compiler.passes.sites import node_label
 from lwc_compiler.targets import HOST, find_target, missing_features
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         workspace_bytes=emitted.workspace_bytes,
         weight_bytes=len(emitted.weights),
         layers=tuple(
-            replace(decision, flops=part.runs * decision.flops, dense_flops=part.runs * decision.dense_flops)
+            _of_the_model(decision, model.proto.graph, part.runs)
             for part in parts
             for layer in part.layers
             for decision in layer.decisions
@@ -109,6 +110,21 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         target=target.name,
         threads=options.threads,
         compiler=compiler.version,
+    )
+
+
+def _of_the_model(decision: LayerDecision, graph: onnx.GraphProto, runs: int) -> LayerDecision:
+    """The decision in the terms of the user's graph, whatever the layer was rewritten to, for the whole batch."""
+    node = next(node for node in graph.node if node_label(node) == decision.node)
+    dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    site = next(name for name in (node.input[1], node.input[0]) if name in dims)
+    return replace(
+        decision,
+        site=site,
+        op=node.op_type,
+        shape=dims[site],
+        flops=runs * decision.flops,
+        dense_flops=runs * decision.dense_flops,
     )
 
 

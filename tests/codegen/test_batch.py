@@ -1,5 +1,6 @@
 """A batch is cut into stages where that is predicted to be faster, and computes the same either way."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,9 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 import lwc_compiler as lwc
 from lwc_compiler.codegen import batch
 from lwc_compiler.codegen.batch import Part, cut_batch
+from lwc_compiler.codegen.result import LayerDecision
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
 from lwc_compiler.kernels.kernel import Plan, Trial
+from lwc_compiler.passes.lower import lower_static
 from lwc_compiler.passes.normalize import normalize
+from lwc_compiler.passes.sites import node_label
 from lwc_compiler.targets import find_target
 
 
@@ -134,3 +138,27 @@ def test_stages_compute_what_onnx_runtime_computes(tmp_path, monkeypatch, thread
         expected = alone.run({"x": x})["y"]
         assert np.array_equal(session.run({"x": x})["y"], expected)
         assert np.array_equal(np.roll(alone.run({"x": np.roll(x, 3, axis=0)})["y"], -3, axis=0), expected)
+
+
+@pytest.mark.usefixtures("small_caches")
+def test_decisions_are_of_the_nodes_of_the_model(monkeypatch) -> None:
+    """Whatever the layers were rewritten to: operators, weights and shapes are the user's, FLOPs those of the batch."""
+    monkeypatch.setattr("lwc_compiler.kernels.choice.predicted", taking(blocks=0.5, images=0.4))
+    model = network(32)
+    lowered = lower_static(model, lwc.LowerOptions(target="x86-64-v4"))
+    nodes = {node_label(node): node for node in model.proto.graph.node}
+    weights = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+    assert len(lowered.layers) == len(weights)
+    for decision in lowered.layers:
+        node = nodes[decision.node]
+        assert (decision.op, decision.site) == (node.op_type, node.input[1])
+        assert decision.shape == tuple(weights[decision.site].dims)
+        assert decision.dense_flops == 32 * expected_flops(decision)
+
+
+def expected_flops(decision: LayerDecision) -> int:
+    """Of an image: planes are 56, 28, 28, 28, 14, 14 and 14 pixels wide."""
+    if decision.op == "MatMul":
+        return 2 * math.prod(decision.shape)
+    index = [0, 2, 4, 6, 9, 11, 13].index(int(decision.site.removeprefix("c").removesuffix("_w")))
+    return 2 * math.prod(decision.shape) * (56, 28, 28, 28, 14, 14, 14)[index] ** 2
