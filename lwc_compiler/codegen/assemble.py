@@ -134,9 +134,11 @@ class _Builder:
         same = self._by_hash.setdefault(tvm_ffi.structural_hash(kernel.func), [])
         for symbol in same:
             other = self.kernels[symbol]
-            if (other.tiles, other.thread_bytes) == (kernel.tiles, kernel.thread_bytes) and tvm_ffi.structural_equal(
-                other.func, kernel.func
-            ):
+            if (other.tiles, other.thread_bytes, other.bands) == (
+                kernel.tiles,
+                kernel.thread_bytes,
+                kernel.bands,
+            ) and tvm_ffi.structural_equal(other.func, kernel.func):
                 return symbol
         name = re.sub(r"\W", "_", kernel.name)[:60]
         symbol = f"{self.prefix}_{len(self.kernels)}_{name}"

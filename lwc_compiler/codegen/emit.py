@@ -220,7 +220,7 @@ class _StageText:
     """
 
     def __init__(self, name: str, stage: Stage, weights: _Weights, before: int | None, after: int | None) -> None:
-        self._name, self._stage, self.runs, self.steps = name, stage, stage.runs, len(stage.calls)
+        self._name, self._stage, self.runs, self.steps = name, stage, stage.runs, len(stage.steps)
         self._between: dict[Ref, tuple[int, int]] = {}  # offset, and bytes of a run
         self._inputs = [] if before is not None else list(stage.inputs)
         self._outputs = [] if after is not None else list(stage.outputs)
@@ -248,11 +248,11 @@ class _StageText:
         for symbol, kernel in stage.kernels.items():
             pointers = ["const void *"] * (len(kernel.func.params) - 2)
             functions.append(f"void {symbol}({', '.join(pointers)}, int32_t, int32_t);")
-        functions += [self._function(number, call) for number, call in enumerate(stage.calls)]
+        functions += [self._function(number, step) for number, step in enumerate(stage.steps)]
         return _STAGE.format(
             i=self._name,
             functions="\n".join(functions),
-            steps="\n".join(self._step(n, call) for n, call in enumerate(stage.calls)) or "    {NULL, 0, 0},",
+            steps="\n".join(self._step(n, step) for n, step in enumerate(stage.steps)) or "    {NULL, 0, 0},",
             copy_in="\n".join(
                 f"    memcpy({self._place(ref)}, (const char *)f->inputs[{n}] + f->run * {_bytes(spec)}, "
                 f"{_bytes(spec)});"
@@ -266,19 +266,37 @@ class _StageText:
             ),
         )
 
-    def _function(self, number: int, call: Call) -> str:
+    def _function(self, number: int, step: tuple[Call, ...]) -> str:
+        head = f"static void lwc_step_{self._name}_{number}(const lwc_frame *f, int32_t t0, int32_t t1, int32_t thread)"
+        if len(step) == 1:
+            return f"{head} {{\n    (void)f, (void)thread;\n    {self._call(step[0], 't0', 't1')}\n}}"
+        calls = []
+        for call in step:
+            kernel = self._stage.kernels[call.symbol]
+            part = kernel.tiles // kernel.bands
+            calls.append(f"        {self._call(call, f'band * {part}', f'(band + 1) * {part}')}")
+        return "\n".join(
+            [
+                f"{head} {{",
+                "    (void)f, (void)thread;",
+                "    for (int32_t band = t0; band < t1; band++) {",
+                *calls,
+                "    }",
+                "}",
+            ]
+        )
+
+    def _call(self, call: Call, first: str, last: str) -> str:
         args = [self._place(ref) for ref in call.args]
         if self._stage.kernels[call.symbol].thread_bytes:
             args.append(f"f->workspace + {self.arena} + (size_t)thread * {self.thread_bytes}")
-        return (
-            f"static void lwc_step_{self._name}_{number}"
-            "(const lwc_frame *f, int32_t t0, int32_t t1, int32_t thread) {\n"
-            f"    (void)f, (void)thread;\n    {call.symbol}({', '.join([*args, 't0', 't1'])});\n}}"
-        )
+        return f"{call.symbol}({', '.join([*args, first, last])});"
 
-    def _step(self, number: int, call: Call) -> str:
-        tiles = self._stage.kernels[call.symbol].tiles
-        threads = max(1, min(tiles, _MAX_THREADS, int(call.nanoseconds / _NANOSECONDS_A_THREAD)))
+    def _step(self, number: int, step: tuple[Call, ...]) -> str:
+        kernel = self._stage.kernels[step[0].symbol]
+        tiles = kernel.tiles if len(step) == 1 else kernel.bands
+        nanoseconds = sum(call.nanoseconds for call in step)
+        threads = max(1, min(tiles, _MAX_THREADS, int(nanoseconds / _NANOSECONDS_A_THREAD)))
         return f"    {{lwc_step_{self._name}_{number}, {tiles}, {threads}}},"
 
     def _place(self, ref: Ref) -> str:

@@ -19,8 +19,9 @@ def aligned(size: int) -> int:
 
 
 def lifetimes(stage: Stage) -> list[tuple[int, int]]:
-    """First and last time each buffer is in use: time 0 is the copy of the inputs, call i runs at i + 1."""
-    end = len(stage.calls) + 1
+    """First and last time each buffer is in use: time 0 is the copy of the inputs, step i runs at i + 1."""
+    steps = stage.steps
+    end = len(steps) + 1
     first, last = [end] * len(stage.buffers), [0] * len(stage.buffers)
 
     def use(ref: object, time: int) -> None:
@@ -30,8 +31,8 @@ def lifetimes(stage: Stage) -> list[tuple[int, int]]:
 
     for _, buffer in stage.inputs:
         use(buffer, 0)
-    for time, call in enumerate(stage.calls, 1):
-        for ref in call.args:
+    for time, step in enumerate(steps, 1):
+        for ref in (ref for call in step for ref in call.args):
             use(ref, time)
     for _, ref in stage.outputs:
         use(ref, end)

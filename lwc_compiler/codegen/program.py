@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from lwc_compiler.codegen.result import StepInfo
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
-    from lwc_compiler.codegen.result import StepInfo, TensorSpec
+    from lwc_compiler.codegen.result import TensorSpec
     from lwc_compiler.kernels.kernel import Kernel
 
 
@@ -39,12 +43,14 @@ class Call:
         args: one operand for each of its pointers.
         info: what it belongs to.
         nanoseconds: roughly what it takes on one core.
+        joined: it runs with the call before it, band by band.
     """
 
     symbol: str
     args: tuple[Ref, ...]
     info: StepInfo
     nanoseconds: float
+    joined: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,17 @@ class Stage:
     outputs: tuple[tuple[TensorSpec, Ref], ...]
     runs: int = 1
 
+    @property
+    def steps(self) -> tuple[tuple[Call, ...], ...]:
+        """The calls in the steps they run in: alone, or joined."""
+        steps: list[tuple[Call, ...]] = []
+        for call in self.calls:
+            if call.joined:
+                steps[-1] = (*steps[-1], call)
+            else:
+                steps.append((call,))
+        return tuple(steps)
+
 
 @dataclass(frozen=True)
 class Program:
@@ -84,6 +101,19 @@ class Program:
     stages: tuple[Stage, ...]
 
     @property
-    def calls(self) -> tuple[Call, ...]:
-        """The calls of all stages."""
-        return tuple(call for stage in self.stages for call in stage.calls)
+    def steps(self) -> tuple[StepInfo, ...]:
+        """What the steps of all stages are, in the order they run."""
+        return tuple(_joined([call.info for call in step]) for stage in self.stages for step in stage.steps)
+
+
+def _joined(infos: Sequence[StepInfo]) -> StepInfo:
+    """Steps that run as one."""
+    first, *others = infos
+    if not others:
+        return first
+    return StepInfo(
+        first.node,
+        " + ".join(dict.fromkeys(info.kernel for info in infos)),
+        " + ".join(dict.fromkeys(info.format for info in infos)),
+        (*first.further, *(node for info in others for node in (info.node, *info.further))),
+    )

@@ -34,12 +34,15 @@ class Kernel:
             pointer to scratch memory private to the calling thread, then `t0: int32, t1: int32`.
         tiles: independent units of work; the kernel is called with 0 <= t0 <= t1 <= tiles.
         thread_bytes: bytes of private scratch memory each thread needs.
+        bands: parts of equally many tiles, in order, each of which computes one of so many equal parts of the output,
+            the last pointer, and reads only the same part of every computed input.
     """
 
     name: str
     func: PrimFunc
     tiles: int
     thread_bytes: int = 0
+    bands: int = 1
 
 
 @dataclass(frozen=True)

@@ -200,4 +200,4 @@ def pair_kernel(name: str, layout: PairLayout, epilogue: Epilogue) -> Kernel:
                             at = out + position
                             store_result(b, y, at, sums[r][v].get(), residual, epilogue.activation, lay.lanes)
     held_size = lay.chunk * lay.pitch if lay.blocks > 1 else 0
-    return b.build(name, lay.tiles, 4 * (packed + held_size))
+    return b.build(name, lay.tiles, 4 * (packed + held_size), lay.batch)

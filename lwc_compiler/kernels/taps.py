@@ -433,7 +433,7 @@ class _Writer:
                     with b.when(block == lay.blocks - 1):
                         distances = (p.depth.out * self.plane, self.row)
                         sums.store(vectors, y, out, distances, extra, self.activation)
-        return b.build(name, lay.tiles, lay.scratch_bytes)
+        return b.build(name, lay.tiles, lay.scratch_bytes, p.batch if p.images == 1 else 1)
 
     def _place(self, tile: Any) -> list[Any]:
         """Batch, group, chunk, depth, row and column of a tile: tiles follow each other in the order of the output."""

@@ -55,6 +55,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
     from lwc_compiler.codegen.assemble import assemble
+    from lwc_compiler.codegen.bands import join_in_bands
     from lwc_compiler.codegen.batch import cut_batch
     from lwc_compiler.codegen.emit import emit
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
@@ -80,7 +81,8 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
             takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
             prefix = f"{symbol}_kernel_{c_identifier(variant.name)}_{number}"
             stage = assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, prefix, variant)
-            stages.append(replace(stage, runs=part.runs))
+            sharing = options.threads if part.runs < options.threads else 1
+            stages.append(join_in_bands(replace(stage, runs=part.runs), variant, sharing))
         programs.append((variant, Program(tuple(stages))))
         kernels = {symbol: kernel for stage in stages for symbol, kernel in stage.kernels.items()}
         if kernels:
@@ -104,9 +106,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
             for layer in part.layers
             for decision in layer.decisions
         ),
-        programs=tuple(
-            ProgramInfo(variant.name, tuple(call.info for call in program.calls)) for variant, program in programs
-        ),
+        programs=tuple(ProgramInfo(variant.name, program.steps) for variant, program in programs),
         target=target.name,
         threads=options.threads,
         compiler=compiler.version,

@@ -21,18 +21,18 @@ from lwc_compiler.passes.sites import node_label
 from lwc_compiler.targets import find_target
 
 
-def network(images: int, size: int = 14, channels: int = 48) -> lwc.Model:
-    """A residual block on large planes, one on small ones, and a product."""
+def network(images: int, size: int = 14, channels: int = 48, *, pointwise: bool = False) -> lwc.Model:
+    """A residual block on large planes, one on small ones, and a product; blocks of 3x3 or 1x1 convolutions."""
     generator = np.random.default_rng(0)
     nodes, constants, x = [], {}, "x"
 
     def conv(given: str, inputs: int, stride: int = 1) -> str:
-        name = f"c{len(nodes)}"
-        weight = generator.standard_normal((channels, inputs, 3, 3)) * (
-            generator.random((channels, inputs, 3, 3)) < 0.1
-        )
+        name, side = f"c{len(nodes)}", 1 if pointwise and stride == 1 and inputs > 3 else 3
+        weight = generator.standard_normal((channels, inputs, side, side))
+        weight *= generator.random(weight.shape) < 0.1
         constants[f"{name}_w"] = weight.astype(np.float32)
-        nodes.append(helper.make_node("Conv", [given, f"{name}_w"], [name], pads=[1] * 4, strides=[stride] * 2))
+        pads, strides = [side // 2] * 4, [stride] * 2
+        nodes.append(helper.make_node("Conv", [given, f"{name}_w"], [name], pads=pads, strides=strides))
         return name
 
     def then(op: str, *inputs: str, **attributes: int) -> str:
