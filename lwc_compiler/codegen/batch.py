@@ -46,11 +46,13 @@ class Part:
         rest: the graph, in which layer i is the node `lwc.LwcLayer(index=i)`.
         layers: the layers.
         runs: how many such parts a batch has.
+        sharing: threads that share the work of one; the others take parts of their own.
     """
 
     rest: onnx.ModelProto
     layers: tuple[Layer, ...]
-    runs: int = 1
+    runs: int
+    sharing: int
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,9 @@ def cut_batch(model: Model, target: Target, pick: Pick, threads: int = 1) -> lis
     """
 
     def part(network: Model, runs: int = 1) -> Part:
-        # Threads take whole parts where there are enough of them.
         sharing = threads if runs < threads else 1
         rest, layers = extract_layers(reorder_axes(network.proto), target, pick, sharing)
-        return Part(rest, tuple(layers), runs)
+        return Part(rest, tuple(layers), runs, sharing)
 
     single, count = one_image(model) or (model, 1)
     one_pass = count > 1 and weights_outweigh(single)  # over the weights, for the whole batch
@@ -92,9 +93,9 @@ def cut_batch(model: Model, target: Target, pick: Pick, threads: int = 1) -> lis
     sparse = _sparse_weights(single.proto.graph)
     grid = _GRIDS.get(lanes) if any(len(shape) == 4 and math.prod(shape[2:]) > 1 for shape in sparse) else None
     images = lanes if sparse and count % lanes == 0 else 0
-    tokens = reorder_axes(single.proto) is not single.proto  # in the vectors, where the layers on them are sparse
-    if tokens or not (grid or images):
-        return [part(model) if one_pass else part(single, count)]
+    reordered = reorder_axes(single.proto)  # another one where tokens are in the vectors
+    if reordered is not single.proto or not (grid or images):
+        return [part(model) if one_pass else part(Model(reordered, single.name), count)]
     whole = part(single, count)
     stretches = _stretches(single, whole)
     first, last, beside = _fastest([_times(single, s, seconds, target, pick, grid, images) for s, seconds in stretches])

@@ -81,10 +81,9 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
             takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
             prefix = f"{symbol}_kernel_{c_identifier(variant.name)}_{number}"
             stage = assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, prefix, variant)
-            sharing = options.threads if part.runs < options.threads else 1
-            stages.append(join_in_bands(replace(stage, runs=part.runs), variant, sharing))
+            stages.append(join_in_bands(replace(stage, runs=part.runs), variant, part.sharing))
         programs.append((variant, Program(tuple(stages))))
-        kernels = {symbol: kernel for stage in stages for symbol, kernel in stage.kernels.items()}
+        kernels = {name: kernel for stage in stages for name, kernel in stage.kernels.items()}
         if kernels:
             files[f"kernels-{variant.name}.o"] = compile_kernels(kernels, variant.llvm())
     emitted = emit(programs, inputs, outputs, symbol, options.threads)
