@@ -122,6 +122,7 @@ HELP = {
         "batch": "Size of the batch dimension, where the model leaves it open; at least 1.",
         "threads": "Threads the artifact uses when its caller does not say, at least 1.",
         "shapes": "Shape of an input whose dimensions the model leaves open. Can be given many times.",
+        "cc": "Command of a C compiler for the target, with its flags.",
         "tune": "Kernels measured on this machine for each layer, at least 0; 0: a prediction decides.",
     },
     "pack": {
@@ -152,7 +153,10 @@ _FLAGS = {
 
 
 # What a default of None stands for, where that is not "none".
-_DEFAULTS = {("lower", "tune"): "6 for target host, 0 for a target with a name"}
+_DEFAULTS = {
+    ("lower", "tune"): "6 for target host, 0 for a target with a name",
+    ("lower", "cc"): "the system's for this machine, else that of the package ziglang",
+}
 
 _METAVARS = {
     ("prune", "densities"): "NAME=DENSITY",

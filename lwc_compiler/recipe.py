@@ -216,6 +216,8 @@ class LowerOptions(Options):
         shapes: input name -> every dimension, for inputs with other open dimensions.
         tune: kernels measured on this machine for each layer, of those predicted to be the fastest; 0: the prediction
             decides. None: 6 for `host`, 0 for a target with a name, whose code may run elsewhere.
+        cc: command of a C compiler for the target, with its flags; None: that of the system for this machine, else that
+            of the `ziglang` package.
     """
 
     target: str = "host"
@@ -223,6 +225,7 @@ class LowerOptions(Options):
     threads: Annotated[int, Field(ge=1)] = 1
     shapes: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] = {}
     tune: Annotated[int, Field(ge=0)] | None = None
+    cc: str | None = None
 
 
 class PackOptions(Options):

@@ -64,7 +64,10 @@ twice_pool *twice_pool_create(int threads) {
   return pool;
 }
 void twice_pool_destroy(twice_pool *pool) { free(pool); twice_live_pools--; }
-int twice_run(const void *const *inputs, void *const *outputs, void *workspace, twice_pool *pool) {
+int twice_run(
+  const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes, twice_pool *pool
+) {
+  if (workspace_bytes < 128) return 3;
   const float *values = inputs[0];
   float *doubled = outputs[0];
   if ((uintptr_t)workspace % 64) return 1;
@@ -81,10 +84,13 @@ int twice_cpu_supported(void) { return SUPPORTED; }
 const char *twice_target(void) { return "x86-64-v3"; }
 int twice_use_target(const char *target) { return strcmp(target, "x86-64-v3") == 0; }
 int twice_step_count(void) { return 2; }
-int twice_profile(const void *const *inputs, void *const *outputs, void *workspace, twice_pool *pool, double *seconds) {
+int twice_profile(
+  const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes, twice_pool *pool,
+  double *seconds
+) {
   seconds[0] += 3e-3;
   seconds[1] += 1e-3;
-  return twice_run(inputs, outputs, workspace, pool);
+  return twice_run(inputs, outputs, workspace, workspace_bytes, pool);
 }
 """
 
@@ -109,6 +115,7 @@ def make_lowered(tmp_path_factory):
             name="twice",
             symbol="twice",
             library=(folder / "twice.so").read_bytes(),
+            archive=b"!<arch>\n",
             header="/* twice */\n",
             inputs=(TensorSpec("values", "float32", (2, 3)), TensorSpec("ids", "int64", (2,))),
             outputs=(TensorSpec("doubled", "float32", (2, 3)), TensorSpec("same", "int64", (2,))),

@@ -61,7 +61,8 @@ int main(int argc, char **argv) {
     /* All memory is taken once, before the first run; a run takes none. */
     const void **in = allocate((size_t)inputs * sizeof *in);
     void **out = allocate((size_t)outputs * sizeof *out);
-    void *workspace = allocate(NET(workspace_bytes)(1));
+    const size_t workspace_bytes = NET(workspace_bytes)(1);
+    void *workspace = allocate(workspace_bytes);
     for (int i = 0; i < inputs; i++) {
         const size_t bytes = tensor_bytes(&NET(inputs)()[i]);
         void *data = allocate(bytes);
@@ -70,7 +71,7 @@ int main(int argc, char **argv) {
     }
     for (int i = 0; i < outputs; i++) out[i] = allocate(tensor_bytes(&NET(outputs)()[i]));
 
-    const int code = NET(run)(in, out, workspace, NULL);
+    const int code = NET(run)(in, out, workspace, workspace_bytes, NULL);
     if (code != 0) {
         fprintf(stderr, "%s\n", NET(error_string)(code));
         return 1;

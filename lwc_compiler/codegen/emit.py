@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lwc_compiler.codegen.header import c_string
 from lwc_compiler.codegen.memory import aligned, plan_workspace
 from lwc_compiler.codegen.program import BufferRef
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES
@@ -34,11 +35,13 @@ class Emitted:
     Attributes:
         source: C source; includes the header as `<symbol>.h` and the weights as `weights.bin`.
         weights: the constants, each at a 64-byte boundary.
-        workspace_bytes: bytes of the workspace for `threads` threads.
+        least_workspace_bytes: bytes of the workspace for one thread.
+        workspace_bytes: the same for `threads` threads.
     """
 
     source: str
     weights: bytes
+    least_workspace_bytes: int
     workspace_bytes: int
 
 
@@ -48,9 +51,23 @@ _PROLOGUE = """\
 #define LWC(name) {symbol}_##name
 #define LWC_API __attribute__((visibility("default")))
 
-enum {{ LWC_ERROR_NULL = 1, LWC_ERROR_ALIGNMENT = 2 }};
+#define LWC_PROGRAMS {programs}
+#define LWC_OS {os}
+
+enum {{ LWC_ERROR_NULL = 1, LWC_ERROR_ALIGNMENT = 2, LWC_ERROR_WORKSPACE = 3 }};
 enum {{ LWC_INPUTS = {inputs}, LWC_OUTPUTS = {outputs}, LWC_ALIGNMENT = {alignment} }};
 
+#if defined(__APPLE__)
+__asm__(
+    ".section __TEXT,__const\\n"
+    ".balign {alignment}\\n"
+    ".private_extern _{symbol}_weights\\n"
+    ".globl _{symbol}_weights\\n"
+    "_{symbol}_weights:\\n"
+    ".incbin \\"weights.bin\\"\\n"
+    ".zero {slack}\\n"
+    ".text\\n");
+#else
 __asm__(
     ".section .rodata\\n"
     ".balign {alignment}\\n"
@@ -60,6 +77,7 @@ __asm__(
     ".incbin \\"weights.bin\\"\\n"
     ".zero {slack}\\n"
     ".previous\\n");
+#endif
 extern const unsigned char LWC(weights)[];
 """
 
@@ -89,10 +107,9 @@ static const lwc_stage lwc_stages_{i}[] = {{
 """
 
 _EPILOGUE = """\
-const lwc_program LWC(programs)[] = {{
+static const lwc_program lwc_programs[LWC_PROGRAMS] = {{
 {programs}
 }};
-const int LWC(program_count) = {program_count};
 
 LWC_API const char *LWC(version)(void) {{ return "{version}"; }}
 
@@ -120,28 +137,35 @@ def emit(
         symbol: prefix of all symbols.
         threads: threads `workspace_bytes` of the result is counted for.
     """
+    with_os = programs[0][0].os != "none"
     weights = _Weights()
     parts = [_ProgramText(i, target, program, weights) for i, (target, program) in enumerate(programs)]
     runtime = [
         resources.files("lwc_compiler.runtime").joinpath(f"c/{name}.c").read_text(encoding="utf-8")
-        for name in ("pool", "runtime")
+        for name in ("program", "pool" if with_os else "alone", "cpu", "runtime")
     ]
     source = "\n".join(
         [
             _PROLOGUE.format(
-                symbol=symbol, inputs=len(inputs), outputs=len(outputs), alignment=ALIGNMENT_BYTES, slack=SLACK_BYTES
+                symbol=symbol,
+                inputs=len(inputs),
+                outputs=len(outputs),
+                alignment=ALIGNMENT_BYTES,
+                slack=SLACK_BYTES,
+                programs=len(parts),
+                os=int(with_os),
             ),
             *runtime,
             *(part.text() for part in parts),
             _EPILOGUE.format(
                 programs="\n".join(part.row() for part in parts),
-                program_count=len(parts),
                 version=__version__,
                 tensors=_tensor_table("input", inputs) + "\n" + _tensor_table("output", outputs),
             ),
         ]
     )
-    return Emitted(source, bytes(weights.data), max(part.workspace_bytes(threads) for part in parts))
+    needed = [max(part.workspace_bytes(count) for part in parts) for count in (1, threads)]
+    return Emitted(source, bytes(weights.data), *needed)
 
 
 class _Weights:
@@ -189,7 +213,7 @@ class _ProgramText:
         """The program as an entry of the table of programs."""
         i, steps = self._index, sum(stage.steps for stage in self._stages)
         return (
-            f"    {{{_c_string(self._target.name)}, lwc_supported_{i}, lwc_stages_{i}, {len(self._stages)}, {steps}, "
+            f"    {{{c_string(self._target.name)}, lwc_supported_{i}, lwc_stages_{i}, {len(self._stages)}, {steps}, "
             f"{self.between_bytes}, {self._shared_bytes}, {self._thread_bytes}}},"
         )
 
@@ -308,12 +332,6 @@ class _StageText:
         return f"LWC(weights) + {self._constants[ref.index]}"
 
 
-def _c_string(text: str) -> str:
-    """`text` as a C string literal, in UTF-8, everything but plain characters as octal escapes."""
-    plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ._-/:"
-    return '"' + "".join(chr(b) if chr(b) in plain else f"\\{b:03o}" for b in text.encode()) + '"'
-
-
 def _bytes(spec: TensorSpec) -> int:
     return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
 
@@ -323,5 +341,5 @@ def _tensor_table(direction: str, specs: Iterable[TensorSpec]) -> str:
     for i, spec in enumerate(specs):
         dims = ", ".join(map(str, spec.shape)) or "0"
         lines.append(f"static const int64_t lwc_{direction}_dims_{i}[] = {{{dims}}};")
-        rows.append(f'    {{{_c_string(spec.name)}, "{spec.dtype}", {len(spec.shape)}, lwc_{direction}_dims_{i}}},')
+        rows.append(f'    {{{c_string(spec.name)}, "{spec.dtype}", {len(spec.shape)}, lwc_{direction}_dims_{i}}},')
     return "\n".join([*lines, f"static const LWC(tensor) lwc_{direction}s[] = {{", *rows, "};"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES
 from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from lwc_compiler.codegen.result import TensorSpec
 
@@ -34,8 +37,10 @@ _HEADER = """\
 extern "C" {{
 #endif
 
-#define {guard_base}_VERSION "{version}"
-#define {guard_base}_WORKSPACE_ALIGNMENT {alignment}
+#define {upper}_VERSION "{version}"
+#define {upper}_WORKSPACE_ALIGNMENT {alignment}
+#define {upper}_WORKSPACE_BYTES {workspace_bytes} /* for one thread */
+{constants}
 
 typedef struct {{
     const char *name;
@@ -44,36 +49,23 @@ typedef struct {{
     const int64_t *dims; /* row-major */
 }} {symbol}_tensor;
 
-/* Threads that share the work of a run. Creating one is the only allocation in this library. */
 typedef struct {symbol}_pool {symbol}_pool;
-{symbol}_pool *{symbol}_pool_create(int threads); /* NULL when there is no memory, or threads is not 1 to 256 */
-void {symbol}_pool_destroy({symbol}_pool *pool);
-
+{pool}
 /* Bytes of the workspace a run on so many threads needs. */
 size_t {symbol}_workspace_bytes(int threads);
 
 /* Runs the network: one pointer for each input and output, in the order above, tensors dense and row-major. The
- * workspace is the caller's, aligned to 64 bytes; its contents need not survive between calls. A NULL pool means one
- * thread. Returns 0, or a code for {symbol}_error_string. */
-int {symbol}_run(const void *const *inputs, void *const *outputs, void *workspace, {symbol}_pool *pool);
+ * workspace is the caller's, workspace_bytes long, aligned to {alignment} bytes; its contents need not survive between
+ * calls. A NULL pool means one thread. Returns 0, or a code for {symbol}_error_string; nothing is written then. */
+int {symbol}_run(
+    const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes, {symbol}_pool *pool);
 
 const char *{symbol}_error_string(int code);
 const char *{symbol}_version(void);
+const char *{symbol}_target(void); /* whose code runs here */
 int {symbol}_cpu_supported(void); /* 1 when this processor can run the library */
 
-/* The target whose code runs here. A library may hold code for several and takes the most capable that this processor
- * can run. use_target makes later runs of the process take another; 1, or 0 when there is no code for it that this
- * processor can run. */
-const char *{symbol}_target(void);
-int {symbol}_use_target(const char *target);
-
-/* Runs the network as {symbol}_run does, and adds to `seconds` the time of each step, in the order of manifest.json,
- * and then of the copies of inputs and outputs: step_count + 1 numbers. */
-int {symbol}_step_count(void);
-int {symbol}_profile(
-    const void *const *inputs, void *const *outputs, void *workspace, {symbol}_pool *pool, double *seconds);
-
-int {symbol}_input_count(void);
+{profile}int {symbol}_input_count(void);
 int {symbol}_output_count(void);
 const {symbol}_tensor *{symbol}_inputs(void);
 const {symbol}_tensor *{symbol}_outputs(void);
@@ -85,6 +77,26 @@ const {symbol}_tensor *{symbol}_outputs(void);
 #endif
 """
 
+_POOL = """\
+
+/* Threads that share the work of a run. Creating one is the only allocation in this library. */
+{symbol}_pool *{symbol}_pool_create(int threads); /* NULL when there is no memory, or threads is not 1 to 256 */
+void {symbol}_pool_destroy({symbol}_pool *pool);
+"""
+_PROFILE = """\
+/* A library may hold code for several targets and takes the most capable that this processor can run. use_target makes
+ * later runs of the process take another; 1, or 0 when there is no code for it that this processor can run. */
+int {symbol}_use_target(const char *target);
+
+/* Runs the network as {symbol}_run does, and adds to `seconds` the time of each step, in the order of manifest.json,
+ * and then of the copies of inputs and outputs: step_count + 1 numbers. */
+int {symbol}_step_count(void);
+int {symbol}_profile(
+    const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes, {symbol}_pool *pool,
+    double *seconds);
+
+"""
+
 
 def c_identifier(name: str) -> str:
     """`name` as a C identifier: other characters become `_`, a leading digit gets one before it."""
@@ -92,7 +104,15 @@ def c_identifier(name: str) -> str:
     return text if re.match(r"[A-Za-z_]", text) else f"_{text}"
 
 
-def emit_header(name: str, symbol: str, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> str:
+def emit_header(
+    name: str,
+    symbol: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    workspace_bytes: int,
+    *,
+    threads: bool,
+) -> str:
     """The header.
 
     Args:
@@ -100,11 +120,38 @@ def emit_header(name: str, symbol: str, inputs: Iterable[TensorSpec], outputs: I
         symbol: prefix of all symbols.
         inputs: graph inputs in order.
         outputs: graph outputs in order.
+        workspace_bytes: of a run on one thread.
+        threads: the target has an operating system: threads, and a clock to time steps with.
     """
+    upper = symbol.upper()
+    constants = [*_constants(f"{upper}_INPUT", inputs), *_constants(f"{upper}_OUTPUT", outputs)]
     return _HEADER.format(
-        name=name.replace("*/", "* /"), symbol=symbol, guard=f"{symbol.upper()}_H", guard_base=symbol.upper(),
-        version=__version__, alignment=ALIGNMENT_BYTES, inputs=_describe(inputs), outputs=_describe(outputs),
+        name=name.replace("*/", "* /"), symbol=symbol, guard=f"{upper}_H", upper=upper, version=__version__,
+        alignment=ALIGNMENT_BYTES, inputs=_describe(inputs), outputs=_describe(outputs),
+        workspace_bytes=workspace_bytes, constants="\n".join(constants),
+        pool=_POOL.format(symbol=symbol) if threads else "",
+        profile=_PROFILE.format(symbol=symbol) if threads else "",
     )  # fmt: skip
+
+
+def _constants(prefix: str, specs: Sequence[TensorSpec]) -> list[str]:
+    lines = [f"#define {prefix}_COUNT {len(specs)}"]
+    for i, spec in enumerate(specs):
+        elements = math.prod(spec.shape)
+        lines += [
+            f"#define {prefix}_{i}_NAME {c_string(spec.name)}",
+            f"#define {prefix}_{i}_RANK {len(spec.shape)}",
+            f"#define {prefix}_{i}_DIMS {{{', '.join(map(str, spec.shape or (1,)))}}}",
+            f"#define {prefix}_{i}_ELEMENTS {elements}",
+            f"#define {prefix}_{i}_BYTES {elements * np.dtype(spec.dtype).itemsize}",
+        ]
+    return lines
+
+
+def c_string(text: str) -> str:
+    """`text` as a C string literal, in UTF-8, everything but plain characters as octal escapes."""
+    plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ._-/:"
+    return '"' + "".join(chr(b) if chr(b) in plain else f"\\{b:03o}" for b in text.encode()) + '"'
 
 
 def _describe(specs: Iterable[TensorSpec]) -> str:

@@ -1,4 +1,4 @@
-"""The C compiler: found on the system or in the `ziglang` package, used to compile the entry points and to link."""
+"""C compilers: the system's for this machine, the `ziglang` package's for every other, to compile and to link."""
 
 from __future__ import annotations
 
@@ -13,9 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lwc_compiler.errors import ToolchainError
+from lwc_compiler.targets import missing_platform
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
+
+    from lwc_compiler.targets.target import Target
+
+_ZIG = (sys.executable, "-m", "ziglang")
+_FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
 @dataclass(frozen=True)
@@ -23,35 +29,78 @@ class Compiler:
     """A C compiler driver.
 
     Attributes:
-        command: how it is started.
+        command: how it is started, with what makes it compile for the target.
         version: the first line of its `--version`.
+        archiver: how the program that makes static libraries is started.
+        os: what the programs run under, see `Target`.
     """
 
     command: tuple[str, ...]
     version: str
+    archiver: tuple[str, ...]
+    os: str = "linux"
+
+    @property
+    def standard(self) -> tuple[str, ...]:
+        """Flags that choose the dialect of C: threads need C11's atomics."""
+        return ("-std=c99",) if self.os == "none" else ("-std=c11", "-D_POSIX_C_SOURCE=200809L")
 
 
-def find_compiler() -> Compiler:
-    """The compiler `CC` names, else the system's `cc`, `gcc` or `clang`, else the `ziglang` package's.
+def find_compiler(target: Target | None = None, cc: str | None = None) -> Compiler:
+    """A C compiler that makes code for `target`.
+
+    For this machine it is the one that the environment's `CC` names, else the system's `cc`, `gcc` or `clang`; for
+    another, and where the system has none, that of the `ziglang` package.
+
+    Args:
+        target: what the code runs on; None: this machine.
+        cc: the command of a compiler to take instead, with its flags.
 
     Raises:
-        ToolchainError: there is none, or the one `CC` names does not run.
+        ToolchainError: there is none, or the one that is named does not run.
     """
-    chosen = os.environ.get("CC")
-    candidates: list[tuple[str, ...]] = (
-        [tuple(chosen.split())] if chosen else [(name,) for name in ("cc", "gcc", "clang") if shutil.which(name)]
-    )
-    if not chosen and importlib.util.find_spec("ziglang"):
-        candidates.append((sys.executable, "-m", "ziglang", "cc"))
-    for command in candidates:
+    native = target is None or not missing_platform(target)
+    chosen, name = (cc, "--cc ") if cc or not native else (os.environ.get("CC"), "CC=")
+    system = ("linux" if sys.platform != "darwin" else "macos") if target is None else target.os
+    candidates: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    if chosen:
+        command = tuple(chosen.split())
+        candidates.append((command, (_archiver_of(command[0]),)))
+    else:
+        if native:
+            candidates += [((name,), ("ar",)) for name in ("cc", "gcc", "clang") if shutil.which(name)]
+        if importlib.util.find_spec("ziglang"):
+            platform = [] if target is None or native else ["-target", target.zig, f"-mcpu={target.zig_cpu}"]
+            candidates.append(((*_ZIG, "cc", *platform), (*_ZIG, "ar")))
+    for command, archiver in candidates:
         try:
             answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
         except OSError:
             continue
         if answer.returncode == 0:
-            return Compiler(command, answer.stdout.splitlines()[0].strip())
-    found = f"CC={chosen!r} does not run" if chosen else "no cc, gcc or clang on the PATH, and no ziglang package"
-    raise ToolchainError(f"linking needs a C compiler: {found}; install one, or `pip install lwc-compiler[zig]`")
+            return Compiler(command, answer.stdout.splitlines()[0].strip(), archiver, system)
+    if chosen:
+        raise ToolchainError(f"linking needs a C compiler: {name}{chosen!r} does not run; name one that does")
+    if native:
+        raise ToolchainError(
+            "linking needs a C compiler: no cc, gcc or clang on the PATH, and no ziglang package; install one, or "
+            "`pip install lwc-compiler[zig]`"
+        )
+    assert target is not None
+    raise ToolchainError(
+        f"linking for {target.name} needs a C compiler for {target.triple}: there is no ziglang package; "
+        "`pip install lwc-compiler[zig]`, or name a compiler with --cc"
+    )
+
+
+def _archiver_of(compiler: str) -> str:
+    """The `ar` that belongs to a compiler: arm-none-eabi-gcc has arm-none-eabi-ar."""
+    stem = compiler
+    for name in ("gcc", "clang", "cc"):
+        if compiler.endswith(name):
+            stem = compiler.removesuffix(name) + "ar"
+            break
+    return stem if stem != compiler and shutil.which(stem) else "ar"
 
 
 def link_library(compiler: Compiler, files: Mapping[str, bytes], hidden: tuple[str, ...] = ()) -> bytes:
@@ -66,20 +115,52 @@ def link_library(compiler: Compiler, files: Mapping[str, bytes], hidden: tuple[s
         ToolchainError: the compiler failed; the message ends with what it said.
     """
     with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
-        for name, contents in files.items():
-            (Path(folder) / name).write_bytes(contents)
-        (Path(folder) / "symbols.map").write_text(
-            "{ local: " + " ".join(f"{s};" for s in hidden) + " };\n", encoding="utf-8"
-        )
-        sources = [name for name in files if name.endswith((".c", ".o"))]
-        command = [
-            *compiler.command, "-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O2", "-fPIC", "-shared", "-pthread",
-            "-fvisibility=hidden", "-Wall", "-Wextra", "-Wl,--build-id=none", "-Wl,-s", "-Wl,-z,noexecstack",
-            "-Wl,--version-script=symbols.map",
-            *sources, "-lm", "-o", "library.so",
-        ]  # fmt: skip
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            said, name = done.stderr.strip()[-2000:], " ".join(compiler.command)
-            raise ToolchainError(f"{name} could not link the library (exit {done.returncode}):\n{said}")
+        sources = _written(files, Path(folder))
+        if compiler.os == "macos":
+            linking = ["-Wl,-x"]
+        else:
+            patterns = " ".join(f"{pattern};" for pattern in hidden)
+            (Path(folder) / "symbols.map").write_text(f"{{ local: {patterns} }};\n", encoding="utf-8")
+            linking = [
+                "-Wl,--build-id=none", "-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--version-script=symbols.map"
+            ]  # fmt: skip
+        flags = [*compiler.standard, *_FLAGS, "-shared", "-pthread", *linking]
+        _run([*compiler.command, *flags, *sources, "-lm", "-o", "library.so"], folder, "could not link the library")
         return (Path(folder) / "library.so").read_bytes()
+
+
+def make_archive(compiler: Compiler, files: Mapping[str, bytes]) -> bytes:
+    """Compiles a static library; the same files give the same bytes.
+
+    Args:
+        compiler: from `find_compiler`.
+        files: as for `link_library`.
+
+    Raises:
+        ToolchainError: the compiler failed; the message ends with what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+        objects = []
+        for name in _written(files, Path(folder)):
+            path = Path(name)
+            if path.suffix == ".c":
+                name = f"{path.stem}.o"
+                command = [*compiler.command, *compiler.standard, *_FLAGS, "-c", path.name, "-o", name]
+                _run(command, folder, "could not compile the library")
+            objects.append(name)
+        _run([*compiler.archiver, "rcsD", "library.a", *objects], folder, "could not make the static library")
+        return (Path(folder) / "library.a").read_bytes()
+
+
+def _written(files: Mapping[str, bytes], folder: Path) -> list[str]:
+    """Writes the files; gives the names of those to be compiled in."""
+    for name, contents in files.items():
+        (folder / name).write_bytes(contents)
+    return [name for name in files if name.endswith((".c", ".o"))]
+
+
+def _run(command: Sequence[str], folder: str, complaint: str) -> None:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip()[-2000:]
+        raise ToolchainError(f"{' '.join(command[:3])} {complaint} (exit {done.returncode}):\n{said}")

@@ -98,7 +98,8 @@ class Lowered:
     Attributes:
         name: model name, also of the files.
         symbol: prefix of every C symbol; a valid C identifier.
-        library: the shared library.
+        library: the shared library; None for a target without an operating system.
+        archive: the static library.
         header: the C header that declares it.
         inputs: in the order `<symbol>_run` takes them.
         outputs: in the order `<symbol>_run` takes them.
@@ -113,7 +114,8 @@ class Lowered:
 
     name: str
     symbol: str
-    library: bytes
+    library: bytes | None
+    archive: bytes
     header: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

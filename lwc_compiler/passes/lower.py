@@ -62,12 +62,12 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.codegen.header import c_identifier, emit_header
     from lwc_compiler.codegen.kernel_build import compile_kernels
     from lwc_compiler.codegen.layers import layer_call
-    from lwc_compiler.codegen.link import find_compiler, link_library
+    from lwc_compiler.codegen.link import find_compiler, link_library, make_archive
     from lwc_compiler.codegen.tune import Tuner
     from lwc_compiler.kernels.choice import predicted
 
     check_supported(model.proto)
-    compiler = find_compiler()
+    compiler = find_compiler(target, options.cc)
     inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
     programs = []
@@ -87,13 +87,18 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         if kernels:
             files[f"kernels-{variant.name}.o"] = compile_kernels(kernels, variant.llvm())
     emitted = emit(programs, inputs, outputs, symbol, options.threads)
-    header = emit_header(model.name, symbol, inputs, outputs)
+    header = emit_header(
+        model.name, symbol, inputs, outputs, emitted.least_workspace_bytes, threads=target.os != "none"
+    )
     files |= {f"{symbol}.h": header.encode(), "program.c": emitted.source.encode(), "weights.bin": emitted.weights}
-    library = link_library(compiler, files, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
+    library = None
+    if target.os != "none":
+        library = link_library(compiler, files, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
     return Lowered(
         name=model.name,
         symbol=symbol,
         library=library,
+        archive=make_archive(compiler, files),
         header=header,
         inputs=inputs,
         outputs=outputs,

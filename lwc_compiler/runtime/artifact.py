@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lwc_compiler.model import Model
     from lwc_compiler.report.table import Report
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 _TOOLS = (
     "numpy",
@@ -83,7 +83,7 @@ class Manifest(BaseModel):
     Attributes:
         schema_version: version of this layout; a reader refuses newer ones.
         lwc_version: version of lwc that wrote the directory.
-        name: model name; the files are `lib<name>.so`, `<name>.h` and `<name>.onnx`.
+        name: model name; the files are `lib<name>.so`, `lib<name>.a`, `<name>.h` and `<name>.onnx`.
         symbol: prefix of the library's C functions.
         target: name of the target.
         threads: threads used when the caller does not say.
@@ -131,8 +131,13 @@ class Artifact:
 
     @property
     def library(self) -> Path:
-        """The shared library."""
+        """The shared library, where the target has an operating system."""
         return self.directory / f"lib{self.manifest.name}.so"
+
+    @property
+    def archive(self) -> Path:
+        """The static library."""
+        return self.directory / f"lib{self.manifest.name}.a"
 
     @property
     def header(self) -> Path:
@@ -242,7 +247,9 @@ def write_artifact(
 
     check_destination(directory, force=force)
     with written_whole(directory) as new:
-        (new / f"lib{lowered.name}.so").write_bytes(lowered.library)
+        if lowered.library is not None:
+            (new / f"lib{lowered.name}.so").write_bytes(lowered.library)
+        (new / f"lib{lowered.name}.a").write_bytes(lowered.archive)
         (new / f"{lowered.name}.h").write_text(lowered.header, encoding="utf-8")
         save_model(model, new / f"{lowered.name}.onnx")
         write_report_files(new, report, figures)
@@ -299,7 +306,7 @@ def read_artifact(directory: str | Path) -> Artifact:
         entry = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{directory / MANIFEST} is damaged: {entry or 'content'}: {first['msg']}") from None
     artifact = Artifact(directory, manifest)
-    for name in (artifact.library.name, artifact.header.name, artifact.model.name, "report.json", "report.md"):
+    for name in (artifact.archive.name, artifact.header.name, artifact.model.name, "report.json", "report.md"):
         if name not in manifest.files:
             raise ArtifactError(f"{directory / MANIFEST} is damaged: files does not list {name}")
     for name, expected in manifest.files.items():

@@ -17,7 +17,7 @@ import numpy as np
 
 from lwc_compiler.errors import ArtifactError, DataError, OptionError, TargetError
 from lwc_compiler.runtime.artifact import Artifact, read_artifact
-from lwc_compiler.targets import find_target, missing_features
+from lwc_compiler.targets import find_target, missing_features, missing_platform
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,6 +46,11 @@ def load(directory: str | Path, threads: int | None = None) -> Session:
 def open_session(artifact: Artifact, threads: int | None = None) -> Session:
     """What `load` does, for an artifact that is read and checked already."""
     manifest = artifact.manifest
+    other = missing_platform(find_target(manifest.target))
+    if other:
+        raise TargetError(
+            f"{artifact.directory} is for {manifest.target} ({other}), which this machine is not: run it there"
+        )
     return Session(
         artifact.library,
         manifest.symbol,
@@ -57,7 +62,8 @@ def open_session(artifact: Artifact, threads: int | None = None) -> Session:
 
 
 def open_lowered(lowered: Lowered, threads: int) -> Session:
-    """A session of a library in memory, on `threads` threads."""
+    """A session of a library in memory, for this machine, on `threads` threads."""
+    assert lowered.library is not None
     with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
         library = Path(folder) / f"lib{lowered.name}.so"
         library.write_bytes(lowered.library)
@@ -107,7 +113,13 @@ class Session:
         self._arguments = (ctypes.c_void_p * len(inputs))()
         self._results = (ctypes.c_void_p * len(outputs))()
         # Values of ctypes, which a call takes as they are.
-        self._passed = (self._arguments, self._results, self._workspace, ctypes.c_void_p(self._pool))
+        self._passed = (
+            self._arguments,
+            self._results,
+            self._workspace,
+            ctypes.c_size_t(library.workspace_bytes(threads)),
+            ctypes.c_void_p(self._pool),
+        )
         self._takes = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs)
         self._gives = tuple((spec.name, np.dtype(spec.dtype), spec.shape, _memory_of(spec)) for spec in outputs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,22 @@ class Target:
         family: the module of this package that declares the target.
         triple: LLVM target triple.
         cpu: LLVM CPU name.
-        features: instruction sets the code uses, by the names of GCC's `__builtin_cpu_supports`; with variants, those
-            that the least demanding one uses.
-        vector_bits: width of a vector register, in bits.
-        vector_registers: number of vector registers.
-        l1_bytes: level-1 data cache of one core, in bytes.
-        l2_bytes: level-2 cache of one core, in bytes.
+        features: instruction sets that a processor of the family may lack and the code uses, by the names the family's
+            operating system or compiler has for them; with variants, those that the least demanding one uses.
+        vector_bits: width of a vector register, in bits; 32 where kernels are scalar.
+        vector_registers: number of vector registers; of float registers where kernels are scalar.
+        l1_bytes: level-1 data cache of one core, in bytes; without caches, what a kernel may use of memory for itself.
+        l2_bytes: the level-2 cache, as far as one core may count on it, in bytes.
         description: one line for `lwc targets`.
         variants: targets that the library has code for, the least demanding first, to choose from when it runs; none:
             this one alone.
+        os: what the code runs under; `none`: no operating system, no threads and no clock.
+        machines: what Python's `platform.machine` says on machines that run the code; none where no Python runs.
+        zig: what `zig cc -target` calls the platform; empty where only the machine's own compiler links.
+        zig_cpu: what `zig cc -mcpu=` calls the processor.
+        llvm_options: more entries of TVM's description of the target (`mattr`, `mabi`, `mfloat-abi`, `cl-opt`).
+        flash_bytes: bytes of flash memory that code and weights have to fit; 0: not limited by the target.
+        ram_bytes: bytes of memory; 0: not limited by the target.
     """
 
     name: str
@@ -37,10 +44,18 @@ class Target:
     l2_bytes: int
     description: str
     variants: tuple[Target, ...] = ()
+    os: Literal["linux", "macos", "none"] = "linux"
+    machines: tuple[str, ...] = ()
+    zig: str = ""
+    zig_cpu: str = ""
+    llvm_options: tuple[tuple[str, Any], ...] = ()
+    flash_bytes: int = 0
+    ram_bytes: int = 0
 
-    def llvm(self) -> dict[str, str]:
+    def llvm(self) -> dict[str, Any]:
         """TVM's description of this target."""
-        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu}
+        options = {key: list(value) if isinstance(value, tuple) else value for key, value in self.llvm_options}
+        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, **options}
 
 
 class Family(Protocol):
@@ -51,7 +66,7 @@ class Family(Protocol):
         """The family's targets, the most capable last but for those with variants."""
 
     def host_features(self) -> frozenset[str]:
-        """Instruction sets of this machine, by GCC's names; none where it is not of this family."""
+        """Instruction sets of this machine, by the names the family's targets use; none where it is of another."""
 
     def host_cpu(self) -> str:
         """Which CPU this machine has, as exactly as timings depend on it; empty where it is not of this family."""

@@ -1,6 +1,6 @@
-/* A program's steps, and the threads that share them.
+/* The threads that share a program's steps; for targets with an operating system.
  *
- * A step is a function over a range of tiles. Each thread that takes part has a part of the range of its own, the same
+ * Each thread that takes part has a part of the range of its own, the same
  * part in every step of so many tiles, so that its data stay in the caches of its core; when it is done it takes tiles
  * of others. A tile is always computed whole by one thread, so results do not depend on who took it.
  *
@@ -17,27 +17,7 @@
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
-
-typedef struct lwc_stage lwc_stage;
-
-/* What a step needs: the workspace, the tensors between stages, and which part of the batch is computed. Weights are
- * static data. The rest is for a step that runs a stage on whole parts of the batch. */
-typedef struct {
-    unsigned char *workspace;
-    unsigned char *between;
-    size_t run;
-    const lwc_stage *stage;
-    const void *const *inputs;
-    void *const *outputs;
-} lwc_frame;
-
-typedef struct {
-    void (*call)(const lwc_frame *frame, int32_t t0, int32_t t1, int32_t thread);
-    int32_t tiles;
-    int32_t threads; /* more would not pay */
-} lwc_step;
 
 enum {
     LWC_MAX_THREADS = 256,

@@ -1,0 +1,51 @@
+"""Boards by name: a processor, and what there is of memory.
+
+Of a microcontroller `ram_bytes` is the largest piece in one range of addresses, since the workspace is one piece.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_KB, _MB, _GB = 1 << 10, 1 << 20, 1 << 30
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board.
+
+    Attributes:
+        name: what users type.
+        target: name of the target it is built around.
+        ram_bytes: bytes of memory.
+        flash_bytes: bytes of flash for code and weights; 0 where they come from a file system.
+        description: one line for `lwc targets`.
+    """
+
+    name: str
+    target: str
+    ram_bytes: int
+    flash_bytes: int
+    description: str
+
+
+BOARDS = (
+    Board("rpi-zero2", "cortex-a53", 512 * _MB, 0, "Raspberry Pi Zero 2 W, 64-bit Linux"),
+    Board("rpi3", "cortex-a53", 1 * _GB, 0, "Raspberry Pi 3, 64-bit Linux"),
+    Board("rpi4", "cortex-a72", 1 * _GB, 0, "Raspberry Pi 4, 64-bit Linux"),
+    Board("rpi5", "cortex-a76", 2 * _GB, 0, "Raspberry Pi 5, 64-bit Linux"),
+    Board("jetson-nano-cpu", "cortex-a57", 4 * _GB, 0, "Jetson Nano, its CPU alone"),
+    Board("imx8mm", "cortex-a53", 1 * _GB, 0, "i.MX 8M Mini evaluation kit, 64-bit Linux"),
+    Board("beaglebone", "armv7", 512 * _MB, 0, "BeagleBone Black (AM3358, Cortex-A8), 32-bit Linux"),
+    Board("stm32mp1", "cortex-a7", 512 * _MB, 0, "STM32MP157 discovery kit, 32-bit Linux"),
+    Board("visionfive2", "riscv64", 2 * _GB, 0, "VisionFive 2 (JH7110), Linux"),
+    Board("stm32f4", "cortex-m4", 128 * _KB, 1 * _MB, "STM32F407: 112 + 16 KB of SRAM in one range"),
+    Board("stm32f7", "cortex-m7", 320 * _KB, 1 * _MB, "STM32F746"),
+    Board("stm32h7", "cortex-m7", 512 * _KB, 2 * _MB, "STM32H743: 512 KB of AXI SRAM"),
+    Board("nrf52840", "cortex-m4", 256 * _KB, 1 * _MB, "nRF52840"),
+    Board("rp2350", "cortex-m33", 520 * _KB, 4 * _MB, "Raspberry Pi Pico 2 (RP2350, its Arm cores), flash over QSPI"),
+    Board("stm32u5", "cortex-m33", 768 * _KB, 2 * _MB, "STM32U585: SRAM1 to SRAM3"),
+    Board("esp32p4", "rv32imafc", 768 * _KB, 16 * _MB, "ESP32-P4: its level-2 memory, flash over QSPI"),
+    Board("mps2-an500", "cortex-m7", 4 * _MB, 4 * _MB, "Arm MPS2 with a Cortex-M7, as QEMU emulates it"),
+    Board("mps3-an547", "cortex-m55", 2 * _MB, 512 * _KB, "Arm MPS3 with a Cortex-M55, as QEMU emulates it"),
+)

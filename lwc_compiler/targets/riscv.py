@@ -1,0 +1,61 @@
+"""RISC-V: 64 bits under Linux, with and without vectors; 32-bit microcontrollers with a float unit."""
+
+from __future__ import annotations
+
+from lwc_compiler.targets.host import first_cpu
+from lwc_compiler.targets.target import Target
+
+_MACHINES = ("riscv64",)
+
+
+def _rv64(name: str, extensions: str, bits: int, features: str, description: str) -> Target:
+    return Target(
+        name=name,
+        family="riscv",
+        triple="riscv64-unknown-linux-gnu",
+        cpu="generic-rv64",
+        features=frozenset(features.split()),
+        vector_bits=bits,
+        vector_registers=32,
+        l1_bytes=32 << 10,
+        l2_bytes=512 << 10,
+        description=description,
+        machines=_MACHINES,
+        zig="riscv64-linux-gnu.2.28",
+        zig_cpu="generic_rv64" + extensions.replace(" ", ""),
+        llvm_options=(("mattr", tuple(extensions.split())), ("mabi", "lp64d")),
+    )
+
+
+TARGETS = (
+    Target(
+        name="rv32imafc",
+        family="riscv",
+        triple="riscv32-unknown-none-elf",
+        cpu="generic-rv32",
+        features=frozenset(),
+        vector_bits=32,
+        vector_registers=32,
+        l1_bytes=8 << 10,
+        l2_bytes=64 << 10,
+        description="32-bit microcontrollers with a float unit: ESP32-P4",
+        os="none",
+        zig="riscv32-freestanding-none",
+        zig_cpu="generic_rv32+m+a+f+c",
+        llvm_options=(("mattr", ("+m", "+a", "+f", "+c")), ("mabi", "ilp32f")),
+    ),
+    _rv64("riscv64", "+m +a +f +d +c", 32, "", "64-bit RISC-V (rv64gc) under Linux: VisionFive 2"),
+    _rv64("rv64gcv", "+m +a +f +d +c +v", 128, "v", "the same with vectors of 128 bits or more: K1, SG2044"),
+)
+
+
+def host_features() -> frozenset[str]:
+    """The letters of this machine's instruction set, as Linux gives them; none on other machines."""
+    isa = first_cpu(_MACHINES).get("isa", "").removeprefix("rv64").partition("_")[0]
+    return frozenset(isa)
+
+
+def host_cpu() -> str:
+    """Microarchitecture and instruction set of this CPU; empty on other machines."""
+    cpu = first_cpu(_MACHINES)
+    return " ".join(cpu[key] for key in ("uarch", "mvendorid", "marchid", "isa") if key in cpu)
