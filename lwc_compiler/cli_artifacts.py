@@ -11,6 +11,7 @@ import lwc_compiler as lwc
 from lwc_compiler.cli_output import print_json, print_table, shape_text, show_bench
 from lwc_compiler.cli_parts import PATH, Command, InputFile, directory_argument, force_option, json_option
 from lwc_compiler.errors import OptionError
+from lwc_compiler.targets.target import Target
 
 
 @click.command(cls=Command)
@@ -168,10 +169,12 @@ def inspect(path: Path, as_json: bool) -> None:
 @click.command(cls=Command)
 @json_option
 def targets(as_json: bool) -> None:
-    """Lists what code can be made for."""
-    from lwc_compiler.targets import all_targets, missing_features
+    """Lists what code can be made for: processors, then boards."""
+    from lwc_compiler.report.render import memory
+    from lwc_compiler.targets import all_boards, all_targets, missing_features, missing_platform
+    from lwc_compiler.targets.boards import BOARDS
 
-    listed = [(target, missing_features(target)) for target in all_targets()]
+    processors = all_targets()
     if as_json:
         print_json(
             [
@@ -179,13 +182,22 @@ def targets(as_json: bool) -> None:
                     **asdict(target),
                     "features": sorted(target.features),
                     "variants": [variant.name for variant in target.variants],
-                    "missing_here": missing,
+                    "missing_here": missing_features(target),
                 }
-                for target, missing in listed
+                for target in (*processors, *all_boards())
             ]
         )
         return
+
+    def here(target: Target) -> str:
+        missing = missing_features(target)
+        return "another platform" if missing_platform(target) else f"no: {', '.join(missing)}" if missing else "yes"
+
     print_table(
         ("target", "vector bits", "runs here", "description"),
-        [(t.name, t.vector_bits, f"no: {', '.join(m)}" if m else "yes", t.description) for t, m in listed],
+        [(t.name, t.vector_bits, here(t), t.description) for t in processors],
+    )
+    print_table(
+        ("board", "processor", "RAM", "flash", "description"),
+        [(b.name, b.target, memory(b.ram_bytes), memory(b.flash_bytes), b.description) for b in BOARDS],
     )

@@ -116,6 +116,14 @@ def quantity(number: int | None) -> str:
     return str(number)
 
 
+def memory(size: int) -> str:
+    """An amount of memory in powers of 1024: 128 KB, 1 MB, 1.5 GB; empty for none."""
+    for unit, shift in (("GB", 30), ("MB", 20), ("KB", 10)):
+        if size >= 1 << shift:
+            return f"{size / (1 << shift):.3g} {unit}"
+    return f"{size} bytes" if size else ""
+
+
 def percent(fraction: float | None) -> str:
     """A percentage: whole from 10 on, two digits below."""
     if fraction is None:

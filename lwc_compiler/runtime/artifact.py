@@ -81,7 +81,7 @@ class Manifest(BaseModel):
     """What `manifest.json` holds.
 
     Attributes:
-        schema_version: version of this layout; a reader refuses newer ones.
+        schema_version: version of this layout; a reader refuses others.
         lwc_version: version of lwc that wrote the directory.
         name: model name; the files are `lib<name>.so`, `lib<name>.a`, `<name>.h` and `<name>.onnx`.
         symbol: prefix of the library's C functions.
@@ -97,7 +97,7 @@ class Manifest(BaseModel):
         verification: see `Verification`.
         layers: the decision for every layer, for the most capable processor that the library has code for; without
             the trials, which `report.json` has.
-        programs: the steps of the library on each processor it has code for; none in layout 1.
+        programs: the steps of the library on each processor it has code for.
         files: file name -> size and hash, of every file but the manifest.
     """
 
@@ -118,7 +118,7 @@ class Manifest(BaseModel):
     tools: dict[str, str]
     verification: Verification
     layers: tuple[LayerDecision, ...]
-    programs: tuple[ProgramInfo, ...] = ()
+    programs: tuple[ProgramInfo, ...]
     files: dict[str, FileEntry]
 
 
@@ -285,7 +285,7 @@ def read_artifact(directory: str | Path) -> Artifact:
     """Reads the manifest of an artifact and checks every file against it.
 
     Raises:
-        ArtifactError: there is no artifact, it is damaged, or a newer lwc made it.
+        ArtifactError: there is no artifact, it is damaged, or a lwc with another layout made it.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -298,7 +298,7 @@ def read_artifact(directory: str | Path) -> Artifact:
         raise ArtifactError(f"cannot read {directory / MANIFEST}: {error.strerror}") from error
     except ValueError as error:
         raise ArtifactError(f"{directory / MANIFEST} is damaged: {error}") from None
-    _refuse_newer(directory, values)
+    _check_layout(directory, values)
     try:
         manifest = Manifest.model_validate(values)
     except ValidationError as error:
@@ -314,14 +314,20 @@ def read_artifact(directory: str | Path) -> Artifact:
     return artifact
 
 
-def _refuse_newer(directory: Path, values: Any) -> None:
+def _check_layout(directory: Path, values: Any) -> None:
     version = values.get("schema_version") if isinstance(values, dict) else None
     if not isinstance(version, int):
         raise ArtifactError(f"{directory / MANIFEST} is damaged: it has no schema_version")
     if version > SCHEMA_VERSION:
         raise ArtifactError(
             f"{directory} was made by lwc {values.get('lwc_version', 'of unknown version')} in layout {version}; this "
-            f"lwc {__version__} reads layouts up to {SCHEMA_VERSION}: upgrade lwc, or compile the model again"
+            f"lwc {__version__} reads layout {SCHEMA_VERSION}: upgrade lwc, or compile the model again"
+        )
+    if version < SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{directory} was made by lwc {values.get('lwc_version', 'of unknown version')} in layout {version}, whose "
+            f"library is called in another way; this lwc {__version__} reads layout {SCHEMA_VERSION}: compile the model "
+            "again"
         )
 
 

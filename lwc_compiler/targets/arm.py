@@ -66,7 +66,7 @@ def _cortex_m(name: str, triple: str, description: str, bits: int = 32, register
         os="none",
         zig="thumb-freestanding-eabihf",
         zig_cpu=name.replace("-", "_"),
-        llvm_options=(("mfloat-abi", "hard"),),
+        llvm_options=(("mfloat-abi", "hard"), ("vector-width", 128)),  # TVM warns that it assumes so otherwise
     )
 
 

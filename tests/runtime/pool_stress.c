@@ -1,6 +1,6 @@
 /* Many threads, many steps of all sizes: every tile must be computed once, in the order of the steps.
  *
- * Built around runtime/c/pool.c, with -DTHREADS=n.
+ * Built around runtime/c/program.c and pool.c, with -DTHREADS=n.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -12,6 +12,8 @@ net_pool *net_pool_create(int threads);
 void net_pool_destroy(net_pool *pool);
 #define LWC(name) net_##name
 #define LWC_API
+#define LWC_OS 1
+#include "program.c"
 #include "pool.c"
 
 enum { TILES = 300, ROUNDS = 3000 };
