@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 _ZIG = (sys.executable, "-m", "ziglang")
-_FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+_FLAGS = ("-O2", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,12 @@ class Compiler:
     os: str = "linux"
 
     @property
-    def standard(self) -> tuple[str, ...]:
-        """Flags that choose the dialect of C: threads need C11's atomics."""
-        return ("-std=c99",) if self.os == "none" else ("-std=c11", "-D_POSIX_C_SOURCE=200809L")
+    def platform(self) -> tuple[str, ...]:
+        """Flags that follow from the operating system: threads need C11's atomics, shared libraries relocatable code.
+
+        Without one, tables of addresses stay in flash when nothing is relocated.
+        """
+        return ("-std=c99", "-fno-pic") if self.os == "none" else ("-std=c11", "-D_POSIX_C_SOURCE=200809L", "-fPIC")
 
 
 def find_compiler(target: Target | None = None, cc: str | None = None) -> Compiler:
@@ -124,7 +127,7 @@ def link_library(compiler: Compiler, files: Mapping[str, bytes], hidden: tuple[s
             linking = [
                 "-Wl,--build-id=none", "-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--version-script=symbols.map"
             ]  # fmt: skip
-        flags = [*compiler.standard, *_FLAGS, "-shared", "-pthread", *linking]
+        flags = [*compiler.platform, *_FLAGS, "-shared", "-pthread", *linking]
         _run([*compiler.command, *flags, *sources, "-lm", "-o", "library.so"], folder, "could not link the library")
         return (Path(folder) / "library.so").read_bytes()
 
@@ -145,7 +148,7 @@ def make_archive(compiler: Compiler, files: Mapping[str, bytes]) -> bytes:
             path = Path(name)
             if path.suffix == ".c":
                 name = f"{path.stem}.o"
-                command = [*compiler.command, *compiler.standard, *_FLAGS, "-c", path.name, "-o", name]
+                command = [*compiler.command, *compiler.platform, *_FLAGS, "-c", path.name, "-o", name]
                 _run(command, folder, "could not compile the library")
             objects.append(name)
         _run([*compiler.archiver, "rcsD", "library.a", *objects], folder, "could not make the static library")

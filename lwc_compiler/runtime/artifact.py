@@ -326,8 +326,8 @@ def _check_layout(directory: Path, values: Any) -> None:
     if version < SCHEMA_VERSION:
         raise ArtifactError(
             f"{directory} was made by lwc {values.get('lwc_version', 'of unknown version')} in layout {version}, whose "
-            f"library is called in another way; this lwc {__version__} reads layout {SCHEMA_VERSION}: compile the model "
-            "again"
+            f"library is called in another way; this lwc {__version__} reads layout {SCHEMA_VERSION}: compile the "
+            "model again"
         )
 
 
