@@ -1,16 +1,20 @@
 """Processors of Arm: AArch64 and ARMv7 under Linux and macOS, Cortex-M without an operating system.
 
+Code for SVE takes its vectors to be at least as long as the target's: `sve256` promises it.
+
 Sizes of caches are those of the usual chip with the core (rpi3, rpi4, rpi5, Graviton 2 and 3 among them); a level-2
 cache that cores share counts as one core's.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lwc_compiler.targets.host import first_cpu
 from lwc_compiler.targets.target import Target
 
+_SVE_BYTES = Path("/proc/sys/abi/sve_default_vector_length")
 _AARCH64_MACHINES = ("aarch64", "arm64")
 _ARMV7_MACHINES = ("armv7l", "armv8l")
 
@@ -21,14 +25,13 @@ def _aarch64(name: str, cpu: str, l1: int, l2: int, features: str, description: 
         family="arm",
         cpu=cpu,
         features=frozenset(features.split()),
-        vector_bits=128,
         vector_registers=32,
         l1_bytes=l1 << 10,
         l2_bytes=l2 << 10,
         description=description,
         machines=_AARCH64_MACHINES,
         zig_cpu=cpu.replace("-", "_"),
-        **{"triple": "aarch64-unknown-linux-gnu", "zig": "aarch64-linux-gnu.2.28", **more},
+        **{"triple": "aarch64-unknown-linux-gnu", "zig": "aarch64-linux-gnu.2.28", "vector_bits": 128, **more},
     )
 
 
@@ -93,8 +96,10 @@ TARGETS = (
         "neoverse-v1",
         64,
         1024,
-        "asimd asimddp asimdhp atomics sve",
-        "Graviton 3; its four NEON units do as much as its two of SVE",
+        "asimd asimddp asimdhp atomics sve sve256",
+        "Graviton 3: SVE with vectors of 256 bits",
+        vector_bits=256,
+        llvm_options=(("cl-opt", ("-aarch64-sve-vector-bits-min:uint=256",)),),
     ),
     _aarch64(
         "apple-m1",
@@ -111,8 +116,10 @@ TARGETS = (
 
 
 def host_features() -> frozenset[str]:
-    """Instruction sets of this machine as Linux calls them; none on other machines."""
-    return frozenset(first_cpu((*_AARCH64_MACHINES, *_ARMV7_MACHINES)).get("Features", "").split())
+    """Instruction sets of this machine as Linux calls them, and `sve256`; none on other machines."""
+    features = first_cpu((*_AARCH64_MACHINES, *_ARMV7_MACHINES)).get("Features", "").split()
+    wide = _SVE_BYTES.exists() and int(_SVE_BYTES.read_text(encoding="utf-8")) >= 256 // 8
+    return frozenset([*features, *(["sve256"] if wide else [])])
 
 
 def host_cpu() -> str:

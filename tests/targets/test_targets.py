@@ -8,7 +8,7 @@ import pytest
 from lwc_compiler import targets
 from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.errors import TargetError
-from lwc_compiler.targets import all_boards, all_targets, find_target, host, missing_features, x86
+from lwc_compiler.targets import all_boards, all_targets, arm, find_target, host, missing_features, x86
 
 V3_FLAGS = "fpu sse2 avx avx2 bmi1 bmi2 f16c fma abm movbe"
 V4_FLAGS = V3_FLAGS + " avx512f avx512bw avx512cd avx512dq avx512vl"
@@ -112,6 +112,17 @@ def test_host_on_other_machines(tmp_path, monkeypatch, machine, features, name):
     (tmp_path / "cpuinfo").write_text(f"processor: 0\n{features}\n\n", encoding="utf-8")
     monkeypatch.setattr(host, "_CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert find_target("host").name == name
+
+
+@pytest.mark.parametrize(("vector_bytes", "name"), [(32, "neoverse-v1"), (16, "neoverse-n1")])
+def test_code_for_sve_needs_its_vectors_to_be_long_enough(tmp_path, monkeypatch, vector_bytes, name):
+    features = " ".join(find_target("neoverse-v1").features - {"sve256"})
+    (tmp_path / "cpuinfo").write_text(f"Features: {features}\n", encoding="utf-8")
+    (tmp_path / "length").write_text(f"{vector_bytes}\n", encoding="utf-8")
+    monkeypatch.setattr(host, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(arm, "_SVE_BYTES", tmp_path / "length")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert find_target("host").name == name
 
 

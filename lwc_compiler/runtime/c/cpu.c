@@ -35,6 +35,7 @@ static int lwc_os_saves(unsigned registers) {
 
 #elif defined(__linux__)
 #include <sys/auxv.h>
+#include <sys/prctl.h>
 
 /* Bits of AT_HWCAP, from the kernel's headers <asm/hwcap.h>. */
 static int lwc_cpu_has(int bit) { return (int)(getauxval(AT_HWCAP) >> bit & 1); }
@@ -45,6 +46,8 @@ static int lwc_cpu_has(int bit) { return (int)(getauxval(AT_HWCAP) >> bit & 1); 
 #define LWC_HAS_asimdhp lwc_cpu_has(10)
 #define LWC_HAS_asimddp lwc_cpu_has(20)
 #define LWC_HAS_sve lwc_cpu_has(22)
+/* Bytes of a vector: PR_SVE_GET_VL, of which the low 16 bits are the length. */
+#define LWC_HAS_sve256 ((prctl(51) & 0xffff) >= 256 / 8)
 #elif defined(__arm__)
 #define LWC_HAS_neon lwc_cpu_has(12)
 #define LWC_HAS_vfpv4 lwc_cpu_has(16)
