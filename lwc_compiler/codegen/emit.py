@@ -67,6 +67,17 @@ __asm__(
     ".incbin \\"weights.bin\\"\\n"
     ".zero {slack}\\n"
     ".text\\n");
+#elif defined(__wasm__)
+__asm__(
+    ".section .rodata.{symbol}_weights,\\"\\",@\\n"
+    ".hidden {symbol}_weights\\n"
+    ".globl {symbol}_weights\\n"
+    ".type {symbol}_weights,@object\\n"
+    ".p2align {alignment_bits}\\n"
+    "{symbol}_weights:\\n"
+    ".incbin \\"weights.bin\\"\\n"
+    ".zero {slack}\\n"
+    ".size {symbol}_weights, {weight_bytes}\\n");
 #else
 __asm__(
     ".section .rodata\\n"
@@ -154,6 +165,8 @@ def emit(
                 slack=SLACK_BYTES,
                 programs=len(parts),
                 os=int(with_os),
+                alignment_bits=ALIGNMENT_BYTES.bit_length() - 1,
+                weight_bytes=len(weights.data) + SLACK_BYTES,
             ),
             *runtime,
             *(part.text() for part in parts),
