@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 _ZIG = (sys.executable, "-m", "ziglang")
-_FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+_WARNINGS = ("-Wall", "-Wextra")
+_FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", *_WARNINGS)
+# Small, at a fixed address (so that tables of pointers stay in flash), and what is not called can be left out.
+_BARE_FLAGS = (
+    "-Os", "-fno-pic", "-ffunction-sections", "-fdata-sections", "-fno-unwind-tables",
+    "-fno-asynchronous-unwind-tables", "-g0", *_WARNINGS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,11 @@ class Compiler:
     def standard(self) -> tuple[str, ...]:
         """Flags that choose the dialect of C: threads need C11's atomics."""
         return ("-std=c99",) if self.os == "none" else ("-std=c11", "-D_POSIX_C_SOURCE=200809L")
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Flags to compile with."""
+        return (*self.standard, *(_BARE_FLAGS if self.os == "none" else _FLAGS))
 
 
 def find_compiler(target: Target | None = None, cc: str | None = None) -> Compiler:
@@ -124,7 +135,7 @@ def link_library(compiler: Compiler, files: Mapping[str, bytes], hidden: tuple[s
             linking = [
                 "-Wl,--build-id=none", "-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--version-script=symbols.map"
             ]  # fmt: skip
-        flags = [*compiler.standard, *_FLAGS, "-shared", "-pthread", *linking]
+        flags = [*compiler.flags, "-shared", "-pthread", *linking]
         _run([*compiler.command, *flags, *sources, "-lm", "-o", "library.so"], folder, "could not link the library")
         return (Path(folder) / "library.so").read_bytes()
 
@@ -145,7 +156,7 @@ def make_archive(compiler: Compiler, files: Mapping[str, bytes]) -> bytes:
             path = Path(name)
             if path.suffix == ".c":
                 name = f"{path.stem}.o"
-                command = [*compiler.command, *compiler.standard, *_FLAGS, "-c", path.name, "-o", name]
+                command = [*compiler.command, *compiler.flags, "-c", path.name, "-o", name]
                 _run(command, folder, "could not compile the library")
             objects.append(name)
         _run([*compiler.archiver, "rcsD", "library.a", *objects], folder, "could not make the static library")
