@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 _ZIG = (sys.executable, "-m", "ziglang")
-_FLAGS = ("-O2", "-fvisibility=hidden", "-Wall", "-Wextra")
+_WARNINGS = ("-Wall", "-Wextra")
+_FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", *_WARNINGS)
+# Small, at a fixed address (so that tables of pointers stay in flash), and what is not called can be left out.
+_BARE_FLAGS = (
+    "-Os", "-fno-pic", "-ffunction-sections", "-fdata-sections", "-fno-unwind-tables",
+    "-fno-asynchronous-unwind-tables", "-g0", *_WARNINGS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,11 @@ class Compiler:
     os: str = "linux"
 
     @property
-    def platform(self) -> tuple[str, ...]:
-        """Flags that follow from the operating system: threads need C11's atomics, shared libraries relocatable code.
-
-        Without one, tables of addresses stay in flash when nothing is relocated.
-        """
-        return ("-std=c99", "-fno-pic") if self.os == "none" else ("-std=c11", "-D_POSIX_C_SOURCE=200809L", "-fPIC")
+    def flags(self) -> tuple[str, ...]:
+        """Flags to compile with; threads need C11's atomics."""
+        if self.os == "none":
+            return ("-std=c99", *_BARE_FLAGS)
+        return ("-std=c11", "-D_POSIX_C_SOURCE=200809L", *_FLAGS)
 
 
 def find_compiler(target: Target | None = None, cc: str | None = None) -> Compiler:
@@ -127,7 +132,7 @@ def link_library(compiler: Compiler, files: Mapping[str, bytes], hidden: tuple[s
             linking = [
                 "-Wl,--build-id=none", "-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--version-script=symbols.map"
             ]  # fmt: skip
-        flags = [*compiler.platform, *_FLAGS, "-shared", "-pthread", *linking]
+        flags = [*compiler.flags, "-shared", "-pthread", *linking]
         _run([*compiler.command, *flags, *sources, "-lm", "-o", "library.so"], folder, "could not link the library")
         return (Path(folder) / "library.so").read_bytes()
 
@@ -148,7 +153,7 @@ def make_archive(compiler: Compiler, files: Mapping[str, bytes]) -> bytes:
             path = Path(name)
             if path.suffix == ".c":
                 name = f"{path.stem}.o"
-                command = [*compiler.command, *compiler.platform, *_FLAGS, "-c", path.name, "-o", name]
+                command = [*compiler.command, *compiler.flags, "-c", path.name, "-o", name]
                 _run(command, folder, "could not compile the library")
             objects.append(name)
         _run([*compiler.archiver, "rcsD", "library.a", *objects], folder, "could not make the static library")

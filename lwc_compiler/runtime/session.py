@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -173,11 +173,10 @@ class Session:
         for name, dtype, shape in self._takes:
             array = inputs.get(name)
             if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
-                array = self._accept(name, dtype, shape, array)
+                array = accepted_input(self.inputs, name, dtype, shape, array)
             arrays.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
         if len(inputs) != len(self._takes):
-            unknown = ", ".join(f"'{name}'" for name in inputs if name not in {spec.name for spec in self.inputs})
-            raise DataError(f"the model has no input {unknown}; its inputs are {self._signature()}")
+            refuse_unknown_inputs(self.inputs, inputs)
         outputs: dict[str, NDArray[np.generic]] = {}
         addresses = []
         for name, dtype, shape, make in self._gives:
@@ -208,23 +207,49 @@ class Session:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _accept(
-        self, name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...], value: object
-    ) -> NDArray[np.generic]:
-        """`value` as an array when it fits the input; lists, scalars and subclasses of arrays are welcome."""
-        if value is None:
-            raise DataError(f"input '{name}' is missing; the model's inputs are {self._signature()}")
-        array: NDArray[np.generic] = np.asarray(value)
-        if array.dtype != dtype:
-            raise DataError(
-                f"input '{name}' is {array.dtype}; the model takes {dtype}: convert it with .astype('{dtype}')"
-            )
-        if array.shape != shape:
-            raise DataError(f"input '{name}' has shape {list(array.shape)}; the model was compiled for {list(shape)}")
-        return array
 
-    def _signature(self) -> str:
-        return ", ".join(f"'{spec.name}' ({spec.dtype} {list(spec.shape)})" for spec in self.inputs)
+def accepted_inputs(
+    specs: Sequence[TensorSpec], inputs: Mapping[str, NDArray[np.generic]]
+) -> tuple[NDArray[np.generic], ...]:
+    """The inputs in the order of the model's, dense and row-major.
+
+    Raises:
+        DataError: one is missing, unknown, or of another dtype or shape.
+    """
+    refuse_unknown_inputs(specs, inputs)
+    return tuple(
+        np.ascontiguousarray(accepted_input(specs, s.name, np.dtype(s.dtype), s.shape, inputs.get(s.name)))
+        for s in specs
+    )
+
+
+def accepted_input(
+    specs: Sequence[TensorSpec], name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...], value: object
+) -> NDArray[np.generic]:
+    """`value` as an array when it fits the input; lists, scalars and subclasses of arrays are welcome.
+
+    Raises:
+        DataError: it does not.
+    """
+    if value is None:
+        raise DataError(f"input '{name}' is missing; the model's inputs are {_signature(specs)}")
+    array: NDArray[np.generic] = np.asarray(value)
+    if array.dtype != dtype:
+        raise DataError(f"input '{name}' is {array.dtype}; the model takes {dtype}: convert it with .astype('{dtype}')")
+    if array.shape != shape:
+        raise DataError(f"input '{name}' has shape {list(array.shape)}; the model was compiled for {list(shape)}")
+    return array
+
+
+def refuse_unknown_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, NDArray[np.generic]]) -> None:
+    """Raises DataError when there are inputs that the model does not have."""
+    unknown = ", ".join(f"'{name}'" for name in inputs if name not in {spec.name for spec in specs})
+    if unknown:
+        raise DataError(f"the model has no input {unknown}; its inputs are {_signature(specs)}")
+
+
+def _signature(specs: Sequence[TensorSpec]) -> str:
+    return ", ".join(f"'{spec.name}' ({spec.dtype} {list(spec.shape)})" for spec in specs)
 
 
 def _memory_of(spec: TensorSpec) -> type[ctypes.Array[ctypes.c_char]]:

@@ -1,0 +1,179 @@
+"""Runs code for microcontrollers in QEMU: one program without an operating system, start-up code and all.
+
+The program (`c/semihosting.c`) reads and writes files of this machine by semihosting calls. The compiler that links
+libraries for the target links it, too.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lwc_compiler.codegen.link import find_compiler
+from lwc_compiler.errors import ArtifactError, TargetError, ToolchainError
+from lwc_compiler.runtime.session import accepted_inputs
+from lwc_compiler.targets import find_target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from lwc_compiler.codegen.result import TensorSpec
+    from lwc_compiler.runtime.artifact import Artifact
+
+_QEMU = "qemu-system-arm"
+_FLAGS = ("-std=c99", "-Os", "-ffreestanding", "-fno-builtin", "-nostdlib", "-Wl,--gc-sections")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine that QEMU emulates.
+
+    Attributes:
+        name: QEMU's name of it; `c/<name>.ld` says where its memory is.
+        triples: LLVM's target triples of code that it runs.
+        hertz: its processor's clock.
+    """
+
+    name: str
+    triples: tuple[str, ...]
+    hertz: float
+
+
+MACHINES = (
+    Machine("mps2-an500", ("thumbv7em-none-eabihf",), 25e6),
+    Machine("mps3-an547", ("thumbv8m.main-none-eabihf", "thumbv8.1m.main-none-eabihf"), 32e6),
+)
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """What a run in the emulator gave.
+
+    Attributes:
+        outputs: output name -> array.
+        stack_bytes: the deepest the run's stack was, measured; that of the model's function and all that it calls.
+        instructions: instructions that the run executed, to within about 40; None for more than half a billion.
+    """
+
+    outputs: dict[str, NDArray[np.generic]]
+    stack_bytes: int
+    instructions: int | None
+
+
+def run_emulated(
+    artifact: Artifact, inputs: Mapping[str, NDArray[np.generic]], *, timeout: float
+) -> dict[str, NDArray[np.generic]]:
+    """Runs an artifact for a microcontroller in the emulator; arguments and errors are those of `emulate`.
+
+    Returns:
+        Output name -> array.
+    """
+    return emulate(artifact, inputs, timeout=timeout).outputs
+
+
+def emulate(artifact: Artifact, inputs: Mapping[str, NDArray[np.generic]], *, timeout: float) -> Emulation:
+    """Runs an artifact for a microcontroller in the emulator, and measures the run.
+
+    Args:
+        artifact: for a Cortex-M.
+        inputs: input name -> array of exactly the input's dtype and shape.
+        timeout: seconds after which the emulator is stopped.
+
+    Raises:
+        DataError: an input is missing, unknown, or of another dtype or shape.
+        TargetError: no machine that is emulated here runs the artifact's code.
+        ToolchainError: QEMU or the compiler is missing, or the program cannot be linked (it may not fit the memory of
+            the emulated machine).
+        ArtifactError: the program crashed, took too long, or says that the library failed.
+    """
+    manifest = artifact.manifest
+    machine = machine_for(manifest.target)
+    arrays = accepted_inputs(manifest.inputs, inputs)
+    if not shutil.which(_QEMU):
+        raise ToolchainError(
+            f"running code for {manifest.target} needs {_QEMU}: install QEMU's emulator for Arm systems (Debian and "
+            "Ubuntu: the package qemu-system-arm)"
+        )
+    with tempfile.TemporaryDirectory(prefix="lwc-") as name:
+        folder = Path(name)
+        _link(artifact, machine, folder)
+        (folder / "inputs").write_bytes(b"".join(array.tobytes() for array in arrays))
+        _run(machine, folder, timeout)
+        contents = (folder / "outputs").read_bytes()
+        stack, ticks = np.fromfile(folder / "measured", np.uint32).tolist()
+    outputs: dict[str, NDArray[np.generic]] = {}
+    offset = 0
+    for spec, size in zip(manifest.outputs, _sizes(manifest.outputs), strict=True):
+        outputs[spec.name] = np.frombuffer(contents[offset : offset + size], spec.dtype).reshape(spec.shape).copy()
+        offset += size
+    # Every instruction takes a nanosecond of the machine's time (`-icount shift=0`).
+    instructions = None if ticks == np.iinfo(np.uint32).max else round(ticks * 1e9 / machine.hertz)
+    return Emulation(outputs, stack, instructions)
+
+
+def machine_for(target: str) -> Machine:
+    """The emulated machine that runs a target's code.
+
+    Raises:
+        TargetError: there is none.
+    """
+    triple = find_target(target).triple
+    for machine in MACHINES:
+        if triple in machine.triples:
+            return machine
+    raise TargetError(
+        f"no machine that lwc emulates runs code for {target} ({triple}): it emulates Cortex-M4, M7, M33 and M55"
+    )
+
+
+def _sizes(specs: Sequence[TensorSpec]) -> list[int]:
+    return [int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize for spec in specs]
+
+
+def _link(artifact: Artifact, machine: Machine, folder: Path) -> None:
+    """Makes `program.elf` of an artifact's archive in a folder."""
+    manifest = artifact.manifest
+    sources = resources.files("lwc_compiler.runtime").joinpath("c")
+    for file in ("semihosting.c", "sections.ld", f"{machine.name}.ld"):
+        (folder / file).write_bytes(sources.joinpath(file).read_bytes())
+    defines = [
+        f"-DMODEL={manifest.symbol}",
+        "-DLWC_INPUT_BYTES=" + ",".join(map(str, _sizes(manifest.inputs))),
+        "-DLWC_OUTPUT_BYTES=" + ",".join(map(str, _sizes(manifest.outputs))),
+    ]
+    header = folder / f"{manifest.symbol}.h"
+    header.write_bytes(artifact.header.read_bytes())
+    command = [
+        *find_compiler(find_target(manifest.target)).command, *_FLAGS, *defines, "semihosting.c",
+        str(artifact.archive.absolute()), f"-Wl,-T,{machine.name}.ld", "-o", "program.elf",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.strip()[-2000:]
+        raise ToolchainError(f"{artifact.archive} cannot be linked into a program for {machine.name}:\n{said}")
+
+
+def _run(machine: Machine, folder: Path, timeout: float) -> None:
+    """Runs `program.elf` in a folder, where it finds `inputs` and leaves `outputs` and `measured`."""
+    command = [
+        _QEMU, "-machine", machine.name, "-display", "none", "-monitor", "none", "-serial", "none",
+        "-icount", "shift=0", "-semihosting-config", "enable=on,target=native", "-kernel", "program.elf",
+    ]  # fmt: skip
+    try:
+        done = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ArtifactError(f"the program did not end within {timeout:g} seconds in {machine.name}") from error
+    if done.returncode != 0:
+        said = done.stderr.strip()[-2000:] or "it said nothing"
+        raise ArtifactError(f"the program failed in {machine.name} (exit {done.returncode}): {said}")

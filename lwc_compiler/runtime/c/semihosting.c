@@ -1,0 +1,152 @@
+/* A program without an operating system that runs one network in an emulator: start-up code for Cortex-M, and a main
+ * that reads the inputs and writes the outputs through Arm's semihosting calls (Arm IHI 0065, Semihosting for AArch32
+ * and AArch64). It reads `inputs`, all tensors one after the other, and writes `outputs`, likewise, and `measured`: two
+ * 32-bit numbers, the bytes of stack that the run used and the ticks of the processor's clock that it took.
+ *
+ * Built with -DMODEL=<symbol>, -DLWC_INPUT_BYTES=<bytes>,... and -DLWC_OUTPUT_BYTES=<bytes>,... of each tensor; linked
+ * by a script that says where memory and the end of the stack are.
+ */
+#include <stddef.h>
+#include <stdint.h>
+
+#define PASTE(a, b) a##_##b
+#define JOIN(a, b) PASTE(a, b)
+#define NET(name) JOIN(MODEL, name)
+#define TEXT(x) #x
+#define HEADER(name) TEXT(name.h)
+#define INCLUDE(name) HEADER(name)
+#include INCLUDE(MODEL)
+
+enum { SYS_OPEN = 0x01, SYS_CLOSE = 0x02, SYS_WRITE0 = 0x04, SYS_WRITE = 0x05, SYS_READ = 0x06 };
+enum { SYS_EXIT_EXTENDED = 0x20, READ_BINARY = 1, WRITE_BINARY = 5, APPLICATION_EXIT = 0x20026 };
+enum { MOST_TICKS = 0xffffff, RUNNING = 128 /* bytes of stack that `run` itself may be using */ };
+enum { INPUTS = sizeof((size_t[]){LWC_INPUT_BYTES}) / sizeof(size_t) };
+enum { OUTPUTS = sizeof((size_t[]){LWC_OUTPUT_BYTES}) / sizeof(size_t) };
+
+static const uint32_t UNUSED = 0xa5a5a5a5;
+static const size_t input_bytes[] = {LWC_INPUT_BYTES}, output_bytes[] = {LWC_OUTPUT_BYTES};
+
+/* Of the linker script: the free memory behind the static data, its end, and the lowest address of the stack. */
+extern unsigned char lwc_free[], lwc_free_end[];
+extern uint32_t lwc_stack[], lwc_stack_end[];
+
+static volatile uint32_t *const systick = (volatile uint32_t *)0xe000e010; /* control, reload, current value */
+
+void *memcpy(void *to, const void *from, size_t bytes) {
+    unsigned char *t = to;
+    const unsigned char *f = from;
+    for (size_t i = 0; i < bytes; i++) t[i] = f[i];
+    return to;
+}
+
+void *memset(void *to, int value, size_t bytes) {
+    unsigned char *t = to;
+    for (size_t i = 0; i < bytes; i++) t[i] = (unsigned char)value;
+    return to;
+}
+
+static int semihosting(int operation, const void *argument) {
+    register int r0 __asm__("r0") = operation;
+    register const void *r1 __asm__("r1") = argument;
+    __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory", "cc");
+    return r0;
+}
+
+static void finish(const char *complaint) {
+    if (complaint != NULL) {
+        semihosting(SYS_WRITE0, complaint);
+        semihosting(SYS_WRITE0, "\n");
+    }
+    const uintptr_t how[] = {APPLICATION_EXIT, complaint != NULL};
+    semihosting(SYS_EXIT_EXTENDED, how);
+    for (;;) continue;
+}
+
+static uintptr_t open_file(const char *name, uintptr_t mode) {
+    uintptr_t length = 0;
+    while (name[length] != 0) length++;
+    const uintptr_t block[] = {(uintptr_t)name, mode, length};
+    const int handle = semihosting(SYS_OPEN, block);
+    if (handle == -1) finish("a file cannot be opened");
+    return (uintptr_t)handle;
+}
+
+/* Reads or writes; both give the bytes that are left to do. */
+static void transfer(int operation, uintptr_t handle, const void *data, size_t bytes) {
+    const uintptr_t block[] = {handle, (uintptr_t)data, bytes};
+    if (semihosting(operation, block) != 0) finish("a file is too short, or cannot be written");
+}
+
+static void close_file(uintptr_t handle) { semihosting(SYS_CLOSE, &handle); }
+
+/* Memory behind the static data; there is no other use of it, and none is given back. */
+static void *take(unsigned char **next, size_t bytes) {
+    unsigned char *taken = *next;
+    if (bytes > (size_t)(lwc_free_end - taken)) finish("the board has too little memory");
+    *next = taken + (bytes + 63) / 64 * 64;
+    return taken;
+}
+
+/* A function of its own: the marks begin below its frame. */
+__attribute__((noinline)) static int run(
+    const void *const *inputs, void *const *outputs, void *workspace, size_t bytes, uint32_t *measured
+) {
+    /* What the run leaves of the marks, it did not need; this function's own few words count as the run's. */
+    const uintptr_t top = (uintptr_t)__builtin_frame_address(0);
+    volatile uint32_t *mark = lwc_stack;
+    while ((uintptr_t)mark < top - RUNNING) *mark++ = UNUSED;
+    systick[1] = MOST_TICKS;
+    systick[2] = 0;
+    systick[0] = 5; /* the processor's clock, no interrupt */
+    const int code = NET(run)(inputs, outputs, workspace, bytes, NULL);
+    const uint32_t left = systick[2]; /* still 0 before the first tick */
+    measured[1] = systick[0] >> 16 & 1 ? UINT32_MAX : left == 0 ? 0 : MOST_TICKS - left;
+    for (mark = lwc_stack; *mark == UNUSED && (uintptr_t)mark < top; mark++) continue;
+    measured[0] = (uint32_t)(top - (uintptr_t)mark);
+    return code;
+}
+
+void lwc_main(void) {
+    unsigned char *next = lwc_free;
+    const void *inputs[INPUTS];
+    void *outputs[OUTPUTS];
+    uint32_t measured[2];
+    uintptr_t file = open_file("inputs", READ_BINARY);
+    for (int i = 0; i < INPUTS; i++) {
+        void *data = take(&next, input_bytes[i]);
+        transfer(SYS_READ, file, data, input_bytes[i]);
+        inputs[i] = data;
+    }
+    close_file(file);
+    for (int i = 0; i < OUTPUTS; i++) outputs[i] = take(&next, output_bytes[i]);
+    const size_t bytes = NET(workspace_bytes)(1);
+    void *workspace = take(&next, bytes);
+    const int code = run(inputs, outputs, workspace, bytes, measured);
+    if (code != 0) finish(NET(error_string)(code));
+    file = open_file("outputs", WRITE_BINARY);
+    for (int i = 0; i < OUTPUTS; i++) transfer(SYS_WRITE, file, outputs[i], output_bytes[i]);
+    close_file(file);
+    file = open_file("measured", WRITE_BINARY);
+    transfer(SYS_WRITE, file, measured, sizeof measured);
+    close_file(file);
+    finish(NULL);
+}
+
+static void lwc_fault(void) { finish("the processor met a fault"); }
+
+/* Lets the float unit be used (CPACR: full access to coprocessors 10 and 11) before any compiled code runs. */
+__attribute__((naked)) static void lwc_start(void) {
+    __asm__ volatile(
+        "ldr r0, =0xe000ed88\n"
+        "ldr r1, [r0]\n"
+        "orr r1, r1, #0xf00000\n"
+        "str r1, [r0]\n"
+        "dsb\n"
+        "isb\n"
+        "bl lwc_main\n");
+}
+
+__attribute__((section(".vectors"), used)) static void (*const lwc_vectors[16])(void) = {
+    (void (*)(void))lwc_stack_end, lwc_start, lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault,
+    lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault,
+};

@@ -1,0 +1,198 @@
+"""Code for Cortex-M, run without an operating system in QEMU, against ONNX Runtime."""
+
+import shutil
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import lwc_compiler as lwc
+from benchmarks.models import MODELS
+from lwc_compiler.codegen.link import find_compiler, make_archive
+from lwc_compiler.errors import ArtifactError, DataError, TargetError, ToolchainError
+from lwc_compiler.model import load_model
+from lwc_compiler.runtime import bare_metal
+from lwc_compiler.runtime.bare_metal import MACHINES, emulate, machine_for, run_emulated
+from lwc_compiler.runtime.reference import random_inputs, reference_session
+from lwc_compiler.runtime.verify import TOLERANCE, relative_error
+from lwc_compiler.targets import all_targets, find_target
+
+TARGETS = ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
+TIMEOUT = 120.0
+DENSITIES = (0.0, 0.05, 0.5, 1.0)
+
+needs_qemu = pytest.mark.skipif(not shutil.which("qemu-system-arm"), reason="qemu-system-arm is not installed")
+
+
+def compiled(proto, folder, target, **prune):
+    recipe = lwc.Recipe(
+        prune=lwc.PruneOptions(**prune) if prune else None, lower=lwc.LowerOptions(target=target, batch=1)
+    )
+    return lwc.compile(lwc.Model(proto, "net"), folder / "net.lwc", recipe)
+
+
+def assert_right(artifact, outputs, seed=0):
+    """The outputs are ONNX Runtime's on the artifact's model, for the inputs of a seed."""
+    proto, manifest = load_model(artifact.model).proto, artifact.manifest
+    expected = reference_session(proto, 1).run(list(outputs), random_inputs(proto, manifest.inputs, seed))
+    errors = {n: relative_error(outputs[n], e) for n, e in zip(outputs, expected, strict=True)}
+    assert outputs
+    assert max(errors.values()) <= TOLERANCE, errors
+
+
+def inputs_of(artifact, seed=0):
+    return random_inputs(load_model(artifact.model).proto, artifact.manifest.inputs, seed)
+
+
+@needs_qemu
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["lenet300", "lenet5"])
+def test_lenets_run_on_emulated_boards(tmp_path, name, target):
+    artifact = compiled(MODELS[name](), tmp_path, target, sparsity=11 / 12, keep_first=False)
+    done = emulate(artifact, inputs_of(artifact), timeout=TIMEOUT)
+    assert_right(artifact, done.outputs)
+    assert 0 < done.stack_bytes < 2048
+    kept = sum(layer.flops for layer in artifact.manifest.layers) / 2
+    assert done.instructions is not None
+    assert kept < done.instructions < 12 * kept
+
+
+def _layers():
+    """Layers at the edges of tiles, in every density; each has an input and an output of its own."""
+    generator = np.random.default_rng(0)
+    nodes, inputs, outputs, weights = [], [], [], []
+
+    def weight(name, shape, density):
+        value = generator.standard_normal(shape).astype(np.float32) * (generator.random(shape) < density)
+        weights.append(numpy_helper.from_array(value.astype(np.float32), name))
+        return name
+
+    def layer(operator, shape, operands, out_shape, **attributes):
+        number = len(nodes)
+        inputs.append(helper.make_tensor_value_info(f"x{number}", TensorProto.FLOAT, shape))
+        outputs.append(helper.make_tensor_value_info(f"y{number}", TensorProto.FLOAT, out_shape))
+        nodes.append(
+            helper.make_node(operator, [f"x{number}", *operands], [f"y{number}"], name=f"n{number}", **attributes)
+        )
+
+    def conv(channels, size, kernel, density, stride=1, pad=0, dilation=1, group=1):
+        (c, o), (h, w) = channels, size
+        number = len(nodes)
+        operands = [weight(f"w{number}", (o, c // group, *kernel), density), weight(f"b{number}", (o,), 1.0)]
+        out = [(s + 2 * pad - dilation * (k - 1) - 1) // stride + 1 for s, k in zip((h, w), kernel, strict=True)]
+        layer(
+            "Conv", (1, c, h, w), operands, (1, o, *out), strides=[stride] * 2, pads=[pad] * 4,
+            dilations=[dilation] * 2, group=group,
+        )  # fmt: skip
+
+    for density in DENSITIES:
+        for width in (1, 4, 5, 13, 29):  # around a row of a tile
+            conv((3, 5), (7, width + 2), (3, 3), density)
+        conv((3, 7), (9, 11), (3, 3), density, stride=2, pad=1)
+        conv((4, 6), (12, 10), (2, 3), density, stride=3)
+        conv((2, 9), (10, 13), (3, 3), density, dilation=2, pad=2)
+        conv((70, 3), (6, 6), (3, 3), density, pad=1)  # more planes than a kernel may copy
+        conv((8, 33), (5, 7), (1, 1), density)
+        conv((8, 12), (6, 5), (3, 3), density, group=4, pad=1)
+        conv((6, 6), (9, 8), (3, 3), density, pad=1, group=6)
+        for k, n in ((1, 1), (7, 9), (64, 64), (65, 63), (400, 10)):
+            operands = [weight(f"w{len(nodes)}", (k, n), density), weight(f"b{len(nodes)}", (n,), 1.0)]
+            layer("Gemm", (1, k), operands, (1, n))
+    layer("MaxPool", (1, 3, 7, 9), [], (1, 3, 3, 4), kernel_shape=[3, 3], strides=[2, 2])
+    layer("AveragePool", (1, 3, 7, 9), [], (1, 3, 7, 9), kernel_shape=[3, 3], pads=[1] * 4)
+    for operator in ("Sigmoid", "Tanh", "Erf", "Exp", "Softmax"):
+        layer(operator, (2, 37), [], (2, 37))
+    graph = helper.make_graph(nodes, "edges", inputs, outputs, weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@needs_qemu
+@pytest.mark.parametrize("target", ["cortex-m7", "cortex-m55"])
+def test_kernels_run_at_the_edges_of_their_tiles(tmp_path, target):
+    artifact = compiled(_layers(), tmp_path, target)
+    assert_right(artifact, run_emulated(artifact, inputs_of(artifact), timeout=TIMEOUT))
+
+
+def _mlp(tmp_path, mlp, target="cortex-m4"):
+    return compiled(onnx.load(mlp), tmp_path, target)
+
+
+def test_a_missing_emulator_is_named(tmp_path, mlp, monkeypatch):
+    monkeypatch.setattr(bare_metal, "_QEMU", "no-such-emulator")
+    artifact = _mlp(tmp_path, mlp)
+    with pytest.raises(ToolchainError, match="needs no-such-emulator: install"):
+        run_emulated(artifact, inputs_of(artifact), timeout=TIMEOUT)
+
+
+def test_inputs_are_checked(tmp_path, mlp):
+    artifact = _mlp(tmp_path, mlp)
+    with pytest.raises(DataError, match="input 'x' is missing"):
+        run_emulated(artifact, {}, timeout=TIMEOUT)
+    with pytest.raises(DataError, match="no input 'z'"):
+        run_emulated(artifact, inputs_of(artifact) | {"z": np.zeros(1)}, timeout=TIMEOUT)
+
+
+@pytest.fixture
+def broken(tmp_path, mlp):
+    """An artifact whose run is the given C statements."""
+
+    def make(statements):
+        artifact = _mlp(tmp_path, mlp)
+        source = f"""
+            #include "net.h"
+            size_t net_workspace_bytes(int threads) {{ return 0 * threads; }}
+            const char *net_error_string(int code) {{ return code == 3 ? "three is too many" : "ok"; }}
+            int net_run(const void *const *in, void *const *out, void *work, size_t bytes, net_pool *pool) {{
+                (void)in, (void)out, (void)work, (void)bytes, (void)pool;
+                {statements}
+            }}"""
+        compiler = find_compiler(find_target("cortex-m4"))
+        files = {"net.h": artifact.header.read_bytes(), "net.c": source.encode()}
+        artifact.archive.write_bytes(make_archive(compiler, files))
+        return artifact
+
+    return make
+
+
+@needs_qemu
+@pytest.mark.parametrize(
+    ("statements", "message"),
+    [
+        ('__asm__ volatile("udf #0"); return 0;', "met a fault"),
+        ("return *(volatile int *)0x70000000;", "met a fault"),
+        ("return 3;", "three is too many"),
+    ],
+)
+def test_failures_of_the_program_are_errors(broken, statements, message):
+    artifact = broken(statements)
+    with pytest.raises(ArtifactError, match=f"failed in mps2-an500.*{message}"):
+        run_emulated(artifact, inputs_of(artifact), timeout=TIMEOUT)
+
+
+@needs_qemu
+def test_a_program_that_hangs_is_stopped(broken):
+    artifact = broken("for (volatile int i = 0;; i++) continue;")
+    with pytest.raises(ArtifactError, match="did not end within 1 seconds in mps2-an500"):
+        run_emulated(artifact, inputs_of(artifact), timeout=1)
+
+
+@needs_qemu
+def test_a_program_that_is_too_large_is_refused(broken):
+    artifact = broken("static volatile char all[5 << 20]; return all[bytes];")
+    with pytest.raises(ToolchainError, match="cannot be linked into a program for mps2-an500"):
+        run_emulated(artifact, inputs_of(artifact), timeout=TIMEOUT)
+
+
+@needs_qemu
+def test_the_stack_is_measured(broken):
+    artifact = broken("volatile char deep[3000]; deep[bytes] = 1; return 0;")
+    assert 3000 <= emulate(artifact, inputs_of(artifact), timeout=TIMEOUT).stack_bytes < 3200
+
+
+def test_every_cortex_m_has_a_machine():
+    for target in all_targets():
+        if target.triple.startswith("thumb"):
+            assert machine_for(target.name) in MACHINES
+    with pytest.raises(TargetError, match="no machine that lwc emulates runs code for rv32imafc"):
+        machine_for("rv32imafc")
