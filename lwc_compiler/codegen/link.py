@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,7 +55,7 @@ class Compiler:
         return ("-std=c11", "-D_POSIX_C_SOURCE=200809L", *_FLAGS)
 
 
-def find_compiler(target: Target | None = None, cc: str | None = None) -> Compiler:
+def find_compiler(target: Target | None = None, cc: str | None = None, *, static: bool = False) -> Compiler:
     """A C compiler that makes code for `target`.
 
     For this machine it is the one that the environment's `CC` names, else the system's `cc`, `gcc` or `clang`; for
@@ -63,6 +64,7 @@ def find_compiler(target: Target | None = None, cc: str | None = None) -> Compil
     Args:
         target: what the code runs on; None: this machine.
         cc: the command of a compiler to take instead, with its flags.
+        static: programs are linked that hold their C library.
 
     Raises:
         ToolchainError: there is none, or the one that is named does not run.
@@ -79,6 +81,9 @@ def find_compiler(target: Target | None = None, cc: str | None = None) -> Compil
             candidates += [((name,), ("ar",)) for name in ("cc", "gcc", "clang") if shutil.which(name)]
         if importlib.util.find_spec("ziglang"):
             platform = [] if target is None or native else ["-target", target.zig, f"-mcpu={target.zig_cpu}"]
+            if target is not None and static:
+                # musl may be linked statically. It is built once a platform, which takes a while: not for every CPU.
+                platform = ["-target", re.sub(r"gnu(\w*)[.\d]*$", r"musl\1", target.zig)]
             candidates.append(((*_ZIG, "cc", *platform), (*_ZIG, "ar")))
     for command, archiver in candidates:
         try:
@@ -160,11 +165,29 @@ def make_archive(compiler: Compiler, files: Mapping[str, bytes]) -> bytes:
         return (Path(folder) / "library.a").read_bytes()
 
 
+def link_program(compiler: Compiler, files: Mapping[str, bytes], flags: Sequence[str] = ()) -> bytes:
+    """Compiles and links a program that needs nothing but the operating system.
+
+    Args:
+        compiler: from `find_compiler`, static.
+        files: as for `link_library`; every `.a` is linked, too.
+        flags: for the compiler, for example definitions.
+
+    Raises:
+        ToolchainError: the compiler failed; the message ends with what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+        sources = _written(files, Path(folder))
+        command = [*compiler.command, *compiler.standard, "-O2", "-Wall", "-Wextra", "-static", "-pthread", *flags]
+        _run([*command, *sources, "-lm", "-o", "program"], folder, "could not link a static program")
+        return (Path(folder) / "program").read_bytes()
+
+
 def _written(files: Mapping[str, bytes], folder: Path) -> list[str]:
-    """Writes the files; gives the names of those to be compiled in."""
+    """Writes the files; gives the names of those to be compiled and linked in."""
     for name, contents in files.items():
         (folder / name).write_bytes(contents)
-    return [name for name in files if name.endswith((".c", ".o"))]
+    return [name for name in files if name.endswith((".c", ".o", ".a"))]
 
 
 def _run(command: Sequence[str], folder: str, complaint: str) -> None:

@@ -67,7 +67,7 @@ def compile_model(
     static = _static(model, recipe.lower)
     lowered = lower_static(compact(static), recipe.lower)
     logger.info("checking the code against ONNX Runtime")
-    verification = verify(model, lowered)
+    verification = verify(model, lowered, recipe.lower.cc)
     return write_artifact(
         directory,
         lowered,

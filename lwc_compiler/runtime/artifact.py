@@ -56,12 +56,14 @@ class Verification:
         tolerance: largest error that is accepted.
         rounds: random inputs that were tried.
         skipped: why the check could not run; empty when it did.
+        emulator: what ran the code, where this machine cannot.
     """
 
     errors: dict[str, float]
     tolerance: float
     rounds: int
     skipped: str = ""
+    emulator: str = ""
 
     @property
     def worst(self) -> float:

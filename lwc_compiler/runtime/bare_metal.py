@@ -18,7 +18,7 @@ import numpy as np
 
 from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.errors import ArtifactError, TargetError, ToolchainError
-from lwc_compiler.runtime.session import accepted_inputs
+from lwc_compiler.runtime.session import Network
 from lwc_compiler.targets import find_target
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def emulate(artifact: Artifact, inputs: Mapping[str, NDArray[np.generic]], *, ti
     """
     manifest = artifact.manifest
     machine = machine_for(manifest.target)
-    arrays = accepted_inputs(manifest.inputs, inputs)
+    arrays = Network(manifest.inputs, manifest.outputs, 1).arrays(inputs)
     if not shutil.which(_QEMU):
         raise ToolchainError(
             f"running code for {manifest.target} needs {_QEMU}: install QEMU's emulator for Arm systems (Debian and "

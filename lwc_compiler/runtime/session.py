@@ -9,7 +9,7 @@ import os
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,16 +70,90 @@ def open_lowered(lowered: Lowered, threads: int) -> Session:
         return Session(library, lowered.symbol, lowered.inputs, lowered.outputs, threads, lowered.target)
 
 
-class Session:
-    """A loaded library with its workspace and its thread pool.
-
-    Calls of `run` from several threads are safe: they take turns. To run at the same time, load the artifact once for
-    each thread. A session frees its pool and library when it is closed or no longer used; it is a context manager.
+class Network:
+    """A compiled network that can be run; a context manager.
 
     Attributes:
         inputs: name, dtype and shape of every input.
         outputs: name, dtype and shape of every output.
         threads: threads that a run uses.
+    """
+
+    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int) -> None:
+        if threads < 1:
+            raise OptionError(f"threads is {threads}: at least 1")
+        self.inputs = inputs
+        self.outputs = outputs
+        self.threads = threads
+        self._takes = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs)
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        """Computes the outputs.
+
+        Args:
+            inputs: input name -> array of exactly the input's dtype and shape; any strides.
+
+        Returns:
+            Output name -> new array.
+
+        Raises:
+            DataError: an input is missing, unknown, or of another dtype or shape.
+            ArtifactError: the session is closed, or the library reports an error.
+            TargetError: the network runs elsewhere, and that went wrong.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Frees what the network holds."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def arrays(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+        """The inputs in the order of the library, dense and row-major.
+
+        Raises:
+            DataError: one is missing, unknown, or of another dtype or shape.
+        """
+        arrays = []
+        for name, dtype, shape in self._takes:
+            array = inputs.get(name)
+            if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
+                array = self._accept(name, dtype, shape, array)
+            arrays.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
+        if len(inputs) != len(self._takes):
+            unknown = ", ".join(f"'{name}'" for name in inputs if name not in {spec.name for spec in self.inputs})
+            raise DataError(f"the model has no input {unknown}; its inputs are {self._signature()}")
+        return arrays
+
+    def _accept(
+        self, name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...], value: object
+    ) -> NDArray[np.generic]:
+        """`value` as an array when it fits the input; lists, scalars and subclasses of arrays are welcome."""
+        if value is None:
+            raise DataError(f"input '{name}' is missing; the model's inputs are {self._signature()}")
+        array: NDArray[np.generic] = np.asarray(value)
+        if array.dtype != dtype:
+            raise DataError(
+                f"input '{name}' is {array.dtype}; the model takes {dtype}: convert it with .astype('{dtype}')"
+            )
+        if array.shape != shape:
+            raise DataError(f"input '{name}' has shape {list(array.shape)}; the model was compiled for {list(shape)}")
+        return array
+
+    def _signature(self) -> str:
+        return ", ".join(f"'{spec.name}' ({spec.dtype} {list(spec.shape)})" for spec in self.inputs)
+
+
+class Session(Network):
+    """A loaded library with its workspace and its thread pool.
+
+    Calls of `run` from several threads are safe: they take turns. To run at the same time, load the artifact once for
+    each thread. A session frees its pool and library when it is closed or no longer used.
     """
 
     def __init__(
@@ -91,11 +165,7 @@ class Session:
         threads: int,
         target: str,
     ) -> None:
-        if threads < 1:
-            raise OptionError(f"threads is {threads}: at least 1")
-        self.inputs = inputs
-        self.outputs = outputs
-        self.threads = threads
+        super().__init__(inputs, outputs, threads)
         self._library = library = _Library(path, symbol)
         self._lock = threading.Lock()
         if not library.cpu_supported():
@@ -120,22 +190,9 @@ class Session:
             ctypes.c_size_t(library.workspace_bytes(threads)),
             ctypes.c_void_p(self._pool),
         )
-        self._takes = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs)
         self._gives = tuple((spec.name, np.dtype(spec.dtype), spec.shape, _memory_of(spec)) for spec in outputs)
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-        """Computes the outputs.
-
-        Args:
-            inputs: input name -> array of exactly the input's dtype and shape; any strides.
-
-        Returns:
-            Output name -> new array.
-
-        Raises:
-            DataError: an input is missing, unknown, or of another dtype or shape.
-            ArtifactError: the session is closed, or the library reports an error.
-        """
         return self._call(self._library.run, self._passed, inputs)
 
     def profile(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
@@ -169,14 +226,7 @@ class Session:
         self, function: Callable[..., int], passed: tuple[object, ...], inputs: Mapping[str, NDArray[np.generic]]
     ) -> dict[str, NDArray[np.generic]]:
         """Calls one of the library's functions that compute the outputs."""
-        arrays = []
-        for name, dtype, shape in self._takes:
-            array = inputs.get(name)
-            if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
-                array = accepted_input(self.inputs, name, dtype, shape, array)
-            arrays.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
-        if len(inputs) != len(self._takes):
-            refuse_unknown_inputs(self.inputs, inputs)
+        arrays = self.arrays(inputs)
         outputs: dict[str, NDArray[np.generic]] = {}
         addresses = []
         for name, dtype, shape, make in self._gives:
@@ -200,56 +250,6 @@ class Session:
         """Stops the threads and unloads the library; waits for a run that is under way."""
         with self._lock:
             self._close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-
-def accepted_inputs(
-    specs: Sequence[TensorSpec], inputs: Mapping[str, NDArray[np.generic]]
-) -> tuple[NDArray[np.generic], ...]:
-    """The inputs in the order of the model's, dense and row-major.
-
-    Raises:
-        DataError: one is missing, unknown, or of another dtype or shape.
-    """
-    refuse_unknown_inputs(specs, inputs)
-    return tuple(
-        np.ascontiguousarray(accepted_input(specs, s.name, np.dtype(s.dtype), s.shape, inputs.get(s.name)))
-        for s in specs
-    )
-
-
-def accepted_input(
-    specs: Sequence[TensorSpec], name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...], value: object
-) -> NDArray[np.generic]:
-    """`value` as an array when it fits the input; lists, scalars and subclasses of arrays are welcome.
-
-    Raises:
-        DataError: it does not.
-    """
-    if value is None:
-        raise DataError(f"input '{name}' is missing; the model's inputs are {_signature(specs)}")
-    array: NDArray[np.generic] = np.asarray(value)
-    if array.dtype != dtype:
-        raise DataError(f"input '{name}' is {array.dtype}; the model takes {dtype}: convert it with .astype('{dtype}')")
-    if array.shape != shape:
-        raise DataError(f"input '{name}' has shape {list(array.shape)}; the model was compiled for {list(shape)}")
-    return array
-
-
-def refuse_unknown_inputs(specs: Sequence[TensorSpec], inputs: Mapping[str, NDArray[np.generic]]) -> None:
-    """Raises DataError when there are inputs that the model does not have."""
-    unknown = ", ".join(f"'{name}'" for name in inputs if name not in {spec.name for spec in specs})
-    if unknown:
-        raise DataError(f"the model has no input {unknown}; its inputs are {_signature(specs)}")
-
-
-def _signature(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"'{spec.name}' ({spec.dtype} {list(spec.shape)})" for spec in specs)
 
 
 def _memory_of(spec: TensorSpec) -> type[ctypes.Array[ctypes.c_char]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from lwc_compiler.errors import VerificationError
+from lwc_compiler.errors import ToolchainError, VerificationError
 from lwc_compiler.runtime.artifact import Verification
+from lwc_compiler.runtime.elsewhere import NotRunError, open_lowered_elsewhere
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.session import open_lowered
 from lwc_compiler.targets import find_target, missing_features
@@ -18,41 +21,67 @@ if TYPE_CHECKING:
 
     from lwc_compiler.codegen.result import Lowered
     from lwc_compiler.model import Model
+    from lwc_compiler.runtime.session import Session
 
 TOLERANCE = 1e-4
 ROUNDS = 2
+_EMULATED_SECONDS = 120  # of one run
+
+_Arrays: TypeAlias = "Mapping[str, NDArray[np.generic]]"
 
 
-def verify(model: Model, lowered: Lowered) -> Verification:
+def verify(model: Model, lowered: Lowered, cc: str | None = None) -> Verification:
     """Compares the library with ONNX Runtime on random inputs.
 
-    Code for a CPU that this machine is not cannot run here: then the check is skipped, and says so. Of a library with
-    code for several, all that can run here is checked.
+    Code for a CPU that this machine is not runs in an emulator, where there is one; else the check is skipped, and says
+    so. Of a library with code for several, all that can run here is checked.
 
     Args:
         model: what the library must compute: the pruned model in the user's own graph.
         lowered: the library.
+        cc: the compiler that links programs with it, see `find_compiler`.
 
     Raises:
         VerificationError: an output is further from ONNX Runtime's than `TOLERANCE` times its scale.
+        TargetError: the code crashed in the emulator.
     """
-    missing = missing_features(find_target(lowered.target))
-    if missing:
-        return Verification({}, TOLERANCE, 0, f"this CPU cannot run code for {lowered.target}: no {', '.join(missing)}")
+    target = find_target(lowered.target)
+    missing = missing_features(target)
+    if not missing:
+        with open_lowered(lowered, lowered.threads) as session:
+            return _compared(model, lowered, lambda inputs: _on_every_target(session, lowered, inputs))
+    reason = f"this CPU cannot run code for {lowered.target}: no {', '.join(missing)}"
+    if not target.emulator:
+        return Verification({}, TOLERANCE, 0, reason)
+    try:
+        with open_lowered_elsewhere(lowered, "qemu", lowered.threads, cc) as emulated:
+            emulated.limit_seconds = _EMULATED_SECONDS
+            verification = _compared(model, lowered, lambda inputs: [emulated.run(inputs)])
+            return replace(verification, emulator=emulated.where)
+    except (NotRunError, ToolchainError) as error:
+        return Verification({}, TOLERANCE, 0, f"{reason}; in an emulator: {error}")
+
+
+def _on_every_target(session: Session, lowered: Lowered, inputs: _Arrays) -> Iterator[_Arrays]:
+    """The outputs of every program of the library that this machine can run."""
+    for program in lowered.programs:
+        if not missing_features(find_target(program.target)):
+            session.use_target(program.target)
+            yield session.run(inputs)
+
+
+def _compared(model: Model, lowered: Lowered, run: Callable[[_Arrays], Iterable[_Arrays]]) -> Verification:
+    """Compares all that `run` gives for some random inputs with ONNX Runtime's outputs."""
     errors = {spec.name: 0.0 for spec in lowered.outputs}
     names = list(errors)
     ranges = dict.fromkeys(_sigmoids(model.proto.graph), 1.0)
     reference = reference_session(model.proto, lowered.threads)
-    runnable = [program.target for program in lowered.programs if not missing_features(find_target(program.target))]
-    with open_lowered(lowered, lowered.threads) as session:
-        for seed in range(ROUNDS):
-            inputs = random_inputs(model.proto, lowered.inputs, seed)
-            outcome = reference.run(names, inputs)
-            for target in runnable:
-                session.use_target(target)
-                outputs = session.run(inputs)
-                for name, expected in zip(names, outcome, strict=True):
-                    errors[name] = max(errors[name], relative_error(outputs[name], expected, ranges.get(name)))
+    for seed in range(ROUNDS):
+        inputs = random_inputs(model.proto, lowered.inputs, seed)
+        outcome = reference.run(names, inputs)
+        for outputs in run(inputs):
+            for name, expected in zip(names, outcome, strict=True):
+                errors[name] = max(errors[name], relative_error(outputs[name], expected, ranges.get(name)))
     worst = max(errors, key=errors.__getitem__)
     if not errors[worst] <= TOLERANCE:
         raise VerificationError(

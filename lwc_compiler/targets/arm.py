@@ -31,7 +31,13 @@ def _aarch64(name: str, cpu: str, l1: int, l2: int, features: str, description: 
         description=description,
         machines=_AARCH64_MACHINES,
         zig_cpu=cpu.replace("-", "_"),
-        **{"triple": "aarch64-unknown-linux-gnu", "zig": "aarch64-linux-gnu.2.28", "vector_bits": 128, **more},
+        **{
+            "triple": "aarch64-unknown-linux-gnu",
+            "zig": "aarch64-linux-gnu.2.28",
+            "vector_bits": 128,
+            "emulator": ("qemu-aarch64", "-cpu", cpu),
+            **more,
+        },
     )
 
 
@@ -50,6 +56,7 @@ def _armv7(name: str, cpu: str, l2: int, features: str, description: str) -> Tar
         machines=_ARMV7_MACHINES,
         zig="arm-linux-gnueabihf.2.28",
         zig_cpu=cpu.replace("-", "_"),
+        emulator=("qemu-arm", "-cpu", cpu),
         llvm_options=(("mattr", ("+neon",)), ("mfloat-abi", "hard")),
     )
 
@@ -83,7 +90,15 @@ TARGETS = (
     _armv7("armv7", "cortex-a8", 256, "neon", "32-bit ARMv7-A with NEON, hard float, under Linux"),
     _armv7("cortex-a9", "cortex-a9", 512, "neon", "32-bit: Zynq-7000, i.MX6, Cyclone V"),
     _armv7("cortex-a7", "cortex-a7", 512, "neon vfpv4", "32-bit with fused multiply-adds: Raspberry Pi 2, STM32MP1"),
-    _aarch64("aarch64", "generic", 32, 512, "asimd", "any 64-bit ARMv8-A under Linux"),
+    _aarch64(
+        "aarch64",
+        "generic",
+        32,
+        512,
+        "asimd",
+        "any 64-bit ARMv8-A under Linux",
+        emulator=("qemu-aarch64", "-cpu", "cortex-a53"),
+    ),
     _aarch64("cortex-a53", "cortex-a53", 32, 512, "asimd", "in order, small: Raspberry Pi 3 and Zero 2, i.MX8M Mini"),
     _aarch64("cortex-a57", "cortex-a57", 32, 2048, "asimd", "Jetson Nano and TX1"),
     _aarch64("cortex-a72", "cortex-a72", 32, 1024, "asimd", "Raspberry Pi 4, Graviton, LX2160A"),
@@ -100,6 +115,7 @@ TARGETS = (
         "Graviton 3: SVE with vectors of 256 bits",
         vector_bits=256,
         llvm_options=(("cl-opt", ("-aarch64-sve-vector-bits-min:uint=256",)),),
+        emulator=("qemu-aarch64", "-cpu", "max"),  # QEMU knows the core itself since 8.1
     ),
     _aarch64(
         "apple-m1",
@@ -109,6 +125,7 @@ TARGETS = (
         "",
         "Macs with Apple silicon, under macOS",
         os="macos",
+        emulator=(),
         triple="arm64-apple-macos11",
         zig="aarch64-macos.11.0",
     ),

@@ -23,6 +23,7 @@ def _rv64(name: str, extensions: str, bits: int, features: str, description: str
         machines=_MACHINES,
         zig="riscv64-linux-gnu.2.28",
         zig_cpu="generic_rv64" + extensions.replace(" ", ""),
+        emulator=("qemu-riscv64", "-cpu", "rv64,v=true,vlen=128" if "v" in features else "rv64,v=false"),
         llvm_options=(("mattr", tuple(extensions.split())), ("mabi", "lp64d")),
     )
 

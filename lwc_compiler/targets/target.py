@@ -28,6 +28,8 @@ class Target:
         machines: what Python's `platform.machine` says on machines that run the code; none where no Python runs.
         zig: what `zig cc -target` calls the platform; empty where only the machine's own compiler links.
         zig_cpu: what `zig cc -mcpu=` calls the processor.
+        emulator: QEMU's program that runs what is made for the target, and its arguments that choose a processor with
+            no more instructions; none where there is no such program.
         llvm_options: more entries of TVM's description of the target (`mattr`, `mabi`, `mfloat-abi`, `cl-opt`).
         flash_bytes: bytes of flash memory that code and weights have to fit; 0: not limited by the target.
         ram_bytes: bytes of memory; 0: not limited by the target.
@@ -48,6 +50,7 @@ class Target:
     machines: tuple[str, ...] = ()
     zig: str = ""
     zig_cpu: str = ""
+    emulator: tuple[str, ...] = ()
     llvm_options: tuple[tuple[str, Any], ...] = ()
     flash_bytes: int = 0
     ram_bytes: int = 0
