@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 _ZIG = (sys.executable, "-m", "ziglang")
-_FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
+# Debug information would name the temporary folder, so that equal files would not give equal bytes.
+_FLAGS = ("-O2", "-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ net_pool *net_pool_create(int threads);
 void net_pool_destroy(net_pool *pool);
 #define LWC(name) net_##name
 #define LWC_API
+#define LWC_OS 1
+#include "program.c"
 #include "pool.c"
 
 enum { TILES = 300, ROUNDS = 3000 };

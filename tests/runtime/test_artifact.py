@@ -48,7 +48,14 @@ def test_what_is_written_can_be_read(artifact, twice):
     assert again.library.read_bytes() == twice.library
     assert again.header.read_text() == twice.header
     assert onnx.load(again.model).graph.node[0].op_type == "Add"
-    assert sorted(again.manifest.files) == ["libtwice.so", "report.json", "report.md", "twice.h", "twice.onnx"]
+    assert sorted(again.manifest.files) == [
+        "libtwice.a",
+        "libtwice.so",
+        "report.json",
+        "report.md",
+        "twice.h",
+        "twice.onnx",
+    ]
     assert again.manifest.files["libtwice.so"].sha256 == sha256_of(again.library)
     assert again.manifest.layers == tuple(replace(decision, trials=()) for decision in twice.layers)
     assert again.manifest.tools["compiler"] == "test cc 1.0"
@@ -173,8 +180,8 @@ def test_what_is_no_artifact_is_refused(tmp_path):
 
 
 def test_newer_layout_is_refused_in_a_sentence(artifact):
-    edit_manifest(artifact, lambda values: values.update(schema_version=3, lwc_version="7.1", invented="later"))
-    with pytest.raises(ArtifactError, match=r"made by lwc 7.1 in layout 3; this lwc .* reads layouts up to 2: upgrade"):
+    edit_manifest(artifact, lambda values: values.update(schema_version=4, lwc_version="7.1", invented="later"))
+    with pytest.raises(ArtifactError, match=r"made by lwc 7.1 in layout 4; this lwc .* reads layouts up to 3: upgrade"):
         read_artifact(artifact.directory)
 
 
@@ -185,7 +192,7 @@ def test_newer_layout_is_refused_in_a_sentence(artifact):
         (lambda values: values.pop("schema_version"), "no schema_version"),
         (lambda values: values.update(threads="many"), "threads: "),
         (lambda values: values.update(surprise=1), "surprise: "),
-        (lambda values: values["files"].pop("libtwice.so"), "files does not list libtwice.so"),
+        (lambda values: values["files"].pop("libtwice.a"), "files does not list libtwice.a"),
         (lambda values: values["files"].update({"../x": {"bytes": 1, "sha256": ""}}), "not a file of the directory"),
     ],
 )
@@ -214,4 +221,4 @@ def test_changed_and_missing_files_are_noticed(artifact):
 
 
 def test_layout_that_is_written():
-    assert SCHEMA_VERSION == 2
+    assert SCHEMA_VERSION == 3
