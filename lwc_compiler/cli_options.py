@@ -123,6 +123,8 @@ HELP = {
         "threads": "Threads the artifact uses when its caller does not say, at least 1.",
         "shapes": "Shape of an input whose dimensions the model leaves open. Can be given many times.",
         "cc": "Command of a C compiler for the target, with its flags.",
+        "weights": "Where the weights are. embed: in the library; file: in a file beside it, which the program maps "
+        "and hands to every run.",
         "tune": "Kernels measured on this machine for each layer, at least 0; 0: a prediction decides.",
     },
     "pack": {

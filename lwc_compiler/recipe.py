@@ -218,6 +218,7 @@ class LowerOptions(Options):
             decides. None: 6 for `host`, 0 for a target with a name, whose code may run elsewhere.
         cc: command of a C compiler for the target, with its flags; None: that of the system for this machine, else that
             of the `ziglang` package.
+        weights: `embed`: in the library; `file`: beside it, for the caller to map.
     """
 
     target: str = "host"
@@ -226,6 +227,7 @@ class LowerOptions(Options):
     shapes: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] = {}
     tune: Annotated[int, Field(ge=0)] | None = None
     cc: str | None = None
+    weights: Literal["embed", "file"] = "embed"
 
 
 class PackOptions(Options):

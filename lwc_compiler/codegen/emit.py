@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import zlib
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -33,14 +35,16 @@ class Emitted:
     """C text and data of a library.
 
     Attributes:
-        source: C source; includes the header as `<symbol>.h` and the weights as `weights.bin`.
-        weights: the constants, each at a 64-byte boundary.
+        source: C source; includes the header as `<symbol>.h` and embedded weights as `weights.bin`.
+        weights: the constants, each at a 64-byte boundary; where they are a file, as it is to be mapped.
+        identity: of a file of weights, as hexadecimal digits; empty where the library holds them.
         least_workspace_bytes: bytes of the workspace for one thread.
         workspace_bytes: the same for `threads` threads.
     """
 
     source: str
     weights: bytes
+    identity: str
     least_workspace_bytes: int
     workspace_bytes: int
 
@@ -53,10 +57,18 @@ _PROLOGUE = """\
 
 #define LWC_PROGRAMS {programs}
 #define LWC_OS {os}
+#define LWC_WEIGHTS_FILE {weights_file}
 
-enum {{ LWC_ERROR_NULL = 1, LWC_ERROR_ALIGNMENT = 2, LWC_ERROR_WORKSPACE = 3 }};
+enum {{
+    LWC_ERROR_NULL = {upper}_ERROR_NULL,
+    LWC_ERROR_ALIGNMENT = {upper}_ERROR_ALIGNMENT,
+    LWC_ERROR_WORKSPACE = {upper}_ERROR_WORKSPACE,
+    LWC_ERROR_WEIGHTS = {upper}_ERROR_WEIGHTS
+}};
 enum {{ LWC_INPUTS = {inputs}, LWC_OUTPUTS = {outputs}, LWC_ALIGNMENT = {alignment} }};
+"""
 
+_EMBEDDED = """
 #if defined(__APPLE__)
 __asm__(
     ".section __TEXT,__const\\n"
@@ -77,7 +89,7 @@ __asm__(
     "{symbol}_weights:\\n"
     ".incbin \\"weights.bin\\"\\n"
     ".zero {slack}\\n"
-    ".size {symbol}_weights, {weight_bytes}\\n");
+    ".size {symbol}_weights, {bytes}\\n");
 #else
 __asm__(
     ".section .rodata\\n"
@@ -90,6 +102,14 @@ __asm__(
     ".previous\\n");
 #endif
 extern const unsigned char LWC(weights)[];
+"""
+
+_MAPPED = """
+#define LWC_WEIGHTS_BYTES {bytes}
+#define LWC_WEIGHTS_CRC {crc:#x}u
+static const unsigned char lwc_weights_identity[] = {{
+    {identity}
+}};
 """
 
 _STAGE = """\
@@ -138,6 +158,8 @@ def emit(
     outputs: Sequence[TensorSpec],
     symbol: str,
     threads: int,
+    *,
+    weights_file: bool = False,
 ) -> Emitted:
     """The C text of a library.
 
@@ -147,14 +169,27 @@ def emit(
         outputs: of the library, likewise.
         symbol: prefix of all symbols.
         threads: threads `workspace_bytes` of the result is counted for.
+        weights_file: the weights are a file that the caller maps, and not part of the library.
     """
     with_os = programs[0][0].os != "none"
+    asks_cpu = any(target.features for target, _ in programs)
     weights = _Weights()
     parts = [_ProgramText(i, target, program, weights) for i, (target, program) in enumerate(programs)]
     runtime = [
         resources.files("lwc_compiler.runtime").joinpath(f"c/{name}.c").read_text(encoding="utf-8")
-        for name in ("program", "pool" if with_os else "alone", "cpu", "runtime")
+        for name in ("program", "pool" if with_os else "alone", *(["cpu"] if asks_cpu else []), "runtime")
     ]
+    contents, identity = bytes(weights.data), ""
+    if weights_file:
+        contents, identity, place = _mapped(contents)
+    else:
+        place = _EMBEDDED.format(
+            symbol=symbol,
+            alignment=ALIGNMENT_BYTES,
+            alignment_bits=ALIGNMENT_BYTES.bit_length() - 1,
+            slack=SLACK_BYTES,
+            bytes=len(contents) + SLACK_BYTES,
+        )
     source = "\n".join(
         [
             _PROLOGUE.format(
@@ -162,12 +197,12 @@ def emit(
                 inputs=len(inputs),
                 outputs=len(outputs),
                 alignment=ALIGNMENT_BYTES,
-                slack=SLACK_BYTES,
                 programs=len(parts),
                 os=int(with_os),
-                alignment_bits=ALIGNMENT_BYTES.bit_length() - 1,
-                weight_bytes=len(weights.data) + SLACK_BYTES,
+                upper=symbol.upper(),
+                weights_file=int(weights_file),
             ),
+            place,
             *runtime,
             *(part.text() for part in parts),
             _EPILOGUE.format(
@@ -178,7 +213,16 @@ def emit(
         ]
     )
     needed = [max(part.workspace_bytes(count) for part in parts) for count in (1, threads)]
-    return Emitted(source, bytes(weights.data), *needed)
+    return Emitted(source, contents, identity, *needed)
+
+
+def _mapped(constants: bytes) -> tuple[bytes, str, str]:
+    """The constants as a file that says what they are, its identity, and the C text that knows it."""
+    body = constants + bytes(SLACK_BYTES)
+    digest = hashlib.sha256(body)
+    contents = digest.digest().ljust(ALIGNMENT_BYTES, b"\0") + body
+    identity = ", ".join(map(hex, digest.digest()))
+    return contents, digest.hexdigest(), _MAPPED.format(bytes=len(contents), crc=zlib.crc32(body), identity=identity)
 
 
 class _Weights:
@@ -342,7 +386,7 @@ class _StageText:
             return f"f->between + {offset} + f->run * {size}"
         if isinstance(ref, BufferRef):
             return f"f->workspace + {self._offsets[ref.index]}"
-        return f"LWC(weights) + {self._constants[ref.index]}"
+        return f"f->weights + {self._constants[ref.index]}"
 
 
 def _bytes(spec: TensorSpec) -> int:

@@ -14,6 +14,7 @@ from lwc_compiler.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from lwc_compiler.codegen.emit import Emitted
     from lwc_compiler.codegen.result import TensorSpec
 
 _HEADER = """\
@@ -42,6 +43,12 @@ extern "C" {{
 #define {upper}_WORKSPACE_BYTES {workspace_bytes} /* for one thread */
 {constants}
 
+/* What {symbol}_run returns; 0: the outputs are computed. */
+#define {upper}_ERROR_NULL 1
+#define {upper}_ERROR_ALIGNMENT 2
+#define {upper}_ERROR_WORKSPACE 3 /* it is too small */
+#define {upper}_ERROR_WEIGHTS 4 /* they are damaged, or those of another library */
+
 typedef struct {{
     const char *name;
     const char *dtype; /* NumPy's name of the element type */
@@ -53,12 +60,13 @@ typedef struct {symbol}_pool {symbol}_pool;
 {pool}
 /* Bytes of the workspace a run on so many threads needs. */
 size_t {symbol}_workspace_bytes(int threads);
-
+{weights}
 /* Runs the network: one pointer for each input and output, in the order above, tensors dense and row-major. The
  * workspace is the caller's, workspace_bytes long, aligned to {alignment} bytes; its contents need not survive between
  * calls. A NULL pool means one thread. Returns 0, or a code for {symbol}_error_string; nothing is written then. */
 int {symbol}_run(
-    const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes, {symbol}_pool *pool);
+    {argument}const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes,
+    {symbol}_pool *pool);
 
 const char *{symbol}_error_string(int code);
 const char *{symbol}_version(void);
@@ -92,9 +100,19 @@ int {symbol}_use_target(const char *target);
  * and then of the copies of inputs and outputs: step_count + 1 numbers. */
 int {symbol}_step_count(void);
 int {symbol}_profile(
-    const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes, {symbol}_pool *pool,
-    double *seconds);
+    {argument}const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes,
+    {symbol}_pool *pool, double *seconds);
 
+"""
+_WEIGHTS = """\
+
+/* The weights are a file of their own, {name}.weights. Mapped, or copied to memory that is aligned to {alignment}
+ * bytes, it is the first argument of a run, which looks at its first bytes alone. check_weights reads all of it, for
+ * example once at the start: 0, or a code for {symbol}_error_string when it is damaged or another library's. */
+#define {upper}_WEIGHTS_BYTES {bytes}
+#define {upper}_WEIGHTS_ALIGNMENT {alignment}
+#define {upper}_WEIGHTS_ID "{identity}"
+int {symbol}_check_weights(const void *weights, size_t bytes);
 """
 
 
@@ -109,7 +127,7 @@ def emit_header(
     symbol: str,
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
-    workspace_bytes: int,
+    emitted: Emitted,
     *,
     threads: bool,
 ) -> str:
@@ -120,17 +138,25 @@ def emit_header(
         symbol: prefix of all symbols.
         inputs: graph inputs in order.
         outputs: graph outputs in order.
-        workspace_bytes: of a run on one thread.
+        emitted: the library's source and weights.
         threads: the target has an operating system: threads, and a clock to time steps with.
     """
     upper = symbol.upper()
     constants = [*_constants(f"{upper}_INPUT", inputs), *_constants(f"{upper}_OUTPUT", outputs)]
+    weights, argument = "", ""
+    if emitted.identity:
+        argument = "const void *weights, "
+        weights = _WEIGHTS.format(
+            name=name, symbol=symbol, upper=upper, alignment=ALIGNMENT_BYTES, bytes=len(emitted.weights),
+            identity=emitted.identity,
+        )  # fmt: skip
     return _HEADER.format(
         name=name.replace("*/", "* /"), symbol=symbol, guard=f"{upper}_H", upper=upper, version=__version__,
         alignment=ALIGNMENT_BYTES, inputs=_describe(inputs), outputs=_describe(outputs),
-        workspace_bytes=workspace_bytes, constants="\n".join(constants),
+        workspace_bytes=emitted.least_workspace_bytes, constants="\n".join(constants),
         pool=_POOL.format(symbol=symbol) if threads else "",
-        profile=_PROFILE.format(symbol=symbol) if threads else "",
+        profile=_PROFILE.format(symbol=symbol, argument=argument) if threads else "",
+        weights=weights, argument=argument,
     )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _ZIG = (sys.executable, "-m", "ziglang")
 _WARNINGS = ("-Wall", "-Wextra")
-_FLAGS = ("-O2", "-fPIC", "-fvisibility=hidden", *_WARNINGS)
+# Debug information would name the temporary folder, so that equal files would not give equal bytes.
+_FLAGS = ("-O2", "-g0", "-fPIC", "-fvisibility=hidden", *_WARNINGS)
 # Small, at a fixed address (so that tables of pointers stay in flash), and what is not called can be left out.
 _BARE_FLAGS = (
     "-Os", "-fno-pic", "-ffunction-sections", "-fdata-sections", "-fno-unwind-tables",
@@ -178,7 +179,7 @@ def link_program(compiler: Compiler, files: Mapping[str, bytes], flags: Sequence
     """
     with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
         sources = _written(files, Path(folder))
-        command = [*compiler.command, *compiler.standard, "-O2", "-Wall", "-Wextra", "-static", "-pthread", *flags]
+        command = [*compiler.command, *compiler.flags, "-static", "-pthread", *flags]
         _run([*command, *sources, "-lm", "-o", "program"], folder, "could not link a static program")
         return (Path(folder) / "program").read_bytes()
 

@@ -104,7 +104,8 @@ class Lowered:
         inputs: in the order `<symbol>_run` takes them.
         outputs: in the order `<symbol>_run` takes them.
         workspace_bytes: bytes of 64-byte-aligned memory the caller hands to `<symbol>_run`.
-        weight_bytes: bytes of constants in the library.
+        weight_bytes: bytes of the constants.
+        weights: what `<symbol>_run` takes as its first argument; None: the library holds the constants.
         layers: one decision for each node that uses a site; for the most capable processor the library has code for.
         programs: what runs on each processor the library has code for, the most capable last.
         target: name of the target.
@@ -126,3 +127,4 @@ class Lowered:
     target: str
     threads: int
     compiler: str
+    weights: bytes | None = None

@@ -86,11 +86,12 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         kernels = {name: kernel for stage in stages for name, kernel in stage.kernels.items()}
         if kernels:
             files[f"kernels-{variant.name}.o"] = compile_kernels(kernels, variant.llvm())
-    emitted = emit(programs, inputs, outputs, symbol, options.threads)
-    header = emit_header(
-        model.name, symbol, inputs, outputs, emitted.least_workspace_bytes, threads=target.os != "none"
-    )
-    files |= {f"{symbol}.h": header.encode(), "program.c": emitted.source.encode(), "weights.bin": emitted.weights}
+    apart = options.weights == "file"
+    emitted = emit(programs, inputs, outputs, symbol, options.threads, weights_file=apart)
+    header = emit_header(model.name, symbol, inputs, outputs, emitted, threads=target.os != "none")
+    files |= {f"{symbol}.h": header.encode(), "program.c": emitted.source.encode()}
+    if not apart:
+        files["weights.bin"] = emitted.weights
     library = None
     if target.os != "none":
         library = link_library(compiler, files, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
@@ -104,6 +105,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         outputs=outputs,
         workspace_bytes=emitted.workspace_bytes,
         weight_bytes=len(emitted.weights),
+        weights=emitted.weights if apart else None,
         layers=tuple(
             _of_the_model(decision, model.proto.graph, part.runs)
             for part in parts

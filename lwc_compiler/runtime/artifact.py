@@ -90,7 +90,7 @@ class Manifest(BaseModel):
         target: name of the target.
         threads: threads used when the caller does not say.
         workspace_bytes: bytes of memory one run needs beside inputs and outputs.
-        weight_bytes: bytes of constants in the library.
+        weight_bytes: bytes of the constants, in the library or, with `--weights file`, in `<name>.weights`.
         inputs: graph inputs, in the order of the C function.
         outputs: graph outputs, in the order of the C function.
         source_sha256: hash of the model file that was compiled; empty when the model came from memory.
@@ -145,6 +145,12 @@ class Artifact:
     def header(self) -> Path:
         """The C header of the library."""
         return self.directory / f"{self.manifest.name}.h"
+
+    @property
+    def weights(self) -> Path | None:
+        """The file of weights; None where the library holds them."""
+        name = f"{self.manifest.name}.weights"
+        return self.directory / name if name in self.manifest.files else None
 
     @property
     def model(self) -> Path:
@@ -253,6 +259,8 @@ def write_artifact(
             (new / f"lib{lowered.name}.so").write_bytes(lowered.library)
         (new / f"lib{lowered.name}.a").write_bytes(lowered.archive)
         (new / f"{lowered.name}.h").write_text(lowered.header, encoding="utf-8")
+        if lowered.weights is not None:
+            (new / f"{lowered.name}.weights").write_bytes(lowered.weights)
         save_model(model, new / f"{lowered.name}.onnx")
         write_report_files(new, report, figures)
         manifest = Manifest(

@@ -58,6 +58,7 @@ def open_session(artifact: Artifact, threads: int | None = None) -> Session:
         manifest.outputs,
         manifest.threads if threads is None else threads,
         manifest.target,
+        artifact.weights,
     )
 
 
@@ -67,7 +68,11 @@ def open_lowered(lowered: Lowered, threads: int) -> Session:
     with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
         library = Path(folder) / f"lib{lowered.name}.so"
         library.write_bytes(lowered.library)
-        return Session(library, lowered.symbol, lowered.inputs, lowered.outputs, threads, lowered.target)
+        weights = None
+        if lowered.weights is not None:
+            weights = Path(folder) / f"{lowered.name}.weights"
+            weights.write_bytes(lowered.weights)
+        return Session(library, lowered.symbol, lowered.inputs, lowered.outputs, threads, lowered.target, weights)
 
 
 class Network:
@@ -164,9 +169,10 @@ class Session(Network):
         outputs: tuple[TensorSpec, ...],
         threads: int,
         target: str,
+        weights: Path | None = None,
     ) -> None:
         super().__init__(inputs, outputs, threads)
-        self._library = library = _Library(path, symbol)
+        self._library = library = _Library(path, symbol, weights=weights is not None)
         self._lock = threading.Lock()
         if not library.cpu_supported():
             library.close()
@@ -184,6 +190,7 @@ class Session(Network):
         self._results = (ctypes.c_void_p * len(outputs))()
         # Values of ctypes, which a call takes as they are.
         self._passed = (
+            *self._mapped(weights),
             self._arguments,
             self._results,
             self._workspace,
@@ -246,6 +253,23 @@ class Session(Network):
             raise ArtifactError(f"the library failed: {self._library.error_string(code).decode()} (code {code})")
         return outputs
 
+    def _mapped(self, weights: Path | None) -> tuple[ctypes.c_void_p, ...]:
+        """What a run takes before all else: the address of the file of weights, where there is one.
+
+        Raises:
+            ArtifactError: it is not the library's.
+        """
+        if weights is None:
+            return ()
+        self._weights = np.memmap(weights, np.uint8, "r")
+        address = ctypes.c_void_p(self._weights.ctypes.data)
+        code = self._library.check_weights(address, self._weights.size)
+        if code:
+            said = self._library.error_string(code).decode()
+            self.close()
+            raise ArtifactError(f"{weights}: {said}; compile the model again")
+        return (address,)
+
     def close(self) -> None:
         """Stops the threads and unloads the library; waits for a run that is under way."""
         with self._lock:
@@ -266,7 +290,7 @@ def _address(array: NDArray[np.generic]) -> int:
 class _Library:
     """The C functions of a library; its header documents them."""
 
-    def __init__(self, path: Path, symbol: str) -> None:
+    def __init__(self, path: Path, symbol: str, *, weights: bool) -> None:
         # The loader takes a path it has seen for the library it has loaded, although the file may be a new one: so
         # every session opens the file by a name of its own.
         with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
@@ -287,6 +311,9 @@ class _Library:
             self.workspace_bytes = library[f"{symbol}_workspace_bytes"]
             self.error_string = library[f"{symbol}_error_string"]
             self.cpu_supported = library[f"{symbol}_cpu_supported"]
+            if weights:
+                self.check_weights = library[f"{symbol}_check_weights"]
+                self.check_weights.argtypes = [pointer, ctypes.c_size_t]
             self.pool_create = library[f"{symbol}_pool_create"]
             self.pool_destroy = library[f"{symbol}_pool_destroy"]
         except AttributeError as error:

@@ -97,7 +97,7 @@ static void lwc_wake_children(struct LWC(pool) *pool, int thread, int threads) {
 }
 
 /* The time at which a thread that is wanted now may sleep again. */
-static double lwc_sleep_time(void) { return lwc_seconds() + 1e-9 * LWC_SPIN_NANOSECONDS; }
+static double lwc_sleep_time(void) { return lwc_seconds() + 1e-9 * (double)LWC_SPIN_NANOSECONDS; }
 
 /* Waits for a ticket other than `seen`: spins until the time `sleep_at`, then sleeps. */
 static uint64_t lwc_wait(lwc_seat *seat, uint64_t seen, double *sleep_at) {

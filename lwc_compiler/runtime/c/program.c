@@ -11,11 +11,12 @@ void *memcpy(void *to, const void *from, size_t bytes); /* of the board's C libr
 
 typedef struct lwc_stage lwc_stage;
 
-/* What a step needs: the workspace, the tensors between stages, and which part of the batch is computed. Weights are
- * static data. The rest is for a step that runs a stage on whole parts of the batch. */
+/* What a step needs: the workspace, the tensors between stages, the weights, and which part of the batch is computed.
+ * The rest is for a step that runs a stage on whole parts of the batch. */
 typedef struct {
     unsigned char *workspace;
     unsigned char *between;
+    const unsigned char *weights;
     size_t run;
     const lwc_stage *stage;
     const void *const *inputs;

@@ -1,8 +1,8 @@
 /* The runtime that ships in every artifact: chooses the program for the processor and runs its steps.
  *
  * `LWC(name)` adds the model's prefix. The generated text before this defines it, with `LWC_INPUTS`, `LWC_OUTPUTS`,
- * `LWC_PROGRAMS` and `LWC_OS` (0: no operating system), and that after it the programs. A library holds one program for
- * each target it has code for, the least demanding first.
+ * `LWC_PROGRAMS`, `LWC_OS` (0: no operating system) and `LWC_WEIGHTS_FILE` (1: the caller hands over the weights), and
+ * that after it the programs. A library holds one program for each target it has code for, the least demanding first.
  */
 
 static const lwc_program lwc_programs[LWC_PROGRAMS];
@@ -53,6 +53,35 @@ LWC_API size_t LWC(workspace_bytes)(int threads) {
     return most;
 }
 
+#if LWC_WEIGHTS_FILE
+/* A file of weights begins with their identity, which the library knows too; the constants follow at LWC_ALIGNMENT. */
+#define LWC_WEIGHTS_PARAMETER const void *weights,
+#define LWC_WEIGHTS_ARGUMENT weights,
+
+static int lwc_check_identity(const void *weights) {
+    if (weights == NULL) return LWC_ERROR_NULL;
+    if ((uintptr_t)weights % LWC_ALIGNMENT != 0) return LWC_ERROR_ALIGNMENT;
+    for (size_t i = 0; i < sizeof lwc_weights_identity; i++)
+        if (((const unsigned char *)weights)[i] != lwc_weights_identity[i]) return LWC_ERROR_WEIGHTS;
+    return 0;
+}
+
+LWC_API int LWC(check_weights)(const void *weights, size_t bytes) {
+    const int code = lwc_check_identity(weights);
+    if (code != 0) return code;
+    if (bytes != LWC_WEIGHTS_BYTES) return LWC_ERROR_WEIGHTS;
+    uint32_t crc = 0xffffffffu; /* CRC-32 of all that follows the identity, as zlib computes it */
+    for (size_t i = LWC_ALIGNMENT; i < bytes; i++) {
+        crc ^= ((const unsigned char *)weights)[i];
+        for (int bit = 0; bit < 8; bit++) crc = crc >> 1 ^ (crc & 1 ? 0xedb88320u : 0);
+    }
+    return (crc ^ 0xffffffffu) == LWC_WEIGHTS_CRC ? 0 : LWC_ERROR_WEIGHTS;
+}
+#else
+#define LWC_WEIGHTS_PARAMETER
+#define LWC_WEIGHTS_ARGUMENT
+#endif
+
 /* Adds the time since `*last` to `*seconds`, if there is one. */
 static inline void lwc_clock(double *seconds, double *last) {
     if (seconds == NULL) return;
@@ -63,9 +92,16 @@ static inline void lwc_clock(double *seconds, double *last) {
 
 /* Runs the network; adds the seconds of every step, and then of the copies of inputs and outputs, to `seconds`. */
 static inline int lwc_run(
-    const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes, LWC(pool) *pool,
-    double *seconds
+    LWC_WEIGHTS_PARAMETER const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes,
+    LWC(pool) *pool, double *seconds
 ) {
+#if LWC_WEIGHTS_FILE
+    const int code = lwc_check_identity(weights);
+    if (code != 0) return code;
+    const unsigned char *constants = (const unsigned char *)weights + LWC_ALIGNMENT;
+#else
+    const unsigned char *constants = LWC(weights);
+#endif
     if (inputs == NULL || outputs == NULL || workspace == NULL) return LWC_ERROR_NULL;
     if ((uintptr_t)workspace % LWC_ALIGNMENT != 0) return LWC_ERROR_ALIGNMENT;
     if (workspace_bytes < LWC(workspace_bytes)(pool == NULL ? 1 : pool->threads)) return LWC_ERROR_WORKSPACE;
@@ -73,7 +109,7 @@ static inline int lwc_run(
     for (int i = 0; i < LWC_OUTPUTS; i++) if (outputs[i] == NULL) return LWC_ERROR_NULL;
     const lwc_program *program = lwc_program_here();
     double *copies = seconds ? seconds + program->step_count : NULL, last = seconds ? lwc_seconds() : 0;
-    lwc_frame frame = {(unsigned char *)workspace + program->between_bytes, workspace, 0, NULL, inputs, outputs};
+    lwc_frame frame = {(unsigned char *)workspace + program->between_bytes, workspace, constants, 0, NULL, inputs, outputs};
     for (const lwc_stage *stage = program->stages; stage < program->stages + program->stage_count; stage++) {
         frame.stage = stage;
         if (pool != NULL && pool->threads > 1 && pool->threads <= stage->runs && seconds == NULL) {
@@ -97,9 +133,10 @@ static inline int lwc_run(
 }
 
 LWC_API int LWC(run)(
-    const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes, LWC(pool) *pool
+    LWC_WEIGHTS_PARAMETER const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes,
+    LWC(pool) *pool
 ) {
-    return lwc_run(inputs, outputs, workspace, workspace_bytes, pool, NULL);
+    return lwc_run(LWC_WEIGHTS_ARGUMENT inputs, outputs, workspace, workspace_bytes, pool, NULL);
 }
 
 LWC_API const char *LWC(target)(void) { return lwc_program_here()->target; }
@@ -110,10 +147,11 @@ LWC_API int LWC(cpu_supported)(void) { return lwc_programs[0].supported(); }
 LWC_API int LWC(step_count)(void) { return lwc_program_here()->step_count; }
 
 LWC_API int LWC(profile)(
-    const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes, LWC(pool) *pool,
-    double *seconds
+    LWC_WEIGHTS_PARAMETER const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes,
+    LWC(pool) *pool, double *seconds
 ) {
-    return seconds == NULL ? LWC_ERROR_NULL : lwc_run(inputs, outputs, workspace, workspace_bytes, pool, seconds);
+    if (seconds == NULL) return LWC_ERROR_NULL;
+    return lwc_run(LWC_WEIGHTS_ARGUMENT inputs, outputs, workspace, workspace_bytes, pool, seconds);
 }
 
 LWC_API int LWC(use_target)(const char *target) {
@@ -134,7 +172,12 @@ LWC_API const char *LWC(error_string)(int code) {
     switch (code) {
         case 0: return "ok";
         case LWC_ERROR_NULL: return "a pointer is NULL";
+#if LWC_WEIGHTS_FILE
+        case LWC_ERROR_ALIGNMENT: return "the workspace or the weights are not aligned to 64 bytes";
+        case LWC_ERROR_WEIGHTS: return "the weights are damaged, or those of another library";
+#else
         case LWC_ERROR_ALIGNMENT: return "the workspace is not aligned to 64 bytes";
+#endif
         case LWC_ERROR_WORKSPACE: return "the workspace is too small";
         default: return "unknown error";
     }
