@@ -69,7 +69,7 @@ class Layer:
 
 
 def extract_layers(
-    proto: onnx.ModelProto, target: Target, pick: Pick = predicted, threads: int = 1
+    proto: onnx.ModelProto, target: Target, pick: Pick = predicted
 ) -> tuple[onnx.ModelProto, list[Layer]]:
     """A copy of `proto` in which layer i is the node `lwc.LwcLayer(index=i)`, and the layers.
 
@@ -77,9 +77,8 @@ def extract_layers(
         proto: normalized, static shapes, with value_info for every intermediate.
         target: what the plans are made for.
         pick: chooses among the ways to compute a layer.
-        threads: that share the tiles of a step.
     """
-    return _Extraction(proto, target, pick, threads).result()
+    return _Extraction(proto, target, pick).result()
 
 
 def layer_call(node: Node) -> relax.Expr | None:
@@ -106,8 +105,8 @@ def layer_index(function: str) -> int | None:
 class _Extraction:
     """One pass over a graph's nodes, in their (topological) order."""
 
-    def __init__(self, proto: onnx.ModelProto, target: Target, pick: Pick, threads: int) -> None:
-        self.proto, self.target, self.pick, self.threads = proto, target, pick, threads
+    def __init__(self, proto: onnx.ModelProto, target: Target, pick: Pick) -> None:
+        self.proto, self.target, self.pick = proto, target, pick
         graph = proto.graph
         self.constants = {t.name: t for t in graph.initializer}
         self.values: dict[str, tuple[int, tuple[int, ...]]] = {
@@ -308,7 +307,7 @@ class _Extraction:
             return
         chain = self.chain(first)
         if len(chain) > 1:
-            plan = plan_separable([layer.part for layer in chain], self.target, self.threads, self.pick)
+            plan = plan_separable([layer.part for layer in chain], self.target, self.pick)
             if plan is not None:
                 nodes = ", ".join(node_label(layer.node) for layer in chain)
                 plan = replace(plan, why=f"one kernel for {nodes}; {plan.why}")

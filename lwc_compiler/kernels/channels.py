@@ -8,6 +8,7 @@ multiply-adds. The sums are transposed to rows of pixels when they are stored.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,11 @@ class ChannelLayout:
             -(-p.width.out // self.columns),
             -(-self.panels // self.chunk),
         )
+
+    @property
+    def tiles(self) -> int:
+        """Units of work."""
+        return math.prod(self.shape)
 
     @property
     def lines(self) -> int:
@@ -154,7 +160,7 @@ def channel_kernel(layout: ChannelLayout, epilogue: Epilogue) -> Kernel:
                         activation=epilogue.activation,
                     )  # fmt: skip
     held = -(-lay.pixels // lay.lanes) * lay.lanes * lay.panel
-    return b.build("conv_channels", int(np.prod(lay.shape)), 4 * (sums_at + held))
+    return b.build("conv_channels", lay.tiles, 4 * (sums_at + held))
 
 
 def _copy_input(b: KernelBuilder, lay: ChannelLayout, x: Any, scratch: Any, batch: Any, row: Any, column: Any) -> None:

@@ -22,6 +22,7 @@ class Target:
         l1_bytes: level-1 data cache of one core, in bytes.
         l2_bytes: level-2 cache of one core, in bytes.
         description: one line for `lwc targets`.
+        threads: that share the tiles of a kernel.
         variants: targets that the library has code for, the least demanding first, to choose from when it runs; none:
             this one alone.
     """
@@ -36,6 +37,7 @@ class Target:
     l1_bytes: int
     l2_bytes: int
     description: str
+    threads: int = 1
     variants: tuple[Target, ...] = ()
 
     def llvm(self) -> dict[str, str]:
