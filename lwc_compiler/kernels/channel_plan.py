@@ -49,7 +49,7 @@ def channel_candidates(
         slower = uneven(layout.tiles, target.threads)
         return Candidate("channels", name, cycles, lambda: plan_channels(taps, epilogue, layout), slower)
 
-    every = [candidate(_cycles(layout, target), layout) for layout in layouts(problem, target)]
+    every = [candidate(cycles(layout, target), layout) for layout in layouts(problem, target)]
     return sorted(every, key=lambda c: c.shared)[:_RANKED]
 
 
@@ -93,7 +93,7 @@ def layouts(problem: Problem, target: Target) -> Iterator[ChannelLayout]:
                 yield ChannelLayout(p, lanes, vectors, pixels, rows, columns, -(-layout.panels // chunks))
 
 
-def _cycles(layout: ChannelLayout, target: Target) -> float:
+def cycles(layout: ChannelLayout, target: Target) -> float:
     """Predicted cycles of the whole layer on one core."""
     lay, p = layout, layout.problem
     tiles = int(np.prod(lay.shape[:4]))
