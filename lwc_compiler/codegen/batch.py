@@ -10,7 +10,7 @@ model predicts or a measurement shows.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,20 +72,19 @@ class _Times:
     turned: float
 
 
-def cut_batch(model: Model, target: Target, pick: Pick, threads: int = 1) -> list[Part]:
+def cut_batch(model: Model, target: Target, pick: Pick) -> list[Part]:
     """The stages of a network.
 
     Args:
         model: normalized, static shapes.
-        target: what it is compiled for.
+        target: what it is compiled for, and for how many threads.
         pick: chooses among the ways to compute a layer.
-        threads: to use when the caller does not say.
     """
 
     def part(network: Model, runs: int = 1) -> Part:
-        sharing = threads if runs < threads else 1
-        rest, layers = extract_layers(reorder_axes(network.proto), target, pick, sharing)
-        return Part(rest, tuple(layers), runs, sharing)
+        shared = _shared(target, runs)
+        rest, layers = extract_layers(reorder_axes(network.proto), shared, pick)
+        return Part(rest, tuple(layers), runs, shared.threads)
 
     single, count = one_image(model) or (model, 1)
     one_pass = count > 1 and weights_outweigh(single)  # over the weights, for the whole batch
@@ -98,7 +97,8 @@ def cut_batch(model: Model, target: Target, pick: Pick, threads: int = 1) -> lis
         return [part(model) if one_pass else part(Model(reordered, single.name), count)]
     whole = part(single, count)
     stretches = _stretches(single, whole)
-    first, last, beside = _fastest([_times(single, s, seconds, target, pick, grid, images) for s, seconds in stretches])
+    times = [_times(single, count, s, seconds, target, pick, grid, images) for s, seconds in stretches]
+    first, last, beside = _fastest(times)
     if first == last and beside == len(stretches):
         return [part(model) if one_pass else whole]
     parts = []
@@ -160,8 +160,14 @@ def _stretches(single: Model, whole: Part) -> list[tuple[Stretch, float]]:
     return [*stretches, (Stretch(start, len(graph.node), source, results), spent)]
 
 
+def _shared(target: Target, runs: int) -> Target:
+    """The target with the threads that share a stage which runs so often: one, where there are runs for all."""
+    return replace(target, threads=1) if runs >= target.threads else target
+
+
 def _times(
     single: Model,
+    count: int,
     stretch: Stretch,
     alone: float,
     target: Target,
@@ -169,15 +175,15 @@ def _times(
     grid: tuple[int, int] | None,
     images: int,
 ) -> _Times:
-    def seconds(model: Model | None) -> float:
+    def seconds(model: Model | None, runs: int) -> float:
         if model is None:
             return math.inf
-        return sum(layer.plan.seconds for layer in extract_layers(model.proto, target, pick)[1])
+        return sum(layer.plan.seconds for layer in extract_layers(model.proto, _shared(target, runs), pick)[1])
 
-    blocks = seconds(blocks_beside(single, stretch, grid)) if grid else math.inf
+    blocks = seconds(blocks_beside(single, stretch, grid), count) if grid else math.inf
     beside = math.inf
     if images and _fits(single.proto, stretch, images):
-        beside = seconds(images_beside(single, stretch, images)) / images
+        beside = seconds(images_beside(single, stretch, images), count // images) / images
     turned = 2 * 4 * math.prod(static_shapes(single.proto.graph)[stretch.source]) / _TURNED_BYTES_A_SECOND
     return _Times(alone, blocks, beside, turned)
 

@@ -25,6 +25,8 @@ from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
 from lwc_compiler.kernels.kernel import Plan, Share
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul, plan_transpose
+from lwc_compiler.kernels.pooled import Pool
+from lwc_compiler.kernels.pooled_plan import plan_pooled
 from lwc_compiler.kernels.separable_plan import Part, fits, plan_separable
 from lwc_compiler.model import attributes_of
 from lwc_compiler.padding import window_pads
@@ -69,7 +71,7 @@ class Layer:
 
 
 def extract_layers(
-    proto: onnx.ModelProto, target: Target, pick: Pick = predicted, threads: int = 1
+    proto: onnx.ModelProto, target: Target, pick: Pick = predicted
 ) -> tuple[onnx.ModelProto, list[Layer]]:
     """A copy of `proto` in which layer i is the node `lwc.LwcLayer(index=i)`, and the layers.
 
@@ -77,9 +79,8 @@ def extract_layers(
         proto: normalized, static shapes, with value_info for every intermediate.
         target: what the plans are made for.
         pick: chooses among the ways to compute a layer.
-        threads: that share the tiles of a step.
     """
-    return _Extraction(proto, target, pick, threads).result()
+    return _Extraction(proto, target, pick).result()
 
 
 def layer_call(node: Node) -> relax.Expr | None:
@@ -106,8 +107,8 @@ def layer_index(function: str) -> int | None:
 class _Extraction:
     """One pass over a graph's nodes, in their (topological) order."""
 
-    def __init__(self, proto: onnx.ModelProto, target: Target, pick: Pick, threads: int) -> None:
-        self.proto, self.target, self.pick, self.threads = proto, target, pick, threads
+    def __init__(self, proto: onnx.ModelProto, target: Target, pick: Pick) -> None:
+        self.proto, self.target, self.pick = proto, target, pick
         graph = proto.graph
         self.constants = {t.name: t for t in graph.initializer}
         self.values: dict[str, tuple[int, tuple[int, ...]]] = {
@@ -308,7 +309,7 @@ class _Extraction:
             return
         chain = self.chain(first)
         if len(chain) > 1:
-            plan = plan_separable([layer.part for layer in chain], self.target, self.threads, self.pick)
+            plan = plan_separable([layer.part for layer in chain], self.target, self.pick)
             if plan is not None:
                 nodes = ", ".join(node_label(layer.node) for layer in chain)
                 plan = replace(plan, why=f"one kernel for {nodes}; {plan.why}")
@@ -321,7 +322,25 @@ class _Extraction:
         part = first.part
         planner = plan_conv_transpose if part.geometry.transposed else plan_conv
         plan = planner(part.weight, part.geometry, part.epilogue, self.target, self.pick)
+        if plan.steps[0].kernel.name == "conv_channels" and (pooling := self.pooling(first.group.output)) is not None:
+            pooled = plan_pooled(part.weight, part.geometry, part.epilogue, pooling[1], self.target, self.pick)
+            if pooled is not None:
+                plan = pooled
+                first.group.nodes.append(pooling[0])
         self.finish(first.group, [node.input[0]], plan, node.input[1], first.dense_flops)
+
+    def pooling(self, x: str) -> tuple[onnx.NodeProto, Pool] | None:
+        """The max pooling over two dimensions that alone reads `x`; None when another node does."""
+        node, size = self.reader(x), self.shape(x)
+        if node is None or node.op_type != "MaxPool" or node.domain not in ("", "ai.onnx") or len(node.output) > 1:
+            return None
+        attributes, out = attributes_of(node), self.shape(node.output[0])
+        if size is None or out is None or len(size) != 4 or set(attributes.get("dilations", [1])) != {1}:
+            return None
+        height, width = attributes["kernel_shape"]
+        down, across = attributes.get("strides", (1, 1))
+        (top, left), _ = window_pads(attributes, size[2:], (height, width))
+        return node, Pool((height, width), (down, across), (top, left), (out[2], out[3]))
 
     def convolution(self, node: onnx.NodeProto) -> _Convolution | None:
         """The convolution that starts at a Conv or ConvTranspose; None when it is no layer."""

@@ -69,10 +69,11 @@ class Tuner:
         if any(candidate.name not in seconds for candidate in chosen):
             plans = {candidate.name: candidate.build() for candidate in chosen}
             times = measure(list(plans.values()), task, self._target, self._compiler)
-            seconds = dict(zip(plans, times, strict=True))
+            seconds = seconds | dict(zip(plans, times, strict=True))  # others: measured for another number of threads
             self._remember(layer, seconds)
-        chosen.sort(key=lambda candidate: seconds[candidate.name])
-        ranked = sorted(formats_best(chosen, seconds), key=lambda item: item[1])
+        shared = {candidate.name: seconds[candidate.name] * candidate.uneven for candidate in chosen}
+        chosen.sort(key=lambda candidate: shared[candidate.name])
+        ranked = sorted(formats_best(chosen, shared), key=lambda item: item[1])
         best = chosen[0]
         return replace(
             plans[best.name] if best.name in plans else best.build(),
@@ -99,9 +100,9 @@ class Tuner:
 
 def _promising(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     """`count` candidates: the best of every format that has a chance, then the best of all."""
-    ordered = sorted(candidates, key=lambda candidate: candidate.cycles)
-    heads = {c.name: c for c, _ in formats_best(ordered, {c.name: c.cycles for c in ordered})}
-    first = [c for c in ordered if c.name in heads and c.cycles <= _HOPELESS * ordered[0].cycles]
+    ordered = sorted(candidates, key=lambda candidate: candidate.shared)
+    heads = {c.name: c for c, _ in formats_best(ordered, {c.name: c.shared for c in ordered})}
+    first = [c for c in ordered if c.name in heads and c.shared <= _HOPELESS * ordered[0].shared]
     return [*first, *(c for c in ordered if c.name not in heads)][:count]
 
 

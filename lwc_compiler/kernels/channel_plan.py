@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.channels import ChannelLayout, channel_kernel, pack_channels
-from lwc_compiler.kernels.choice import Candidate
+from lwc_compiler.kernels.choice import Candidate, uneven
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Step
 from lwc_compiler.kernels.tap_plan import canonical
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.taps import Problem
     from lwc_compiler.targets.target import Target
 
-_THREADS = 4  # that a layer's tiles should suffice for
+_THREADS = 4  # that a layer's tiles should suffice for at least
 _RANKED = 4  # layouts that are worth a measurement
 _CYCLES = 0.5  # of a vector multiply-add
 # In vector multiply-adds, as in `winograd_plan`: a multiply-add with its loads, a byte of weights from beyond the
@@ -46,10 +46,11 @@ def channel_candidates(
     def candidate(cycles: float, layout: ChannelLayout) -> Candidate:
         cut = (layout.vectors, layout.pixels, layout.rows, layout.columns, layout.chunk)
         name = f"channels {'x'.join(map(str, cut))}"
-        return Candidate("channels", name, cycles, lambda: plan_channels(taps, epilogue, layout))
+        slower = uneven(layout.tiles, target.threads)
+        return Candidate("channels", name, cycles, lambda: plan_channels(taps, epilogue, layout), slower)
 
-    ranked = sorted(((_cycles(layout, target), layout) for layout in layouts(problem, target)), key=lambda c: c[0])
-    return [candidate(cycles, layout) for cycles, layout in ranked[:_RANKED]]
+    every = [candidate(cycles(layout, target), layout) for layout in layouts(problem, target)]
+    return sorted(every, key=lambda c: c.shared)[:_RANKED]
 
 
 def plan_channels(weight: NDArray[np.float32], epilogue: Epilogue, layout: ChannelLayout) -> Plan:
@@ -88,11 +89,11 @@ def layouts(problem: Problem, target: Target) -> Iterator[ChannelLayout]:
                 if rows > 1 and 8 * layout.copied > target.l2_bytes:
                     continue
                 tiles = int(np.prod(layout.shape[:4]))
-                chunks = min(layout.panels, -(-_THREADS // tiles))
+                chunks = min(layout.panels, -(-max(_THREADS, target.threads) // tiles))
                 yield ChannelLayout(p, lanes, vectors, pixels, rows, columns, -(-layout.panels // chunks))
 
 
-def _cycles(layout: ChannelLayout, target: Target) -> float:
+def cycles(layout: ChannelLayout, target: Target) -> float:
     """Predicted cycles of the whole layer on one core."""
     lay, p = layout, layout.problem
     tiles = int(np.prod(lay.shape[:4]))

@@ -8,6 +8,7 @@ multiply-adds. The sums are transposed to rows of pixels when they are stored.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,11 @@ class ChannelLayout:
         )
 
     @property
+    def tiles(self) -> int:
+        """Units of work."""
+        return math.prod(self.shape)
+
+    @property
     def lines(self) -> int:
         """Input rows of a tile."""
         axis = self.problem.height
@@ -128,7 +134,7 @@ def channel_kernel(layout: ChannelLayout, epilogue: Epilogue) -> Kernel:
         row = b.let("row", smaller(row * lay.rows, p.height.out - lay.rows))
         column = b.let("column", smaller(column * lay.columns, p.width.out - lay.columns))
         batch = b.let("batch", image * p.groups + group)
-        _copy_input(b, lay, x, scratch, batch, row, column)
+        copy_input(b, lay, x, scratch, batch, row, column)
         last = b.let("last", smaller(chunk * lay.chunk + lay.chunk, lay.panels))
         with (
             b.loop("panel", chunk * lay.chunk, last) as panel,
@@ -140,7 +146,7 @@ def channel_kernel(layout: ChannelLayout, epilogue: Epilogue) -> Kernel:
             source = b.address(r * (p.height.stride * lay.pitch) + start * p.width.stride)
             packed = b.address((group * lay.panels + panel) * (lay.taps * lay.panel))
             for k, sums in enumerate(
-                _sum(b, lay, scratch, source, offsets, weights, packed, bias, group * p.out_channels + channel)
+                sum_pixels(b, lay, scratch, source, offsets, weights, packed, bias, group * p.out_channels + channel)
             ):
                 for v, register in enumerate(sums):
                     b.store(scratch, sums_at + (k * lay.panel + v * lay.lanes), register.get(), lay.lanes)
@@ -154,10 +160,21 @@ def channel_kernel(layout: ChannelLayout, epilogue: Epilogue) -> Kernel:
                         activation=epilogue.activation,
                     )  # fmt: skip
     held = -(-lay.pixels // lay.lanes) * lay.lanes * lay.panel
-    return b.build("conv_channels", int(np.prod(lay.shape)), 4 * (sums_at + held))
+    return b.build("conv_channels", lay.tiles, 4 * (sums_at + held))
 
 
-def _copy_input(b: KernelBuilder, lay: ChannelLayout, x: Any, scratch: Any, batch: Any, row: Any, column: Any) -> None:
+def copy_input(b: KernelBuilder, lay: ChannelLayout, x: Any, scratch: Any, batch: Any, row: Any, column: Any) -> None:
+    """Copies a tile's input into the scratch memory, with zeros for what lies beyond the edges.
+
+    Args:
+        b: builder of the kernel.
+        lay: of the convolution.
+        x: the input.
+        scratch: where it goes, from index 0 on.
+        batch: number of the image's group, over all groups.
+        row: first output row of the tile.
+        column: first output column.
+    """
     p = lay.problem
     whole = lay.columns == p.width.out
     with b.loop("c", 0, p.in_channels) as c, b.loop("i", 0, lay.lines) as i:
@@ -173,7 +190,7 @@ def _copy_input(b: KernelBuilder, lay: ChannelLayout, x: Any, scratch: Any, batc
             fill_row(b, scratch, to, lay.pitch, lay.lanes)
 
 
-def _sum(
+def sum_pixels(
     b: KernelBuilder,
     lay: ChannelLayout,
     scratch: Any,
@@ -184,7 +201,19 @@ def _sum(
     bias: Any | None,
     channel: Any,
 ) -> list[list[Register]]:
-    """The sums of `pixels` pixels from `source` on, registers [pixel][vector]."""
+    """The sums of `pixels` pixels of a panel, registers [pixel][vector].
+
+    Args:
+        b: builder of the kernel.
+        lay: of the convolution.
+        scratch: holds the tile's input.
+        source: index in it of the first pixel's first input.
+        offsets: of the taps.
+        weights: as `pack_channels` packs them.
+        packed: index of the panel's.
+        bias: of all output channels, if there is one.
+        channel: first output channel.
+    """
     sums = [[b.register(lay.lanes) for _ in range(lay.vectors)] for _ in range(lay.pixels)]
     for row in sums:
         for v, register in enumerate(row):

@@ -39,16 +39,28 @@ class Candidate:
         name: format and cut; for one layer, equal names are equal kernels.
         cycles: predicted time on one core.
         build: makes the plan.
+        uneven: how much longer than an even share of that time threads take for it.
     """
 
     format: str
     name: str
     cycles: float
     build: Callable[[], Plan]
+    uneven: float = 1.0
+
+    @property
+    def shared(self) -> float:
+        """`cycles` times `uneven`: what is compared."""
+        return self.cycles * self.uneven
 
     def then(self, change: Callable[[Plan], Plan], cycles: float = 0.0) -> Candidate:
         """The candidate whose plan is this one's, changed; it takes `cycles` more."""
         return replace(self, cycles=self.cycles + cycles, build=lambda: change(self.build()))
+
+
+def uneven(tiles: int, threads: int) -> float:
+    """How much longer than an even share of the time threads take for so many equal tiles."""
+    return -(-tiles // threads) * threads / tiles
 
 
 class Pick(Protocol):
@@ -60,8 +72,8 @@ class Pick(Protocol):
 
 def predicted(task: Task, candidates: Sequence[Candidate]) -> Plan:
     """Picks what is predicted to be the fastest."""
-    best = min(candidates, key=lambda candidate: candidate.cycles)
-    ranked = sorted(formats_best(candidates, {c.name: c.cycles for c in candidates}), key=lambda item: item[1])
+    best = min(candidates, key=lambda candidate: candidate.shared)
+    ranked = sorted(formats_best(candidates, {c.name: c.shared for c in candidates}), key=lambda item: item[1])
     trials = tuple(Trial(c.name, c.cycles, None) for c, _ in ranked)
     return replace(best.build(), why=explain(task, "predicted", ranked), trials=trials)
 

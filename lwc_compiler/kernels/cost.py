@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lwc_compiler.kernels.choice import uneven
 from lwc_compiler.kernels.taps import LINE, Problem, TapLayout, Tiling
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _fitted(wide: dict[str, float], narrow: dict[str, float], both: dict[str, fl
 _DENSE_ROWS = (8, 6, 4, 3, 2)
 _NEARLY_DENSE = 0.9  # from this density on, leaving weights out gains nothing
 _BLOCK_ROWS = (2, 4, 8)
-_THREADS = 4  # that a layer's tiles should suffice for
+_THREADS = 4  # that a layer's tiles should suffice for at least
 _RANKED = 16  # tilings of a format that are worth a measurement
 
 
@@ -166,7 +167,8 @@ def formats(problem: Problem, kept: NDArray[np.bool_]) -> dict[str, float]:
 def ranked(problem: Problem, target: Target, format_name: str, density: float) -> tuple[tuple[float, Tiling], ...]:
     """The best tilings of a format with their predicted cycles, best first; no two differ in `chunk` only.
 
-    A tiling whose tiles four threads could not share evenly has to be faster by a tenth of what they would lose.
+    A tiling whose tiles four threads could not share evenly has to be faster by a tenth of what they would lose; one
+    whose tiles the target's threads do not share evenly, by all that they lose.
 
     Args:
         problem: the layer.
@@ -174,15 +176,16 @@ def ranked(problem: Problem, target: Target, format_name: str, density: float) -
         format_name: `dense`, `csr` or `block<rows>`.
         density: share of the row groups' taps that are stored.
     """
-    best: dict[Tiling, tuple[float, Tiling]] = {}
+    best: dict[Tiling, tuple[float, float, Tiling]] = {}
     for tiling in tilings(problem, target, format_name):
         tiles = TapLayout(problem, tiling).tiles
-        uneven = -(-tiles // _THREADS) * _THREADS / tiles - 1
-        time = cycles(problem, tiling, target, density) * (1 + 0.1 * uneven)
+        time = cycles(problem, tiling, target, density) * (1 + 0.1 * (uneven(tiles, _THREADS) - 1))
+        shared = time * uneven(tiles, target.threads)
         cut = replace(tiling, chunk=0)
-        if cut not in best or time < best[cut][0]:
-            best[cut] = (time, tiling)
-    return tuple(sorted(best.values(), key=lambda item: item[0])[:_RANKED])
+        if cut not in best or shared < best[cut][0]:
+            best[cut] = (shared, time, tiling)
+    ordered = sorted(best.values(), key=lambda item: item[0])
+    return tuple((time, tiling) for _, time, tiling in ordered[:_RANKED])
 
 
 def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tiling]:
@@ -210,7 +213,8 @@ def _blockings(problem: Problem, target: Target, tiling: Tiling) -> Iterator[Til
     """The tiling with the input channels and the output channels cut in every sensible way."""
     one = TapLayout(problem, tiling)
     units = one.tiles // one.chunks
-    parts = sorted({min(one.row_groups, count) for count in (1, 2, 4, 8)}) if units < 2 * _THREADS else [1]
+    few = units < 2 * max(_THREADS, target.threads)
+    parts = sorted({min(one.row_groups, count) for count in (1, 2, 4, 8)}) if few else [1]
     for kilobytes in (12, 20, 28, 40, 64):
         blocks = -(-problem.planes // max(1, min(problem.planes, (kilobytes << 8) // one.plane)))
         channels = -(-problem.planes // blocks)

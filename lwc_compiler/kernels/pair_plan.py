@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels.choice import Candidate
+from lwc_compiler.kernels.choice import Candidate, uneven
 from lwc_compiler.kernels.kernel import Constant, Plan, Step
 from lwc_compiler.kernels.pairs import PairLayout, pack_pairs, pair_kernel
 from lwc_compiler.kernels.tap_plan import canonical
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
     from lwc_compiler.targets.target import Target
 
-_THREADS = 4  # that a layer's tiles should suffice for
+_THREADS = 4  # that a layer's tiles should suffice for at least
 _RANKED = 6  # layouts that are worth a measurement
 _SPARSE = 0.7  # density up to which leaving weights out can gain
 # Cycles, in the measure of `cost.py`; fitted to 18 pointwise layers of BERT and ResNet-50 on Sapphire Rapids: of a
@@ -57,15 +57,17 @@ def pair_candidates(
 
     def candidate(cycles: float, layout: PairLayout) -> Candidate:
         return Candidate(
-            "pairs", f"pairs {layout}", cycles, lambda: plan_pairs(matrix, epilogue, layout, x, residual, y)
+            "pairs",
+            f"pairs {layout}",
+            cycles,
+            lambda: plan_pairs(matrix, epilogue, layout, x, residual, y),
+            uneven(layout.tiles, target.threads),
         )
 
     if density > _SPARSE:
         return []
-    ranked = sorted(
-        ((_cycles(layout, density, target), layout) for layout in layouts(geometry, target)), key=lambda c: c[0]
-    )
-    return [candidate(cycles, layout) for cycles, layout in ranked[:_RANKED]]
+    every = [candidate(_cycles(layout, density, target), layout) for layout in layouts(geometry, target)]
+    return sorted(every, key=lambda c: c.shared)[:_RANKED]
 
 
 def plan_pairs(
@@ -105,7 +107,7 @@ def layouts(geometry: ConvGeometry, target: Target) -> Iterator[PairLayout]:
         if 2 * vectors > target.vector_registers - 4:
             continue
         tiles = p.batch * -(-needed // vectors)
-        parts = {1, 2, 4, 8} if tiles < 2 * _THREADS else {1}
+        parts = {1, 2, 4, 8} if tiles < 2 * max(_THREADS, target.threads) else {1}
         for share in (0.4, 0.55, 0.7, 0.85):
             fitting = min(1 << 16, int(target.l1_bytes * share) // 4) // (vectors * lanes)
             blocks = -(-p.in_channels // max(1, fitting))

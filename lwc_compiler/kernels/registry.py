@@ -27,6 +27,7 @@ KERNELS = (
     Entry("conv_block8", "block8", "convolution, non-zeros in blocks of 8 output channels"),
     Entry("conv_pairs", "csr", "pointwise convolution, single non-zeros of two output channels at a time"),
     Entry("conv_channels", "dense", "convolution with every weight, output channels in the vectors"),
+    Entry("conv_pooled", "dense", "convolution with every weight, and the largest of its outputs in each window"),
     Entry("conv_depthwise", "dense", "depthwise convolution with every weight, row by row"),
     Entry("separable", "", "a depthwise convolution and the 1x1 convolutions around it"),
     Entry("winograd", "dense", "3x3 convolution with stride 1 by minimal filtering"),

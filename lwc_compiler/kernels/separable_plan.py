@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
+from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted, uneven
 from lwc_compiler.kernels.conv import plan_conv
 from lwc_compiler.kernels.depthwise_plan import computes
 from lwc_compiler.kernels.depthwise_plan import cycles as band_cycles
@@ -75,7 +75,7 @@ def fits(parts: Sequence[Part]) -> bool:
     return depthwise.depthwise and all(part.pointwise for part in (*expand, project))
 
 
-def plan_separable(parts: Sequence[Part], target: Target, threads: int, pick: Pick = predicted) -> Plan | None:
+def plan_separable(parts: Sequence[Part], target: Target, pick: Pick = predicted) -> Plan | None:
     """Plans [1x1 ->] depthwise -> 1x1 as one kernel; None where separate kernels are faster.
 
     Input 0 is x (N, C, H, W), input 1 the residual of the last layer if there is one, output 0 is (N, O, H', W'); all
@@ -84,13 +84,12 @@ def plan_separable(parts: Sequence[Part], target: Target, threads: int, pick: Pi
     Args:
         parts: the convolutions, which `fits`.
         target: what the code is for.
-        threads: that share the tiles.
         pick: chooses among the ways to compute them.
     """
-    candidates = separable_candidates(parts, target, threads)
+    candidates = separable_candidates(parts, target)
     if not candidates:
         return None
-    plans = _apart(parts, target, threads, pick)
+    plans = _apart(parts, target, pick)
     name = " | ".join(plan.trials[0].name for plan in plans)
     time = sum(plan.trials[0].cycles for plan in plans)
     separate = Candidate("separate", name, time, lambda: _in_turn(plans, parts))
@@ -106,14 +105,14 @@ def _task(parts: Sequence[Part]) -> Task:
     return Task(f"separable {'; '.join(layers)}", kept, inputs, output)
 
 
-def _apart(parts: Sequence[Part], target: Target, threads: int, pick: Pick) -> list[Plan]:
+def _apart(parts: Sequence[Part], target: Target, pick: Pick) -> list[Plan]:
     """The best plans of several kernels."""
     first, *rest = parts
     plan = plan_conv(first.weight, first.geometry, first.epilogue, target, pick)
     if not rest:
         return [plan]
-    together = plan_separable(rest, target, threads, pick) if fits(rest) else None
-    return [plan, *([together] if together else _apart(rest, target, threads, pick))]
+    together = plan_separable(rest, target, pick) if fits(rest) else None
+    return [plan, *([together] if together else _apart(rest, target, pick))]
 
 
 def _in_turn(plans: Sequence[Plan], parts: Sequence[Part]) -> Plan:
@@ -139,13 +138,12 @@ def _in_turn(plans: Sequence[Plan], parts: Sequence[Part]) -> Plan:
     return Plan(tuple(steps), tuple(scratch), "separate")
 
 
-def separable_candidates(parts: Sequence[Part], target: Target, threads: int) -> list[Candidate]:
+def separable_candidates(parts: Sequence[Part], target: Target) -> list[Candidate]:
     """Plans of one step, the best cuts; none where threads could not share their tiles.
 
     Args:
         parts: `fits` of them.
         target: what the code is for.
-        threads: that share the tiles.
     """
     *expand, depthwise, project = [canonical(part.geometry) for part in parts]
     densities = [part.density for part in parts if part.pointwise]
@@ -157,7 +155,7 @@ def separable_candidates(parts: Sequence[Part], target: Target, threads: int) ->
     layouts = [
         SeparableLayout(expand[0] if expand else None, depthwise, project, cut) for cut in cuts(depthwise, target)
     ]
-    return [candidate(lay) for lay in layouts if -(-lay.tiles // threads) * threads <= _UNEVEN * lay.tiles]
+    return [candidate(lay) for lay in layouts if uneven(lay.tiles, target.threads) <= _UNEVEN]
 
 
 def cuts(depthwise: Problem, target: Target) -> list[Cut]:

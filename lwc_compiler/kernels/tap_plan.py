@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels.choice import Candidate
+from lwc_compiler.kernels.choice import Candidate, uneven
 from lwc_compiler.kernels.cost import formats, ranked
 from lwc_compiler.kernels.kernel import Plan, Step
 from lwc_compiler.kernels.taps import Axis, Problem, TapLayout, Tiling, pack_taps, tap_kernel, tap_operands
@@ -46,7 +46,8 @@ def tap_candidates(
         def build() -> Plan:
             return plan_tiling(weight, geometry, epilogue, format_name, tiling, x, residual, y)
 
-        return Candidate(format_name, f"{format_name} {tiling}", cycles, build)
+        slower = uneven(TapLayout(problem, tiling).tiles, target.threads)
+        return Candidate(format_name, f"{format_name} {tiling}", cycles, build, slower)
 
     return [
         candidate(format_name, tiling, cycles)

@@ -114,6 +114,11 @@ class WinogradLayout:
         return -(-self.out_channels // self.chunk)
 
     @property
+    def tiles(self) -> int:
+        """Units of work of the convolution."""
+        return self.blocks[0] * self.blocks[1] * (self.chunks if self.separate else 1)
+
+    @property
     def pitch(self) -> int:
         """Columns of a transformed row of pixels."""
         return -(-(self.columns * self.square + KERNEL - 1) // self.lanes) * self.lanes
@@ -204,7 +209,7 @@ def winograd_kernel(layout: WinogradLayout, epilogue: Epilogue) -> Kernel:
             first = b.let("first", lay.first_channel(chunk))
             writer.transform_output(scratch, held, products, first, first_image, first_row, residual, bias, y, epilogue)
     extra = writer.output_scratch if lay.separate else max(writer.input_scratch, writer.output_scratch)
-    return b.build("winograd", lay.blocks[0] * lay.blocks[1] * chunks, 4 * (products + extra))
+    return b.build("winograd", lay.tiles, 4 * (products + extra))
 
 
 class _Writer:

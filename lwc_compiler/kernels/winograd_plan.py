@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels.choice import Candidate
+from lwc_compiler.kernels.choice import Candidate, uneven
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.winograd import KERNEL, WinogradLayout, input_kernel, pack_winograd, winograd_kernel
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
     from lwc_compiler.targets.target import Target
 
-_THREADS = 4  # that a layer's units should suffice for
+_THREADS = 4  # that a layer's units should suffice for at least
 _RANKED = 4  # layouts that are worth a measurement
 _CYCLES = 0.5  # of a vector multiply-add
 # In vector multiply-adds, fitted to layers of VGG-16 and ResNet-50 on one core with AVX-512: a multiply-add with its
@@ -43,10 +43,11 @@ def winograd_candidates(
     def candidate(cycles: float, layout: WinogradLayout) -> Candidate:
         cut = (layout.square, layout.images, layout.rows, layout.group, layout.vectors, int(layout.separate))
         name = f"winograd {'x'.join(map(str, cut))}"
-        return Candidate("winograd", name, cycles, lambda: plan_winograd(weight, epilogue, layout))
+        slower = uneven(layout.tiles, target.threads)
+        return Candidate("winograd", name, cycles, lambda: plan_winograd(weight, epilogue, layout), slower)
 
-    ranked = sorted(((_cycles(layout, target), layout) for layout in layouts(geometry, target)), key=lambda c: c[0])
-    return [candidate(cycles, layout) for cycles, layout in ranked[:_RANKED]]
+    every = [candidate(_cycles(layout, target), layout) for layout in layouts(geometry, target)]
+    return sorted(every, key=lambda c: c.shared)[:_RANKED]
 
 
 def plan_winograd(weight: NDArray[np.float32], epilogue: Epilogue, layout: WinogradLayout) -> Plan:
@@ -93,7 +94,7 @@ def layouts(geometry: ConvGeometry, target: Target) -> Iterator[WinogradLayout]:
                 layout = WinogradLayout(
                     g.batch, g.in_channels, g.out_channels, (g.in_size[0], g.in_size[1]),
                     (g.out_size[0], g.out_size[1]), (g.pads[0], g.pads[1]), lanes, square, images, rows, group, vectors,
-                    units < _THREADS,
+                    units < max(_THREADS, target.threads),
                 )  # fmt: skip
                 if images * rows == 1 or 4 * layout.transformed <= 4 * target.l2_bytes:
                     yield layout

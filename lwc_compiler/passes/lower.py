@@ -75,7 +75,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     for variant in target.variants or (target,):
         count = _measured(options, variant)
         pick = Tuner(variant, count, compiler) if count else predicted
-        parts = cut_batch(model, variant, pick, options.threads)
+        parts = cut_batch(model, replace(variant, threads=options.threads), pick)
         stages = []
         for number, part in enumerate(parts):
             takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)

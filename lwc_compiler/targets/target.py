@@ -22,6 +22,7 @@ class Target:
         l1_bytes: level-1 data cache of one core, in bytes; without caches, what a kernel may use of memory for itself.
         l2_bytes: the level-2 cache, as far as one core may count on it, in bytes.
         description: one line for `lwc targets`.
+        threads: that share the tiles of a kernel.
         variants: targets that the library has code for, the least demanding first, to choose from when it runs; none:
             this one alone.
         os: what the code runs under; `none`: no operating system, no threads and no clock.
@@ -45,6 +46,7 @@ class Target:
     l1_bytes: int
     l2_bytes: int
     description: str
+    threads: int = 1
     variants: tuple[Target, ...] = ()
     os: Literal["linux", "macos", "none"] = "linux"
     machines: tuple[str, ...] = ()
