@@ -120,6 +120,7 @@ def make_lowered(tmp_path_factory):
             inputs=(TensorSpec("values", "float32", (2, 3)), TensorSpec("ids", "int64", (2,))),
             outputs=(TensorSpec("doubled", "float32", (2, 3)), TensorSpec("same", "int64", (2,))),
             workspace_bytes=128,
+            least_workspace_bytes=128,
             weight_bytes=0,
             layers=(
                 LayerDecision(
@@ -184,6 +185,7 @@ def write_twice(directory, lowered, model, **changes):
         "report": Report("twice", (), {"weights, dense": 24, "library": len(lowered.library)}),
         "verification": Verification({"doubled": 1e-7, "same": 0.0}, 1e-4, 2),
         "figures": {},
+        "bundle": {"README.md": b"# twice\n"},
     }
     return write_artifact(directory, lowered, model, **{**arguments, **changes})
 

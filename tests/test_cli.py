@@ -230,7 +230,7 @@ def test_compile_twice_gives_the_same_library(lwc, mlp, tmp_path):
     for name in ("a", "b"):
         assert lwc("compile", mlp, "-o", tmp_path / name, "--sparsity", "0.5").code == 0
     files = {path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()}
-    assert len(files) == 7
+    assert len(files) == 12
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 

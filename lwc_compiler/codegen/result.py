@@ -104,6 +104,7 @@ class Lowered:
         inputs: in the order `<symbol>_run` takes them.
         outputs: in the order `<symbol>_run` takes them.
         workspace_bytes: bytes of 64-byte-aligned memory the caller hands to `<symbol>_run`.
+        least_workspace_bytes: the same for one thread.
         weight_bytes: bytes of the constants.
         weights: what `<symbol>_run` takes as its first argument; None: the library holds the constants.
         layers: one decision for each node that uses a site; for the most capable processor the library has code for.
@@ -121,6 +122,7 @@ class Lowered:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     workspace_bytes: int
+    least_workspace_bytes: int
     weight_bytes: int
     layers: tuple[LayerDecision, ...]
     programs: tuple[ProgramInfo, ...]

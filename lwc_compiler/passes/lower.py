@@ -104,6 +104,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         inputs=inputs,
         outputs=outputs,
         workspace_bytes=emitted.workspace_bytes,
+        least_workspace_bytes=emitted.least_workspace_bytes,
         weight_bytes=len(emitted.weights),
         weights=emitted.weights if apart else None,
         layers=tuple(

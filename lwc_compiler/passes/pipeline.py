@@ -60,8 +60,9 @@ def compile_model(
     model = _pruned_and_retrained(original, recipe, workdir, progress)
 
     # TVM and ONNX Runtime take a second to import.
+    from lwc_compiler.codegen.bundle import bundle_files
     from lwc_compiler.passes.lower import lower_static
-    from lwc_compiler.runtime.verify import verify
+    from lwc_compiler.runtime.verify import make_test_vector, verify
 
     logger.info("lowering for %s", target.name)
     static = _static(model, recipe.lower)
@@ -76,6 +77,7 @@ def compile_model(
         source_sha256=source_sha256,
         report=with_lowered(_report(model, static, recipe), lowered),
         figures=_figures(original, model) if recipe.iterate else {},
+        bundle=bundle_files(lowered, make_test_vector(model, lowered)),
         verification=verification,
         force=force,
     )

@@ -232,6 +232,7 @@ def write_artifact(
     report: Report,
     verification: Verification,
     figures: Mapping[str, Figure] | None,
+    bundle: Mapping[str, bytes],
     force: bool = False,
 ) -> Artifact:
     """Writes the artifact of a lowered model.
@@ -244,6 +245,7 @@ def write_artifact(
         source_sha256: hash of the model file that was compiled; empty when there was none.
         report: what becomes `report.json` and `report.md`.
         figures: file name -> plot, for the folder `plots`; None: they could not be drawn.
+        bundle: file name -> contents of what is there for those who link the library.
         verification: outcome of the check against ONNX Runtime.
         force: replace the artifact that is there; it stays as it is when anything fails.
 
@@ -261,6 +263,8 @@ def write_artifact(
         (new / f"{lowered.name}.h").write_text(lowered.header, encoding="utf-8")
         if lowered.weights is not None:
             (new / f"{lowered.name}.weights").write_bytes(lowered.weights)
+        for name, contents in bundle.items():
+            (new / name).write_bytes(contents)
         save_model(model, new / f"{lowered.name}.onnx")
         write_report_files(new, report, figures)
         manifest = Manifest(

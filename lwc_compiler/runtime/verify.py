@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from lwc_compiler.codegen.bundle import TestVector
 from lwc_compiler.errors import ToolchainError, VerificationError
 from lwc_compiler.runtime.artifact import Verification
 from lwc_compiler.runtime.elsewhere import NotRunError, open_lowered_elsewhere
@@ -92,6 +93,17 @@ def _compared(model: Model, lowered: Lowered, run: Callable[[_Arrays], Iterable[
     return Verification(errors, TOLERANCE, ROUNDS)
 
 
+def make_test_vector(model: Model, lowered: Lowered) -> TestVector:
+    """Random inputs, ONNX Runtime's outputs, and how far the library's may be from them: as `verify` accepts it."""
+    inputs = random_inputs(model.proto, lowered.inputs, seed=0)
+    outcome = reference_session(model.proto, lowered.threads).run([spec.name for spec in lowered.outputs], inputs)
+    ranges = dict.fromkeys(_sigmoids(model.proto.graph), 1.0)
+    scales = [ranges.get(s.name) or _scale(array) for s, array in zip(lowered.outputs, outcome, strict=True)]
+    return TestVector(
+        tuple(inputs[spec.name] for spec in lowered.inputs), tuple(outcome), tuple(TOLERANCE * s for s in scales)
+    )
+
+
 def relative_error(actual: NDArray[np.generic], expected: NDArray[np.generic], scale: float | None = None) -> float:
     """Error of `actual`: max |actual - expected| / scale, over the finite entries.
 
@@ -106,8 +118,13 @@ def relative_error(actual: NDArray[np.generic], expected: NDArray[np.generic], s
         return float("inf")
     if not finite.any():
         return 0.0
-    scale = scale or float(np.abs(b[finite]).max()) or 1.0
-    return float(np.abs(a[finite] - b[finite]).max()) / scale
+    return float(np.abs(a[finite] - b[finite]).max()) / (scale or _scale(expected))
+
+
+def _scale(expected: NDArray[np.generic]) -> float:
+    """The largest finite number's size; 1 where all are zero."""
+    values = expected.astype(np.float64)
+    return float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) or 1.0
 
 
 def _sigmoids(graph: GraphProto) -> set[str]:

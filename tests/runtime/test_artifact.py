@@ -29,6 +29,7 @@ def write(twice, twice_model, artifact):
             "report": Report("twice", (), {}),
             "verification": manifest.verification,
             "figures": {},
+            "bundle": {"README.md": b"# twice\n"},
         }
         return write_artifact(directory, twice, twice_model, **{**arguments, **changes})
 
@@ -49,6 +50,7 @@ def test_what_is_written_can_be_read(artifact, twice):
     assert again.header.read_text() == twice.header
     assert onnx.load(again.model).graph.node[0].op_type == "Add"
     assert sorted(again.manifest.files) == [
+        "README.md",
         "libtwice.a",
         "libtwice.so",
         "report.json",

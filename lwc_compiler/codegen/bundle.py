@@ -1,0 +1,231 @@
+"""What a C developer finds beside a library: an example that checks itself, CMake files and a README."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lwc_compiler.codegen.sections import section_sizes
+from lwc_compiler.targets import find_target
+from lwc_compiler.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from lwc_compiler.codegen.result import Lowered, TensorSpec
+
+# A test vector of so many bytes is C text; a larger one is a file, where there are files.
+_TEXT_BYTES = 64 << 10
+_COLUMNS = 120
+
+
+@dataclass(frozen=True)
+class TestVector:
+    """Inputs, and what they have to give.
+
+    Attributes:
+        inputs: in the order of the library's.
+        expected: outputs in the order of the library's.
+        tolerances: for each output, how far a number may be from the expected one.
+    """
+
+    __test__ = False  # not a test, whatever its name says
+
+    inputs: tuple[NDArray[np.generic], ...]
+    expected: tuple[NDArray[np.generic], ...]
+    tolerances: tuple[float, ...]
+
+
+def bundle_files(lowered: Lowered, vector: TestVector) -> dict[str, bytes]:
+    """File name -> contents: `example.c` with its test vector, the files of CMake, and `README.md`."""
+    target = find_target(lowered.target)
+    with_os = target.os != "none"
+    arrays = [*vector.inputs, *vector.expected]
+    as_file = with_os and sum(array.nbytes for array in arrays) > _TEXT_BYTES
+    weights = lowered.weights is not None
+    kept = {
+        "printing": with_os,
+        "shared": lowered.library is not None,
+        "vector_file": as_file,
+        "weights": weights,
+        "mapped_file": weights and with_os,
+        "weights_address": weights and not with_os,
+        "arguments": as_file or (weights and with_os),
+    }
+    texts = {
+        "name": lowered.name,
+        "symbol": lowered.symbol,
+        "upper": lowered.symbol.upper(),
+        "version": __version__,
+        "target": target.name,
+        "description": target.description,
+        "weights_argument": "weights, " if weights else "",
+        "weights_argument_number": "2" if as_file else "1",
+        **_example_texts(lowered),
+        **_readme_texts(lowered),
+    }
+    files = {
+        "example.c": "example.c",
+        "CMakeLists.txt": "CMakeLists.txt",
+        "Config.cmake": f"{lowered.symbol}Config.cmake",
+        "README.md": "README.md",
+    }
+    folder = resources.files("lwc_compiler.codegen").joinpath("templates")
+    made = {
+        name: fill(folder.joinpath(template).read_text(encoding="utf-8"), texts, kept).encode()
+        for template, name in files.items()
+    }
+    made["test_vector.h"] = _vector_text(vector, as_file=as_file).encode()
+    if as_file:
+        made["test_vector.bin"] = b"".join(array.tobytes() for array in arrays)
+    return made
+
+
+def fill(template: str, texts: Mapping[str, str], kept: Mapping[str, bool]) -> str:
+    """A template with `@name@` replaced by texts; of `@if name`, `@else` and `@end` lines one side is kept."""
+    lines, keeping = [], [True]
+    for line in template.splitlines():
+        if line.startswith("@if "):
+            keeping.append(kept[line.removeprefix("@if ")])
+        elif line == "@else":
+            keeping[-1] = not keeping[-1]
+        elif line == "@end":
+            keeping.pop()
+        elif all(keeping):
+            lines.append(line)
+    text = "\n".join(lines) + "\n"
+    for name, value in texts.items():
+        text = text.replace(f"@{name}@", value)
+    return text
+
+
+def _example_texts(lowered: Lowered) -> dict[str, str]:
+    inputs, outputs = range(len(lowered.inputs)), range(len(lowered.outputs))
+    loaded = [f"test_input_{i}" for i in inputs] + [f"test_expected_{i}" for i in outputs]
+    types = sorted({_c_type(spec.dtype) for spec in lowered.outputs})
+    return {
+        "outputs": "\n".join(
+            f"static {_c_type(s.dtype)} output_{i}[{_length(s)}];" for i, s in enumerate(lowered.outputs)
+        ),
+        "comparisons": "\n".join(_COMPARISON.format(type=name) for name in types),
+        "input_names": ", ".join(f"test_input_{i}" for i in inputs) or "NULL",
+        "output_names": ", ".join(f"output_{i}" for i in outputs),
+        "loads": "".join(f" || !load(file, {name}, sizeof {name})" for name in loaded),
+        "checks": "\n".join(
+            f"    wrong += wrong_{_c_type(spec.dtype)}(output_{i}, test_expected_{i}, {math.prod(spec.shape)}, "
+            f"TEST_TOLERANCE_{i});"
+            for i, spec in enumerate(lowered.outputs)
+        ),
+        "elements": str(sum(math.prod(spec.shape) for spec in lowered.outputs)),
+    }
+
+
+_COMPARISON = """\
+/* How many numbers are further from the expected ones than the tolerance. */
+static size_t wrong_{type}(const {type} *actual, const {type} *expected, size_t count, double tolerance) {{
+    size_t wrong = 0;
+    for (size_t i = 0; i < count; i++) {{
+        const double a = (double)actual[i], e = (double)expected[i];
+        const int same = a == e || (a != a && e != e);
+        if (!same && !(a - e <= tolerance && e - a <= tolerance)) wrong++;
+    }}
+    return wrong;
+}}"""
+
+
+def _readme_texts(lowered: Lowered) -> dict[str, str]:
+    upper, target = lowered.symbol.upper(), find_target(lowered.target)
+    sizes = section_sizes(lowered.archive)
+    rows = []
+    if sizes:
+        constants = "constants" if lowered.weights is not None else "weights and other constants"
+        rows += [
+            f"| flash: code | {sizes.code:,} |",
+            f"| flash: {constants} | {sizes.constants:,} |",
+            f"| RAM, and flash for its first contents: tables of pointers | {sizes.data:,} |",
+            f"| RAM: static | {sizes.zeros:,} |",
+        ]
+    if lowered.weights is not None:
+        rows.append(f"| flash or a file: weights | {len(lowered.weights):,} |")
+    rows.append(f"| RAM: workspace, one thread | {lowered.least_workspace_bytes:,} |")
+    if lowered.threads > 1:
+        rows.append(f"| RAM: workspace, {lowered.threads} threads | {lowered.workspace_bytes:,} |")
+    flags = "-std=c99 -O2"
+    linked = f"example.c lib{lowered.name}.a" + (" -lm -pthread" if target.os != "none" else " -lm")
+    if target.os == "none":
+        build = f"$CC $CFLAGS {flags} {linked} -o example.elf   # with the startup code and linker script of the board"
+    else:
+        build = f"cc {flags} {linked} -o example && ./example"
+    groups = (("INPUT", lowered.inputs), ("OUTPUT", lowered.outputs))
+    names = [(_c_type(s.dtype), direction, i) for direction, specs in groups for i, s in enumerate(specs)]
+    return {
+        "sizes": "\n".join(rows),
+        "macs": f"{sum(layer.flops for layer in lowered.layers) // 2:,}",
+        "dense_macs": f"{sum(layer.dense_flops for layer in lowered.layers) // 2:,}",
+        "build": build,
+        "declarations": "\n".join(
+            f"static {kind} {direction.lower()}_{i}[{upper}_{direction}_{i}_ELEMENTS];" for kind, direction, i in names
+        ),
+        "call_inputs": ", ".join(f"input_{i}" for i in range(len(lowered.inputs))) or "NULL",
+        "call_outputs": ", ".join(f"output_{i}" for i in range(len(lowered.outputs))),
+    }
+
+
+def _c_type(dtype: str) -> str:
+    """The C99 type of elements, from NumPy's name."""
+    return {"float32": "float", "float64": "double", "bool": "uint8_t"}.get(dtype, f"{dtype}_t")
+
+
+def _length(spec: TensorSpec) -> int:
+    return max(1, math.prod(spec.shape))
+
+
+def _vector_text(vector: TestVector, *, as_file: bool) -> str:
+    """`test_vector.h`: the numbers, or, where they are read from a file, room for them."""
+    lines = ["/* The test vector of example.c. */", "#include <stdint.h>", ""]
+    groups = (("input", vector.inputs), ("expected", vector.expected))
+    for name, array in ((f"test_{kind}_{i}", a) for kind, arrays in groups for i, a in enumerate(arrays)):
+        kind = _c_type(array.dtype.name)
+        if as_file:
+            lines.append(f"static {kind} {name}[{max(1, array.size)}];")
+        else:
+            lines += [f"static const {kind} {name}[] = {{", *_rows(array), "};"]
+    if any("NAN" in line or "INFINITY" in line for line in lines):
+        lines.insert(1, "#include <math.h>")
+    lines += [f"#define TEST_TOLERANCE_{i} {tolerance:.9g}" for i, tolerance in enumerate(vector.tolerances)]
+    return "\n".join(lines) + "\n"
+
+
+def _rows(array: NDArray[np.generic]) -> Sequence[str]:
+    """The elements as C text that gives the very same values, in lines of few columns."""
+    lines, line = [], "   "
+    for text in [c_number(value) for value in array.ravel()] or ["0"]:
+        if len(line) + len(text) + 2 > _COLUMNS:
+            lines.append(line)
+            line = "   "
+        line += f" {text},"
+    return [*lines, line]
+
+
+def c_number(value: np.generic) -> str:
+    """A C99 constant with exactly this value; infinities and NaN need <math.h>, integers <stdint.h>."""
+    if not isinstance(value, np.floating):
+        integer = int(value)
+        if isinstance(value, np.int64):
+            return f"INT64_C({integer})" if integer > -(1 << 63) else "INT64_MIN"
+        if isinstance(value, np.uint64):
+            return f"UINT64_C({integer})"
+        return f"{integer}"
+    if not np.isfinite(value):
+        return "NAN" if np.isnan(value) else ("-INFINITY" if value < 0 else "INFINITY")
+    single = isinstance(value, np.float32)
+    text = f"{float(value):.9g}" if single else f"{float(value):.17g}"
+    if not any(character in text for character in ".e"):
+        text += ".0"
+    return f"{text}f" if single else text
