@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.codegen.header import c_string
-from lwc_compiler.codegen.memory import aligned, plan_workspace
+from lwc_compiler.codegen.memory import aligned, plan_workspace, slack_bytes
 from lwc_compiler.codegen.program import BufferRef
-from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES
+from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES
 from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
@@ -180,15 +180,16 @@ def emit(
         for name in ("program", "pool" if with_os else "alone", *(["cpu"] if asks_cpu else []), "runtime")
     ]
     contents, identity = bytes(weights.data), ""
+    slack = max(slack_bytes(target) for target, _ in programs)
     if weights_file:
-        contents, identity, place = _mapped(contents)
+        contents, identity, place = _mapped(contents, slack)
     else:
         place = _EMBEDDED.format(
             symbol=symbol,
             alignment=ALIGNMENT_BYTES,
             alignment_bits=ALIGNMENT_BYTES.bit_length() - 1,
-            slack=SLACK_BYTES,
-            bytes=len(contents) + SLACK_BYTES,
+            slack=slack,
+            bytes=len(contents) + slack,
         )
     source = "\n".join(
         [
@@ -216,9 +217,9 @@ def emit(
     return Emitted(source, contents, identity, *needed)
 
 
-def _mapped(constants: bytes) -> tuple[bytes, str, str]:
+def _mapped(constants: bytes, slack: int) -> tuple[bytes, str, str]:
     """The constants as a file that says what they are, its identity, and the C text that knows it."""
-    body = constants + bytes(SLACK_BYTES)
+    body = constants + bytes(slack)
     digest = hashlib.sha256(body)
     contents = digest.digest().ljust(ALIGNMENT_BYTES, b"\0") + body
     identity = ", ".join(map(hex, digest.digest()))
@@ -248,14 +249,15 @@ class _ProgramText:
     def __init__(self, index: int, target: Target, program: Program, weights: _Weights) -> None:
         self._index, self._target = index, target
         self.between_bytes, before = 0, None
+        slack = slack_bytes(target)
         self._stages = []
         for number, stage in enumerate(program.stages):
             after = None
             if number < len(program.stages) - 1:
                 ((spec, _),) = stage.outputs
                 after = self.between_bytes
-                self.between_bytes += aligned(stage.runs * _bytes(spec) + SLACK_BYTES)
-            self._stages.append(_StageText(f"{index}_{number}", stage, weights, before, after))
+                self.between_bytes += aligned(stage.runs * _bytes(spec) + slack)
+            self._stages.append(_StageText(f"{index}_{number}", stage, target, weights, before, after))
             before = after
         self._shared_bytes = max(stage.arena for stage in self._stages)
         self._thread_bytes = max(stage.thread_bytes for stage in self._stages)
@@ -289,6 +291,7 @@ class _StageText:
     Args:
         name: of the stage in C names.
         stage: the stage.
+        target: what it runs on.
         weights: where its constants go.
         before: where in the memory between stages its input lies; None: it reads the graph inputs.
         after: the same of its output.
@@ -300,19 +303,37 @@ class _StageText:
         steps: how many there are.
     """
 
-    def __init__(self, name: str, stage: Stage, weights: _Weights, before: int | None, after: int | None) -> None:
+    def __init__(
+        self, name: str, stage: Stage, target: Target, weights: _Weights, before: int | None, after: int | None
+    ) -> None:
         self._name, self._stage, self.runs, self.steps = name, stage, stage.runs, len(stage.steps)
-        self._between: dict[Ref, tuple[int, int]] = {}  # offset, and bytes of a run
-        self._inputs = [] if before is not None else list(stage.inputs)
-        self._outputs = [] if after is not None else list(stage.outputs)
+        self._apart: dict[Ref, str] = {}  # buffers outside of the workspace's own part of the stage
+        self._inputs = [] if before is not None else list(enumerate(stage.inputs))
+        self._outputs = [] if after is not None else list(enumerate(stage.outputs))
         for offset, ((spec, ref), *_) in ((before, stage.inputs), (after, stage.outputs)):
             if offset is not None:
-                self._between[ref] = (offset, _bytes(spec))
-        self._offsets, self.arena = plan_workspace(stage, [r for r in self._between if isinstance(r, BufferRef)])
+                self._apart[ref] = f"f->between + {offset} + f->run * {_bytes(spec)}"
+        slack = slack_bytes(target)
+        if target.os == "none" and not slack:
+            self._use_the_callers_memory()
+        self._offsets, self.arena = plan_workspace(stage, [r for r in self._apart if isinstance(r, BufferRef)], slack)
         self._constants = [weights.place(constant) for constant in stage.constants]
         self.thread_bytes = max(
-            (aligned(k.thread_bytes + SLACK_BYTES) for k in stage.kernels.values() if k.thread_bytes), default=0
+            (aligned(k.thread_bytes + slack) for k in stage.kernels.values() if k.thread_bytes), default=0
         )
+
+    def _use_the_callers_memory(self) -> None:
+        """Inputs are read, and outputs written, where the caller has them: a copy would take memory."""
+        for number, (spec, ref) in self._inputs:
+            self._apart[ref] = f"(const unsigned char *)f->inputs[{number}] + f->run * {_bytes(spec)}"
+        self._inputs = []
+        copied: list[tuple[int, tuple[TensorSpec, Ref]]] = []
+        for number, (spec, place) in self._outputs:
+            if isinstance(place, BufferRef) and place not in self._apart:
+                self._apart[place] = f"(unsigned char *)f->outputs[{number}] + f->run * {_bytes(spec)}"
+            else:
+                copied.append((number, (spec, place)))
+        self._outputs = copied
 
     def row(self) -> str:
         """The stage as an entry of the table of stages."""
@@ -337,12 +358,12 @@ class _StageText:
             copy_in="\n".join(
                 f"    memcpy({self._place(ref)}, (const char *)f->inputs[{n}] + f->run * {_bytes(spec)}, "
                 f"{_bytes(spec)});"
-                for n, (spec, ref) in enumerate(self._inputs)
+                for n, (spec, ref) in self._inputs
                 if _bytes(spec)
             ),
             copy_out="\n".join(
                 f"    memcpy((char *)f->outputs[{n}] + f->run * {_bytes(spec)}, {self._place(ref)}, {_bytes(spec)});"
-                for n, (spec, ref) in enumerate(self._outputs)
+                for n, (spec, ref) in self._outputs
                 if _bytes(spec)
             ),
         )
@@ -381,9 +402,8 @@ class _StageText:
         return f"    {{lwc_step_{self._name}_{number}, {tiles}, {threads}}},"
 
     def _place(self, ref: Ref) -> str:
-        if ref in self._between:
-            offset, size = self._between[ref]
-            return f"f->between + {offset} + f->run * {size}"
+        if ref in self._apart:
+            return self._apart[ref]
         if isinstance(ref, BufferRef):
             return f"f->workspace + {self._offsets[ref.index]}"
         return f"f->weights + {self._constants[ref.index]}"

@@ -61,7 +61,7 @@ typedef struct {symbol}_pool {symbol}_pool;
 /* Bytes of the workspace a run on so many threads needs. */
 size_t {symbol}_workspace_bytes(int threads);
 {weights}
-/* Runs the network: one pointer for each input and output, in the order above, tensors dense and row-major. The
+/* Runs the network: one pointer for each input and output, in the order above, tensors dense and row-major{where}. The
  * workspace is the caller's, workspace_bytes long, aligned to {alignment} bytes; its contents need not survive between
  * calls. A NULL pool means one thread. Returns 0, or a code for {symbol}_error_string; nothing is written then. */
 int {symbol}_run(
@@ -91,6 +91,7 @@ _POOL = """\
 {symbol}_pool *{symbol}_pool_create(int threads); /* NULL when there is no memory, or threads is not 1 to 256 */
 void {symbol}_pool_destroy({symbol}_pool *pool);
 """
+_WHERE = ", aligned as\n * their elements are, and apart from each other: they are used where they lie"
 _PROFILE = """\
 /* A library may hold code for several targets and takes the most capable that this processor can run. use_target makes
  * later runs of the process take another; 1, or 0 when there is no code for it that this processor can run. */
@@ -157,6 +158,7 @@ def emit_header(
         pool=_POOL.format(symbol=symbol) if threads else "",
         profile=_PROFILE.format(symbol=symbol, argument=argument) if threads else "",
         weights=weights, argument=argument,
+        where="" if threads else _WHERE,
     )  # fmt: skip
 
 

@@ -11,11 +11,17 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from lwc_compiler.codegen.program import Stage
+    from lwc_compiler.targets.target import Target
 
 
 def aligned(size: int) -> int:
     """`size` rounded up to whole cache lines."""
     return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+def slack_bytes(target: Target) -> int:
+    """Bytes past the end of a buffer that a target's kernels may read: scalar ones read none."""
+    return SLACK_BYTES if target.vector_bits > 32 else 0
 
 
 def lifetimes(stage: Stage) -> list[tuple[int, int]]:
@@ -39,17 +45,20 @@ def lifetimes(stage: Stage) -> list[tuple[int, int]]:
     return list(zip(first, last, strict=True))
 
 
-def plan_workspace(stage: Stage, elsewhere: Collection[BufferRef] = ()) -> tuple[list[int], int]:
+def plan_workspace(
+    stage: Stage, elsewhere: Collection[BufferRef] = (), slack: int = SLACK_BYTES
+) -> tuple[list[int], int]:
     """Byte offset of every buffer, and the bytes of the whole.
 
-    Buffers that lie `elsewhere` take no room; their offsets mean nothing.
+    Buffers that lie `elsewhere` take no room; their offsets mean nothing. Past the end of every other there are `slack`
+    bytes that may be read.
 
     Greedy by size (Pisarchyk and Lee, *Efficient Memory Management for Deep Neural Net Inference*, 2020, section 5.2):
     the largest buffer first, each at the lowest place that is free over its whole life.
     """
     lives = lifetimes(stage)
     away = {ref.index for ref in elsewhere}
-    sizes = [0 if i in away else aligned(size + SLACK_BYTES) for i, size in enumerate(stage.buffers)]
+    sizes = [0 if i in away else aligned(size + slack) for i, size in enumerate(stage.buffers)]
     offsets = [0] * len(sizes)
     placed: list[int] = []
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):

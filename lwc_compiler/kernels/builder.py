@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tvm import tirx
 from tvm.ir import PointerType, PrimType
 from tvm.tirx.stmt import AllocBuffer, Bind, BufferStore, DeclBuffer, Evaluate, For, ForKind, IfThenElse, SeqStmt, Stmt
@@ -25,12 +26,12 @@ _ANY_LENGTH = 1 << 30
 
 
 class Register:
-    """One vector of float32 (a scalar for one lane)."""
+    """One vector (a scalar for one lane)."""
 
-    def __init__(self, builder: KernelBuilder, lanes: int) -> None:
+    def __init__(self, builder: KernelBuilder, lanes: int, dtype: str) -> None:
         self._builder = builder
         self._lanes = lanes
-        self._buffer = tirx.decl_buffer((lanes,), "float32", name="r")
+        self._buffer = tirx.decl_buffer((lanes,), dtype, name="r")
         builder.emit(AllocBuffer(self._buffer))
 
     def get(self) -> Expr:
@@ -51,6 +52,7 @@ class KernelBuilder:
 
     def __init__(self) -> None:
         self._pointers: list[Expr] = []
+        self._data: dict[Expr, Expr] = {}
         self._declared: list[Stmt] = []
         self._blocks: list[list[Stmt]] = [[]]
         self.first = tirx.Var("t0", "int32")
@@ -61,8 +63,16 @@ class KernelBuilder:
         data = tirx.Var(name, PointerType(PrimType(dtype)))
         buffer = tirx.decl_buffer((_ANY_LENGTH,), dtype, name=f"{name}_data")
         self._pointers.append(data)
+        self._data[buffer] = data
         self._declared.append(DeclBuffer(buffer, data=data))
         return buffer
+
+    def from_element(self, buffer: Expr, index: Expr) -> Expr:
+        """What a pointer's buffer holds from an element on; its address is computed once."""
+        elements = tirx.decl_buffer((_ANY_LENGTH,), buffer.dtype, name="elements")
+        size = np.dtype(str(buffer.dtype)).itemsize
+        self.emit(DeclBuffer(elements, data=tirx.handle_add_byte_offset(self._data[buffer], _int(index * size))))
+        return elements
 
     def emit(self, statement: Stmt) -> None:
         """Appends a statement."""
@@ -87,9 +97,9 @@ class KernelBuilder:
         self.emit(BufferStore(cell, _int(value).astype("int64"), [tirx.const(0, "int32")]))
         return cell.vload([tirx.const(0, "int32")])
 
-    def register(self, lanes: int) -> Register:
+    def register(self, lanes: int, dtype: str = "float32") -> Register:
         """A new register; its value is undefined until it is set."""
-        return Register(self, lanes)
+        return Register(self, lanes, dtype)
 
     def load(self, buffer: Expr, index: Expr, lanes: int = 1, stride: int = 1) -> Expr:
         """`lanes` elements of a buffer from `index` on, `stride` apart; reads the elements between them too."""

@@ -59,11 +59,14 @@ def plan_conv(
         matrix = weight.reshape(geometry.out_channels, geometry.in_channels, -1)[:, :, tap]
         return plan_matmul(matrix.T, geometry.batch, epilogue, target, pick)
     candidates = tap_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
+    if geometry.images == 1:
+        candidates += depthwise_candidates(weight, geometry, epilogue, target)
+    if target.vector_bits == 32:  # the others are ways to fill vectors, and take memory
+        return pick(_task(weight, geometry, epilogue), candidates)
     candidates += pair_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
     candidates += _subsampled(weight, geometry, epilogue, target, residual)
     if geometry.images == 1:
         candidates += channel_candidates(weight, geometry, epilogue, target)
-        candidates += depthwise_candidates(weight, geometry, epilogue, target)
         candidates += winograd_candidates(weight, geometry, epilogue, target)
     return pick(_task(weight, geometry, epilogue), candidates)
 

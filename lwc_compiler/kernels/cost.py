@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import uneven
-from lwc_compiler.kernels.taps import LINE, Problem, TapLayout, Tiling
+from lwc_compiler.kernels.taps import LINE, Problem, TapLayout, Tiling, readable_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,6 +83,7 @@ _DENSE_ROWS = (8, 6, 4, 3, 2)
 _NEARLY_DENSE = 0.9  # from this density on, leaving weights out gains nothing
 _BLOCK_ROWS = (2, 4, 8)
 _THREADS = 4  # that a layer's tiles should suffice for at least
+_BLOCK_KILOBYTES = (12, 20, 28, 40, 64)  # of a tile's input, beside a level-1 cache of 32 KB
 _RANKED = 16  # tilings of a format that are worth a measurement
 
 
@@ -131,6 +132,16 @@ _BLOCK = _fitted(
         "broadcast": 0.305,
     },
 )
+
+
+# Without vectors: instructions of the code for Cortex-M7, counted.
+_SCALAR_REACH = 255  # float32 from an address on that a load reaches without an addition
+_SCALAR_COPIES = {"copy": 64.0, "copy_strided": 64.0, "far_copy": 0.0}
+_SCALAR_SINGLE = _Weights(
+    **_SCALAR_COPIES, tap=5, load=2, split=0, missed=0, full=0, room=0, latency=4, far_weight=0, block=16, group=16,
+    reload=2, far_reload=2, store=2, far_store=2, tile=40,
+)  # fmt: skip
+_SCALAR_BLOCK = replace(_SCALAR_SINGLE, load=1, multiply=1, broadcast=1)
 
 
 def stored_density(kept: NDArray[np.bool_], rows: int) -> float:
@@ -197,7 +208,7 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
     for r in rows:
         if r > problem.out_channels:
             continue
-        for lanes in dict.fromkeys((wide, 8)):
+        for lanes in dict.fromkeys((wide, 8)) if wide > 1 else (1,):
             if problem.images > 1 and lanes != problem.images:
                 continue
             # The sums stay in registers, beside the broadcast weights and a vector of input.
@@ -215,8 +226,13 @@ def _blockings(problem: Problem, target: Target, tiling: Tiling) -> Iterator[Til
     units = one.tiles // one.chunks
     few = units < 2 * max(_THREADS, target.threads)
     parts = sorted({min(one.row_groups, count) for count in (1, 2, 4, 8)}) if few else [1]
-    for kilobytes in (12, 20, 28, 40, 64):
-        blocks = -(-problem.planes // max(1, min(problem.planes, (kilobytes << 8) // one.plane)))
+    if target.os == "none" and readable_in_place(problem, tiling.lanes):
+        for count in parts:
+            yield replace(tiling, channels=problem.planes, chunk=-(-one.row_groups // count), in_place=True)
+        return
+    for kilobytes in _BLOCK_KILOBYTES:
+        room = kilobytes * min(1024, target.l1_bytes // 32) // 4
+        blocks = -(-problem.planes // max(1, min(problem.planes, room // one.plane)))
         channels = -(-problem.planes // blocks)
         for count in parts:
             chunk = -(-one.row_groups // count)
@@ -241,8 +257,12 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
     first = layout.offsets[:positions, None, None] + np.arange(t.tile_rows)[:, None] * layout.pitch
     split = float(((first + np.array(layout.starts)) % LINE + t.lanes > LINE).mean())
     c = (_SINGLE if t.rows == 1 else _BLOCK)[wide]
+    if t.lanes == 1:
+        c = _SCALAR_SINGLE if t.rows == 1 else _SCALAR_BLOCK
     missed = min(1.0, max(0.0, c.full * 4 * layout.packed / target.l1_bytes - c.room))
     load = vectors * (c.load + c.split * split + c.missed * missed)
+    if t.lanes == 1:
+        load += sum(read > _SCALAR_REACH for read in layout.reads)
     if t.rows == 1:
         tap = c.tap + max(load, c.latency)
     else:
@@ -261,4 +281,6 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
     copied = layout.tiles * p.planes * layout.plane / LINE * (c.copy if p.width.stride == 1 else c.copy_strided)
     if pixels * p.in_channels * p.height.size * p.width.size * p.depth.size > 0.75 * target.l2_bytes:
         copied *= 1 + c.far_copy
+    if t.in_place:
+        copied = 0.0
     return copied + layout.tiles * c.tile + layout.tiles / layout.chunks * layout.row_groups * group

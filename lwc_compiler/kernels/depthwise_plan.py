@@ -25,6 +25,7 @@ _MOST_STRIDE = 2  # a load of pixels further apart would read too far past the e
 # Cycles: of a multiply-add, of a vector of input, of a vector of output, and of that in memory beyond the level-2
 # cache; of a band.
 _MULTIPLY, _LOAD, _STORE, _FAR, _BAND = 0.6, 1.3, 3.5, 8.0, 20.0
+_SPARE_REGISTERS = 3  # of scalar code, beside the kernel's weights and the sums
 
 
 def depthwise_candidates(
@@ -85,6 +86,12 @@ def computes(problem: Problem) -> bool:
 def bands(problem: Problem, target: Target) -> Iterator[Band]:
     """Every sensible band: its sums stay in registers, beside a kernel of 3 x 3."""
     height = problem.height.out
+    if target.vector_bits == 32:
+        # A kernel whose weights and sums do not stay in registers is slower than a list of its taps.
+        most = target.vector_registers - problem.height.kernel * problem.width.kernel - _SPARE_REGISTERS
+        if most >= min(height, 4):
+            yield Band(problem.height, problem.width, 1, -(-height // -(-height // most)))
+        return
     for lanes in dict.fromkeys((target.vector_bits // 32, 8)):
         for most in (target.vector_registers // 2, target.vector_registers // 4):
             parts = -(-height // most)
@@ -94,5 +101,7 @@ def bands(problem: Problem, target: Target) -> Iterator[Band]:
 def cycles(band: Band) -> float:
     """Predicted cycles of a band of one plane, without what its output costs."""
     taps = band.height.kernel * band.width.kernel
+    if band.lanes == 1:
+        return _BAND + len(band.starts) * (band.rows * taps + band.in_rows * band.width.kernel)
     loads = band.in_rows * band.width.kernel * band.width.stride
     return _BAND + len(band.starts) * (band.rows * taps * _MULTIPLY + loads * _LOAD)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _MOST_SHARED = 2  # vectors of rows that share a non-zero
 _FEWEST_TOKENS = 4  # below, most lanes of a vector of tokens are empty
+_LONG_ROW = 32  # non-zeros
 _MOST_INPUTS = 1 << 20  # of a layer whose inputs are looked up
 
 # Cycles, measured on Zen 4: to load a byte of weights from the level-2 cache and from beyond it, for a gathered
@@ -37,6 +38,8 @@ _NEAR_BYTE, _DISTANT_BYTE, _GATHER, _TRANSPOSE = 0.025, 0.1, 1.1, 0.35
 # of a non-zero that several rows share, and for each byte of its inputs.
 _LOOKUP_STEP = {64: (4.0, 7.5), 128: (6.8, 8.6)}
 _SHARED, _SHARED_BYTE = 0.9, 0.014
+# Without vectors: instructions of the code for Cortex-M7, counted.
+_SCALAR_GATHER, _SCALAR_MULTIPLY = 5.7, 2.2
 
 
 def plan_matmul(
@@ -60,10 +63,11 @@ def plan_matmul(
     def candidate(name: str, cycles: float, plan: Callable[..., Plan]) -> Candidate:
         return Candidate(name.split()[0], name, cycles, lambda: plan(weight, rows, epilogue, target))
 
+    gather, multiply = (_GATHER, 1.0 / lanes) if lanes > 1 else (_SCALAR_GATHER, _SCALAR_MULTIPLY)
     byte = _DISTANT_BYTE if 4 * k * n > target.l2_bytes / 2 else _NEAR_BYTE
-    candidates = [candidate("dense", max(rows * k * n / lanes, 4 * k * n * byte), plan_dense)]
+    candidates = [candidate("dense", max(rows * k * n * multiply, 4 * k * n * byte), plan_dense)]
     if density < 1:
-        candidates.append(candidate("csr gathered", rows * (k * n * density + n) * _GATHER, plan_gathered))
+        candidates.append(candidate("csr gathered", rows * (k * n * density + n) * gather, plan_gathered))
         if target.features >= FEATURES and k <= _MOST_INPUTS:
             _, cycles = _best_window(k, n, rows, density, target)
             candidates.append(candidate("csr lookup", cycles, plan_lookup))
@@ -104,6 +108,13 @@ def plan_gathered(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, ta
     k, n = weight.shape
     layout = MatvecLayout(rows, 1, k, n, 1, min(k, target.l1_bytes * 3 // 16), min(n, 64), 8)
     constants, stored = pack_matvec(np.ascontiguousarray(weight.T), layout)
+    if target.os == "none":
+        # No cache to stay in, and the fewest bytes; short rows would mostly be filling.
+        layout = replace(layout, block=min(k, 1 << 16), chains=8 if np.count_nonzero(weight) >= _LONG_ROW * n else 4)
+        options = [replace(layout, distances=distances) for distances in (True, False)]
+        packed = {option: pack_matvec(np.ascontiguousarray(weight.T), option) for option in options}
+        layout = min(options, key=lambda option: sum(c.array.nbytes for c in packed[option][0]))
+        constants, stored = packed[layout]
     kernel = matvec_kernel("matvec_csr", layout, epilogue)
     return _one_step(kernel, constants, epilogue, stored, rows)
 

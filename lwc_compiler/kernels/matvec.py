@@ -1,6 +1,7 @@
 """Sparse matrix times one vector, or times a few at once.
 
-The inputs are cut into blocks that stay in the level-1 cache; within a block an index takes 16 bits. A single vector is
+The inputs are cut into blocks that stay in the level-1 cache; within a block an index takes 16 bits, or 8 as a
+distance. A single vector is
 bound by the loads of single inputs, one for every non-zero. Several vectors lie side by side, so that a non-zero loads
 and multiplies the inputs of all of them. The non-zeros of a row are summed in several independent chains, so that
 additions do not wait for each other.
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tvm import tirx
 
 from lwc_compiler.kernels.builder import KernelBuilder, pieces, smaller, splat, unravel
 from lwc_compiler.kernels.kernel import Constant
@@ -20,8 +22,12 @@ from lwc_compiler.kernels.layer import store_result
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from lwc_compiler.kernels.builder import Register
     from lwc_compiler.kernels.kernel import Kernel
     from lwc_compiler.kernels.layer import Epilogue
+
+
+_FARTHEST = 255  # distance that takes 8 bits
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,9 @@ class MatvecLayout:
         block: inputs of a block, at most 2^16.
         chunk: outputs of a tile.
         chains: independent sums of a row; the non-zeros of a row in a block are filled to a multiple.
+        distances: in each row and block the non-zeros come in steps of one for each chain, and an index is stored as
+            the distance from the last of the step before, in 8 bits; what lies further away is reached by way of
+            zeros. For single vectors.
     """
 
     vectors: int
@@ -47,6 +56,12 @@ class MatvecLayout:
     block: int
     chunk: int
     chains: int
+    distances: bool = False
+
+    @property
+    def index_type(self) -> str:
+        """NumPy's name of the type of an index."""
+        return "uint8" if self.distances else "uint16"
 
     @property
     def blocks(self) -> int:
@@ -70,11 +85,21 @@ def pack_matvec(weight: NDArray[np.float32], layout: MatvecLayout) -> tuple[list
     Filling repeats the run's last index, with value 0. Returns the constants `ends`, `indices`, `values` and how many
     weights are stored.
     """
-    counts, indices, values = [], [], []
+    counts: list[NDArray[np.int64]] = []
+    indices: list[NDArray[np.unsignedinteger[Any]]] = []
+    values: list[NDArray[np.float32]] = []
     for block in range(layout.blocks):
         part = weight[:, block * layout.block : (block + 1) * layout.block]
         row, column = np.nonzero(part)
         count = np.bincount(row, minlength=layout.outputs)
+        if layout.distances:
+            starts = np.cumsum(count)[:-1]
+            runs = zip(np.split(column, starts), np.split(part[row, column], starts), strict=True)
+            steps = [_steps(*run, layout.chains) for run in runs]
+            counts.append(np.array([len(distances) for distances, _ in steps]))
+            indices += [distances for distances, _ in steps]
+            values += [value for _, value in steps]
+            continue
         filled = -(-count // layout.chains) * layout.chains
         ends = np.cumsum(filled)
         position = np.arange(row.size) + np.repeat(ends - filled - (np.cumsum(count) - count), count)
@@ -89,7 +114,7 @@ def pack_matvec(weight: NDArray[np.float32], layout: MatvecLayout) -> tuple[list
         values.append(value)
     ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
     stored = int(ends[-1])
-    filling = np.zeros(0 if stored else layout.chains, np.uint16)
+    filling = np.zeros(0 if stored else layout.chains, layout.index_type)
     return [
         Constant(ends),
         Constant(np.concatenate([*indices, filling])),
@@ -97,20 +122,49 @@ def pack_matvec(weight: NDArray[np.float32], layout: MatvecLayout) -> tuple[list
     ], stored
 
 
+def _steps(
+    columns: NDArray[np.int64], values: NDArray[np.float32], chains: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Distances and values of a run's non-zeros, in steps of `chains`."""
+    distances: list[int] = []
+    stored: list[float] = []
+    base = first = 0
+    while first < len(columns):
+        ahead = columns[first : first + chains] - base
+        near = ahead[ahead <= _FARTHEST]
+        step = [*near, *[_FARTHEST if len(near) < len(ahead) else near[-1]] * (chains - len(near))]
+        distances += step
+        stored += [*values[first : first + len(near)], *[0.0] * (chains - len(near))]
+        first += len(near)
+        base += step[-1]
+    return np.array(distances, np.uint8), np.array(stored, np.float32)
+
+
 def matvec_kernel(name: str, layout: MatvecLayout, epilogue: Epilogue) -> Kernel:
     """Builds the kernel; parameters: x, [residual], ends, indices, values, [bias], y."""
     b, lay = KernelBuilder(), layout
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    ends, indices, values = b.pointer("ends", "int32"), b.pointer("indices", "uint16"), b.pointer("values")
+    ends, indices, values = b.pointer("ends", "int32"), b.pointer("indices", lay.index_type), b.pointer("values")
     bias = b.pointer("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
+    read = (x, ends, indices, values)
+
+    def finish(row: Any, vector: Any, lane: int, value: Any, lanes: int) -> None:
+        at = b.let("at", (vector * lay.outputs + row) * lay.together + lane)
+        store_result(b, y, at, value, residual, epilogue.activation, lanes)
+
+    if lay.blocks == lay.together == 1:
+        with b.loop("tile", b.first, b.last) as tile:
+            first, last, vector = _tile(b, lay, tile)
+            with b.loop("row", first, last) as row:
+                (total,) = _row_sums(b, lay, *read, vector * lay.inputs, row)
+                finish(row, vector, 0, b.let("value", total if bias is None else total + b.load(bias, row)), 1)
+        return b.build(name, lay.vectors * lay.chunks)
     sums = b.pointer("scratch")
     width = len(lay.starts) * lay.lanes
     with b.loop("tile", b.first, b.last) as tile:
-        chunk, vector = unravel(b, tile, (lay.chunks, lay.vectors))
-        first = b.let("first", chunk * lay.chunk)
-        last = b.let("last", smaller(first + lay.chunk, lay.outputs))
+        first, last, vector = _tile(b, lay, tile)
         with b.loop("row", first, last) as row:
             value = b.let("value", b.load(bias, row)) if bias is not None else 0.0
             for lane in lay.starts:
@@ -118,36 +172,69 @@ def matvec_kernel(name: str, layout: MatvecLayout, epilogue: Epilogue) -> Kernel
         with b.loop("block", 0, lay.blocks) as block:
             start = b.let("start", (vector * lay.inputs + block * lay.block) * lay.together)
             with b.loop("row", first, last) as row:
-                totals = _row_sums(b, lay, x, start, ends, indices, values, block * lay.outputs + row)
+                totals = _row_sums(b, lay, *read, start, block * lay.outputs + row)
                 for lane, total in zip(lay.starts, totals, strict=True):
                     at = b.let("at", (row - first) * width + lane)
                     b.store(sums, at, b.load(sums, at, lay.lanes) + total, lay.lanes)
         with b.loop("row", first, last) as row:
             for lane, lanes in pieces(lay.together, lay.lanes):
-                at = b.let("at", (vector * lay.outputs + row) * lay.together + lane)
-                value = b.load(sums, (row - first) * width + lane, lanes)
-                store_result(b, y, at, value, residual, epilogue.activation, lanes)
+                finish(row, vector, lane, b.load(sums, (row - first) * width + lane, lanes), lanes)
     return b.build(name, lay.vectors * lay.chunks, 4 * lay.chunk * width)
 
 
+def _tile(b: KernelBuilder, lay: MatvecLayout, tile: Any) -> tuple[Any, Any, Any]:
+    """First and last row of a tile, and its vector."""
+    chunk, vector = unravel(b, tile, (lay.chunks, lay.vectors))
+    first = b.let("first", chunk * lay.chunk)
+    return first, b.let("last", smaller(first + lay.chunk, lay.outputs)), vector
+
+
 def _row_sums(
-    b: KernelBuilder, lay: MatvecLayout, x: Any, start: Any, ends: Any, indices: Any, values: Any, run: Any
+    b: KernelBuilder, lay: MatvecLayout, x: Any, ends: Any, indices: Any, values: Any, start: Any, run: Any
 ) -> list[Any]:
     chains = [[b.register(lay.lanes) for _ in lay.starts] for _ in range(lay.chains)]
     for register in (r for chain in chains for r in chain):
         register.set(splat(0.0, lay.lanes))
     begin = b.let("begin", b.load(ends, run))
     count = b.let("count", (b.load(ends, run + 1) - begin) // lay.chains)
-    with b.loop("step", 0, count) as step:
-        for i, chain in enumerate(chains):
-            at = begin + step * lay.chains + i
-            source = b.let("source", start + b.load(indices, at).astype("int32") * lay.together)
-            value = b.let("value", b.load(values, at))
-            for lane, register in zip(lay.starts, chain, strict=True):
-                register.set(register.get() + splat(value, lay.lanes) * b.load(x, source + lane, lay.lanes))
+    if lay.distances:
+        _distant_steps(b, lay, (x, indices, values), start, begin, count, [register for (register,) in chains])
+    else:
+        with b.loop("step", 0, count) as step:
+            for i, chain in enumerate(chains):
+                at = begin + step * lay.chains + i
+                source = b.let("source", start + b.load(indices, at).astype("int32") * lay.together)
+                value = b.let("value", b.load(values, at))
+                for lane, register in zip(lay.starts, chain, strict=True):
+                    register.set(register.get() + splat(value, lay.lanes) * b.load(x, source + lane, lay.lanes))
     totals = [[register.get() for register in chain] for chain in chains]
     while len(totals) > 1:
         totals = [
             [p + q for p, q in zip(one, two, strict=True)] for one, two in zip(totals[::2], totals[1::2], strict=True)
         ]
     return totals[0]
+
+
+def _distant_steps(
+    b: KernelBuilder,
+    lay: MatvecLayout,
+    buffers: tuple[Any, Any, Any],
+    start: Any,
+    begin: Any,
+    count: Any,
+    chains: list[Register],
+) -> None:
+    """Adds a run's non-zeros, whose indices are distances, to its chains."""
+    x, indices, values = buffers
+    position = b.register(1, "int32")
+    position.set(start + tirx.const(0, "int32"))
+    with b.loop("step", 0, count) as step:
+        at = b.let("at", begin + step * lay.chains)
+        near = b.from_element(x, position.get())
+        # One vector, which keeps LLVM from unrolling the loop: larger code that is no faster.
+        weights = b.let("weights", b.load(values, at, lay.chains))
+        for i, chain in enumerate(chains):
+            distance = b.let("distance", b.load(indices, at + i).astype("int32"))
+            value = tirx.Shuffle([weights], [tirx.const(i, "int32")])
+            chain.set(chain.get() + value * b.load(near, distance))
+        position.set(position.get() + distance)

@@ -9,6 +9,9 @@ The tile's input is copied into the thread's scratch memory first, `channels` in
 the padding, split by stride, each row of pixels at a 64-byte boundary. So every offset is a constant of the layer,
 whatever the padding, stride and dilation are, and every load hits the level-1 cache. Between blocks of channels the
 sums wait in the scratch memory too.
+
+Where memory is short, a layer without padding is computed `in_place`: offsets are then those in the whole input, and
+nothing is copied.
 """
 
 from __future__ import annotations
@@ -121,6 +124,7 @@ class Tiling:
         tile_vectors: vectors in each of them.
         channels: input planes copied at a time.
         chunk: groups of `rows` output channels that one unit of work computes.
+        in_place: the input is read where it lies; for layers that can be, see `readable_in_place`.
     """
 
     lanes: int
@@ -129,9 +133,11 @@ class Tiling:
     tile_vectors: int
     channels: int
     chunk: int
+    in_place: bool = False
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.tile_rows}x{self.tile_vectors}x{self.lanes}/{self.channels}/{self.chunk}"
+        cut = f"{self.rows}x{self.tile_rows}x{self.tile_vectors}x{self.lanes}/{self.channels}/{self.chunk}"
+        return f"{cut} in place" if self.in_place else cut
 
 
 class TapLayout:
@@ -167,18 +173,29 @@ class TapLayout:
         self.span = span
         self.pitch = columns
         self.plane = rows * columns  # float32 of one channel of the tile
+        self.packed = t.channels * self.plane  # float32 of the input that offsets lead to
+        if t.in_place:
+            self.pitch, self.plane = p.width.size, p.height.size * p.width.size
+            self.packed = p.in_channels * p.depth.size * self.plane
         self.blocks = -(-p.planes // t.channels)
         self.row_groups = -(-p.out_channels // t.rows)
         self.chunks = -(-self.row_groups // t.chunk)
-        self.packed = t.channels * self.plane
         sums = t.chunk * t.rows * t.tile_rows * t.tile_vectors * t.lanes if self.blocks > 1 else 0
-        self.scratch_bytes = 4 * (self.packed + sums)
+        self.scratch_bytes = 0 if t.in_place else 4 * (self.packed + sums)
         self.tiles = p.batch * p.groups * p.depth.out * self.row_tiles * self.column_tiles * self.chunks
 
     @property
     def vectors(self) -> int:
         """Vectors of a tile, for each output channel."""
         return self.tiling.tile_rows * self.tiling.tile_vectors
+
+    @property
+    def reads(self) -> list[int]:
+        """Where each vector of a tile is read, from the first one on."""
+        t, down, across = self.tiling, self.pitch, 1
+        if t.in_place:
+            down, across = self.problem.height.stride * self.pitch, self.problem.width.stride
+        return [v // t.tile_vectors * down + self.starts[v % t.tile_vectors] * across for v in range(self.vectors)]
 
     @property
     def chains(self) -> int:
@@ -193,6 +210,12 @@ class TapLayout:
     def offsets(self) -> NDArray[np.int64]:
         """Offset of every tap (planes x kernel height x kernel width), within its block of channels."""
         p = self.problem
+        if self.tiling.in_place:
+            channel, depth = np.divmod(np.arange(p.planes), p.depth.kernel)
+            planes = (channel * p.depth.size + depth * p.depth.dilation) * self.plane
+            down, across = (np.arange(axis.kernel) * axis.dilation for axis in (p.height, p.width))
+            taps: NDArray[np.int64] = planes[:, None, None] + down[:, None] * self.pitch + across
+            return taps.ravel()
         rows = [self.row_base[p.height.phase(i)] + p.height.shift(i) for i in range(p.height.kernel)]
         columns = [self.column_base[p.width.phase(i)] + p.width.shift(i) * p.images for i in range(p.width.kernel)]
         planes = np.arange(p.planes) % self.tiling.channels * self.plane
@@ -291,21 +314,23 @@ class TapSums:
         self._bias = b.pointer("bias") if bias else None
 
     def write(
-        self, scratch: Any, block: Any, number: Any, channel: Any, slot: Any, base: int = 0, part: slice = slice(None)
+        self, scratch: Any, block: Any, number: Any, channel: Any, slot: Any, base: Any = 0, part: slice = slice(None)
     ) -> list[list[Register]]:
         """The sums of one group of rows over one block of channels; registers [row][vector of the tile].
 
         Args:
-            scratch: buffer that holds the tile's input, and behind it the sums that wait for the next block.
+            scratch: buffer that holds the tile's input, and behind it the sums that wait for the next block; in place,
+                the layer's input.
             block: of input channels.
             number: of the group of rows, over all groups of the convolution.
             channel: its first output channel.
             slot: where its sums wait.
-            base: where in the scratch memory the tile's input begins.
+            base: where in it the tile's input begins.
             part: of the tile's vectors.
         """
         b, t, lay = self.b, self.layout.tiling, self.layout
-        at = [v // t.tile_vectors * lay.pitch + lay.starts[v % t.tile_vectors] for v in range(lay.vectors)][part]
+        fixed = base if isinstance(base, int) else 0
+        at = [fixed + read for read in lay.reads[part]]
         vectors = len(at)
         chains = 1 if self.shared else lay.chains
         sums = [[b.register(t.lanes) for _ in at] for _ in range(t.rows)]
@@ -344,10 +369,10 @@ class TapSums:
                 b.prefetch(self._values, first + (taps * t.rows + _AHEAD))
             for chain, into in enumerate([sums, *others]):
                 tap = b.let("tap", taps * chains + chain)
-                offset = b.let("offset", b.load(self._offsets, tap).astype("int32"))
+                offset = b.let("offset", b.load(self._offsets, tap).astype("int32") + (0 if base is fixed else base))
                 weights = [b.let("w", b.load(self._values, first + tap * t.rows + r)) for r in range(t.rows)]
                 for v in range(vectors):
-                    value = b.let("value", b.load(scratch, offset + (base + at[v]), t.lanes))
+                    value = b.let("value", b.load(scratch, offset + at[v], t.lanes))
                     for r in range(t.rows):
                         into[r][v].set(into[r][v].get() + splat(weights[r], t.lanes) * value)
         for other in others:
@@ -407,15 +432,17 @@ class _Writer:
         extra = b.pointer("residual") if residual else None
         sums = TapSums(b, lay, shared=self.shared, bias=bias)
         y = b.pointer("y")
-        self.scratch = b.pointer("scratch")
+        self.scratch = None if t.in_place else b.pointer("scratch")
         with b.loop("tile", b.first, b.last) as tile:
             batch, group, chunk, depth, row, column = self._place(tile)
             row = b.let("row", smaller(row * t.tile_rows, p.height.out - t.tile_rows))
             column = b.let("column", smaller(column * lay.tile_width, lay.width - lay.tile_width))
             first = b.let("first", chunk * t.chunk)
             last = b.let("last", smaller(first + t.chunk, lay.row_groups))
+            base = self._origin(batch, group, depth, row, column) if t.in_place else 0
             with b.loop("block", 0, lay.blocks) as block:
-                self._copy_input(batch, group, depth, row, column, block)
+                if not t.in_place:
+                    self._copy_input(batch, group, depth, row, column, block)
                 with b.loop("rows", first, last) as rows:
                     at = b.let(
                         "at",
@@ -429,7 +456,8 @@ class _Writer:
                     if p.images > 1:
                         to = (batch * p.height.out + row) * self.row + channel * self.plane + column
                     out = b.address(to)
-                    vectors = sums.write(self.scratch, block, group * lay.row_groups + rows, channel, rows - first)
+                    source = self.x if t.in_place else self.scratch
+                    vectors = sums.write(source, block, group * lay.row_groups + rows, channel, rows - first, base)
                     with b.when(block == lay.blocks - 1):
                         distances = (p.depth.out * self.plane, self.row)
                         sums.store(vectors, y, out, distances, extra, self.activation)
@@ -445,6 +473,13 @@ class _Writer:
             self.b, tile, (p.batch, lay.chunks, lay.row_tiles, p.groups, lay.column_tiles)
         )
         return [batch, group, chunk, 0, row, column]
+
+    def _origin(self, batch: Any, group: Any, depth: Any, row: Any, column: Any) -> Any:
+        """Where in the input a tile's first output begins to read."""
+        p, lay = self.p, self.layout
+        plane = (batch * p.groups + group) * (p.in_channels * p.depth.size) + depth * p.depth.stride - p.depth.pad
+        line = plane * p.height.size + row * p.height.stride - p.height.pad
+        return self.b.let("origin", line * lay.pitch + column * p.width.stride - p.width.pad)
 
     def _copy_input(self, batch: Any, group: Any, depth: Any, row: Any, column: Any, block: Any) -> None:
         """Copies the block's planes of the tile into the scratch memory."""
@@ -554,6 +589,13 @@ class _Writer:
     def _pixels(self, at: Any, lanes: int, stride: int) -> Any:
         """A vector of input: of one pixel, or of pixels `stride` apart."""
         return self.b.load(self.x, at, lanes, stride if self.p.images == 1 else 1)
+
+
+def readable_in_place(problem: Problem, lanes: int) -> bool:
+    """Whether every output reads nothing but the input, and vectors of `lanes` outputs find theirs side by side."""
+    p = problem
+    inside = not any(_limits(tirx.const(0, "int32"), axis) for axis in (p.depth, p.height, p.width))
+    return inside and p.images == 1 and (lanes == 1 or p.width.stride == 1)
 
 
 def _floor_divide(value: Any, by: int) -> Any:

@@ -1,5 +1,5 @@
 import pytest
-from harness import TARGETS, build
+from harness import SCALAR, TARGETS, build
 
 
 def pytest_generate_tests(metafunc):
@@ -7,6 +7,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("case", metafunc.cls.cases, ids=lambda case: case.name)
     if "built" in metafunc.fixturenames:
         targets = [target for target in TARGETS if target.vector_bits >= metafunc.cls.vector_bits]
+        targets += [SCALAR] * metafunc.cls.scalar
         metafunc.parametrize("built", targets, indirect=True, scope="class", ids=lambda target: target.name)
 
 

@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -16,6 +16,16 @@ from lwc_compiler.kernels.layer import Activation, Epilogue
 from lwc_compiler.targets import find_target, missing_features
 from lwc_compiler.targets.target import Target
 
+# A microcontroller's kernels, run here: without vectors, with memory for little.
+SCALAR = replace(
+    find_target("host"),
+    name="scalar",
+    vector_bits=32,
+    vector_registers=32,
+    l1_bytes=8 << 10,
+    l2_bytes=64 << 10,
+    os="none",
+)
 TARGETS = [t for t in dict.fromkeys([find_target("x86-64-v3"), find_target("host")]) if not missing_features(t)]
 DENSITIES = (0.0, 0.1, 0.5, 1.0, "blocks")
 EPILOGUES = (
@@ -155,6 +165,7 @@ class KernelTests:
 
     cases: list[Case]
     vector_bits = 0  # of a target that can run them, at least
+    scalar = False  # whether there are kernels without vectors
 
     def test_same_as_float64(self, built: Built, case: Case) -> None:
         """The result is the float64 reference, to 1e-5 of its scale; no NaN from outside a buffer gets into it."""

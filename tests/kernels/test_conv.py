@@ -219,6 +219,7 @@ CASES = make_cases()
 
 class TestConvolutions(KernelTests):
     cases = CASES
+    scalar = True
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

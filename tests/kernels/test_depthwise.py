@@ -49,6 +49,7 @@ CASES = [band_case(number, which) for number in range(len(GEOMETRIES)) for which
 
 class TestEveryBand(KernelTests):
     cases = CASES
+    scalar = True
 
 
 @pytest.mark.parametrize(

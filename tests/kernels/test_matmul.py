@@ -121,6 +121,7 @@ CASES = make_cases()
 
 class TestProducts(KernelTests):
     cases = CASES
+    scalar = True
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)

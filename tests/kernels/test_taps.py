@@ -14,6 +14,8 @@ GEOMETRIES = [
     conv(1, 30, (14, 19), 21, (3, 3), pads=(1, 1, 1, 1)),
     conv(2, 70, (9, 11), 26, (1, 1)),
     conv(1, 24, (13, 40), 22, (3, 2), (2, 2), (1, 0, 1, 3), groups=2),
+    conv(2, 12, (14, 11), 20, (3, 2), (2, 3), groups=2),
+    conv(1, 6, (5, 9, 8), 9, (2, 3, 3), (2, 1, 1), (0, -1, 0, 0, 0, -1), (2, 1, 2)),
 ]
 FORMATS = [entry.format for entry in KERNELS if entry.name.startswith("conv_")]
 
@@ -47,3 +49,4 @@ CASES = [make_case(number, *pair) for number, pair in enumerate(PAIRS)]
 
 class TestEveryChoice(KernelTests):
     cases = CASES
+    scalar = True
