@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
 
@@ -16,6 +16,14 @@ from lwc_compiler.kernels.layer import Activation, Epilogue
 from lwc_compiler.targets import find_target, missing_features
 from lwc_compiler.targets.target import Target
 
+# Kernels as they are for the vectors of AArch64, as code that this machine runs.
+NARROW = replace(
+    find_target("x86-64-v3"),
+    name="narrow",
+    vector_bits=128,
+    vector_registers=32,
+    core=find_target("cortex-a72").core,
+)
 TARGETS = [t for t in dict.fromkeys([find_target("x86-64-v3"), find_target("host")]) if not missing_features(t)]
 DENSITIES = (0.0, 0.1, 0.5, 1.0, "blocks")
 EPILOGUES = (
@@ -154,6 +162,7 @@ class KernelTests:
     """The tests of every kernel: a module's test class inherits them and says which `cases` it has."""
 
     cases: list[Case]
+    targets = tuple(TARGETS)
     vector_bits = 0  # of a target that can run them, at least
 
     def test_same_as_float64(self, built: Built, case: Case) -> None:
