@@ -189,6 +189,11 @@ def splat(value: Expr, lanes: int) -> Expr:
     return tirx.Broadcast(scalar, lanes) if lanes > 1 else scalar
 
 
+def lane(vector: Expr, index: int, lanes: int) -> Expr:
+    """A vector with one lane of another in every lane."""
+    return tirx.Shuffle([vector], [tirx.const(index, "int32")] * lanes)
+
+
 def clamp(value: Expr, low: int, high: int) -> Expr:
     """`value` limited to [low, high]."""
     if isinstance(value, int):

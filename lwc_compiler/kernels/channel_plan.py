@@ -8,6 +8,7 @@ import numpy as np
 
 from lwc_compiler.kernels.channels import ChannelLayout, channel_kernel, pack_channels
 from lwc_compiler.kernels.choice import Candidate, uneven
+from lwc_compiler.kernels.cost import pace
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Step
 from lwc_compiler.kernels.tap_plan import canonical
 
@@ -96,13 +97,14 @@ def layouts(problem: Problem, target: Target) -> Iterator[ChannelLayout]:
 def cycles(layout: ChannelLayout, target: Target) -> float:
     """Predicted cycles of the whole layer on one core."""
     lay, p = layout, layout.problem
+    at = pace(target)
     tiles = int(np.prod(lay.shape[:4]))
     groups = tiles * lay.panels * lay.rows * -(-lay.columns // lay.pixels)
-    spent = groups * lay.pixels * lay.vectors * (_MULTIPLY * lay.taps + _STORE)
-    spent += tiles * lay.shape[4] * p.in_channels * lay.lines * _COPY * -(-lay.pitch // lay.lanes)
+    spent = groups * lay.pixels * lay.vectors * (_MULTIPLY * at.multiply * lay.taps + _STORE * at.memory)
+    spent += tiles * lay.shape[4] * p.in_channels * lay.lines * _COPY * at.memory * -(-lay.pitch // lay.lanes)
     weight_bytes = 4 * lay.taps * lay.panels * lay.panel
     if weight_bytes > target.l2_bytes // 2:
-        spent += _WEIGHT_BYTE * weight_bytes * tiles
+        spent += _WEIGHT_BYTE * at.far * weight_bytes * tiles
     missed = min(1.0, max(0.0, 8 * lay.copied / target.l2_bytes - 1))
-    spent += _WEIGHT_BYTE * missed * 4 * lay.copied * tiles * lay.panels
+    spent += _WEIGHT_BYTE * at.far * missed * 4 * lay.copied * tiles * lay.panels
     return _CYCLES * spent

@@ -1,10 +1,13 @@
 """Predicts the time of every way to compute a convolution, and picks the fastest.
 
 The time is a sum of counts (vector loads, multiply-adds, line splits, vectors copied, ...), each with a weight in
-cycles. The weights were fitted to 2,600 timings of ResNet-50, VGG-16 and MobileNet layers on one core of an Intel Xeon
-with AVX-512 (median error 15 % for single non-zeros, 11 % for dense layers and blocks; the fastest of the four tilings
-that are predicted to be best is in the mean within 3 and 5 % of the fastest timed). It decides alone where nothing can
-be measured; elsewhere it says what is worth a measurement (`codegen/tune.py`).
+cycles. For x86-64 the weights were fitted to 2,600 timings of ResNet-50, VGG-16 and MobileNet layers on one core of an
+Intel Xeon with AVX-512 (median error 15 % for single non-zeros, 11 % for dense layers and blocks; the fastest of the
+four tilings that are predicted to be best is in the mean within 3 and 5 % of the fastest timed). It decides alone where
+nothing can be measured; elsewhere it says what is worth a measurement (`codegen/tune.py`).
+
+For other cores, on which nothing was timed, the weights follow from the target's `Core`: what it multiplies, loads and
+starts in a cycle. `python -m benchmarks.arm_inner_loops` compares them with LLVM's models of the pipelines.
 """
 
 from __future__ import annotations
@@ -23,7 +26,28 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lwc_compiler.targets.target import Target
+    from lwc_compiler.targets.target import Core, Target
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many times as long as on the cores that a planner's constants were fitted to something takes.
+
+    Attributes:
+        multiply: a multiply-add.
+        memory: a load, a store, a vector copied.
+        far: bytes from beyond the level-2 cache.
+    """
+
+    multiply: float
+    memory: float
+    far: float
+
+
+def pace(target: Target) -> Pace:
+    """The pace of a target's core; the constants are those of cores with two multiply-adds and two loads a cycle."""
+    core = target.core
+    return Pace(2 / core.multiplies, 2 / core.loads, core.far_line / _FITTED_LINE) if core else Pace(1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -79,6 +103,42 @@ def _fitted(wide: dict[str, float], narrow: dict[str, float], both: dict[str, fl
     return _Weights(**narrow, **both), _Weights(**wide, **both)
 
 
+def _derived(core: Core, rows: int) -> _Weights:
+    """The weights of a core, for so many rows that share their taps."""
+    load, instruction, vector = 1 / core.loads, 1 / core.issue, core.near_line / 4
+    # What a load and the multiply-adds that wait for it take, beside a list's start and end: in the order of the
+    # program one after the other, elsewhere at the same time.
+    if core.in_order:
+        taken, tap = (load + 1 / core.multiplies if rows == 1 else load), 2 * load + _LOAD_TO_USE
+    else:
+        taken, tap = (max(load, 1 / core.multiplies) if rows == 1 else 0.0), 2 * load if rows == 1 else 0.5
+    wait = vector if core.in_order else vector / 2
+    return _Weights(
+        tap=tap,
+        load=taken,
+        split=load / 2,
+        missed=wait,
+        full=1.32,
+        room=0.889,
+        latency=core.latency,
+        far_weight=core.far_line * 6 / 64,
+        block=8 + 8 * instruction,
+        group=8 * instruction,
+        reload=2 * load,
+        far_reload=2 * load + 2 * wait,
+        store=load + 3 * instruction,
+        far_store=load + core.far_line / 4,
+        copy=8 * load + 2 * instruction,
+        copy_strided=12 * load + 4 * instruction,
+        far_copy=core.far_line / (8 * load),
+        multiply=1 / core.multiplies,
+        broadcast=0.0 if core.by_lane or not core.in_order else load,
+        tile=30 * instruction,
+    )
+
+
+_LOAD_TO_USE = 4.0  # cycles that a core that works in order waits for a load
+_FITTED_LINE = 8.0  # cycles of a cache line from beyond the level-2 cache, on the cores that were timed
 _DENSE_ROWS = (8, 6, 4, 3, 2)
 _NEARLY_DENSE = 0.9  # from this density on, leaving weights out gains nothing
 _BLOCK_ROWS = (2, 4, 8)
@@ -208,16 +268,21 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
     for r in rows:
         if r > problem.out_channels:
             continue
-        for lanes in dict.fromkeys((wide, 8)) if wide > 1 else (1,):
+        for lanes in dict.fromkeys((wide, min(wide, 8))):
             if problem.images > 1 and lanes != problem.images:
                 continue
-            # The sums stay in registers, beside the broadcast weights and a vector of input.
-            most = max(1, (target.vector_registers - 4 if r == 1 else target.vector_registers * 3 // 4) // r)
+            # The sums stay in registers, beside the broadcast weights and a vector of input, or more of these in order
+            # to have them in time.
+            by_lane = target.core is not None and target.core.by_lane and lanes > 1 and r % lanes == 0
+            few = r == 1 or by_lane
+            in_order = target.core is not None and target.core.in_order
+            room = target.vector_registers - 4 if few and not in_order else target.vector_registers * 3 // 4
+            most = max(1, room // r)
             vectors = -(-problem.width.out * problem.images // lanes)
             for across in sorted({-(-vectors // n) for n in range(1, vectors + 1)}):
                 for down in range(1, min(problem.height.out, most // across) + 1):
                     if -(-problem.height.out // -(-problem.height.out // down)) == down:
-                        yield from _blockings(problem, target, Tiling(lanes, r, down, across, 1, 1))
+                        yield from _blockings(problem, target, Tiling(lanes, r, down, across, 1, 1, by_lane))
 
 
 def _blockings(problem: Problem, target: Target, tiling: Tiling) -> Iterator[Tiling]:
@@ -256,17 +321,23 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
     positions = p.height.kernel * p.width.kernel
     first = layout.offsets[:positions, None, None] + np.arange(t.tile_rows)[:, None] * layout.pitch
     split = float(((first + np.array(layout.starts)) % LINE + t.lanes > LINE).mean())
-    c = (_SINGLE if t.rows == 1 else _BLOCK)[wide]
-    if t.lanes == 1:
-        c = _SCALAR_SINGLE if t.rows == 1 else _SCALAR_BLOCK
+    c = (
+        (_SCALAR_SINGLE if t.rows == 1 else _SCALAR_BLOCK)
+        if t.lanes == 1
+        else (_SINGLE if t.rows == 1 else _BLOCK)[wide]
+    )
+    latency = c.latency
+    if target.core and t.lanes > 1:
+        c = _derived(target.core, t.rows)
+        latency = c.latency / layout.chains
     missed = min(1.0, max(0.0, c.full * 4 * layout.packed / target.l1_bytes - c.room))
     load = vectors * (c.load + c.split * split + c.missed * missed)
     if t.lanes == 1:
         load += sum(read > _SCALAR_REACH for read in layout.reads)
     if t.rows == 1:
-        tap = c.tap + max(load, c.latency)
+        tap = c.tap + max(load, latency)
     else:
-        tap = c.tap + max(t.rows * vectors * c.multiply, c.latency) + load + t.rows * c.broadcast
+        tap = c.tap + max(t.rows * vectors * c.multiply, latency) + load + t.rows * c.broadcast
     taps = p.planes * positions * density
     # Weights that do not fit the level-2 cache come from further away for every tile.
     if taps * (4 * t.rows + 2) * layout.row_groups * p.groups > target.l2_bytes / 2:

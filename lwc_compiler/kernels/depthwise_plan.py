@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate
+from lwc_compiler.kernels.cost import pace
 from lwc_compiler.kernels.depthwise import Band, depthwise_kernel
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Step
 from lwc_compiler.kernels.tap_plan import canonical
@@ -43,11 +44,13 @@ def depthwise_candidates(
     if not computes(problem):
         return []
 
+    at = pace(target)
+
     def candidate(band: Band) -> Candidate:
-        time = problem.batch * problem.groups * problem.out_channels * band.tiles * cycles(band)
+        time = problem.batch * problem.groups * problem.out_channels * band.tiles * cycles(band, target)
         plane = problem.height.out * problem.width.out
         stored = problem.batch * problem.groups * problem.out_channels * plane
-        time += stored / band.lanes * (_FAR if 4 * stored > 0.75 * target.l2_bytes else _STORE)
+        time += stored / band.lanes * (_FAR * at.far if 4 * stored > 0.75 * target.l2_bytes else _STORE * at.memory)
         name = f"depthwise {band.rows}x{band.lanes}"
         return Candidate("depthwise", name, time, lambda: plan_band(weight, geometry, epilogue, band))
 
@@ -92,16 +95,18 @@ def bands(problem: Problem, target: Target) -> Iterator[Band]:
         if most >= min(height, 4):
             yield Band(problem.height, problem.width, 1, -(-height // -(-height // most)))
         return
-    for lanes in dict.fromkeys((target.vector_bits // 32, 8)):
+    wide = target.vector_bits // 32
+    for lanes in dict.fromkeys((wide, min(wide, 8))):
         for most in (target.vector_registers // 2, target.vector_registers // 4):
             parts = -(-height // most)
             yield Band(problem.height, problem.width, lanes, -(-height // parts))
 
 
-def cycles(band: Band) -> float:
+def cycles(band: Band, target: Target) -> float:
     """Predicted cycles of a band of one plane, without what its output costs."""
+    at = pace(target)
     taps = band.height.kernel * band.width.kernel
     if band.lanes == 1:
         return _BAND + len(band.starts) * (band.rows * taps + band.in_rows * band.width.kernel)
     loads = band.in_rows * band.width.kernel * band.width.stride
-    return _BAND + len(band.starts) * (band.rows * taps * _MULTIPLY + loads * _LOAD)
+    return _BAND + len(band.starts) * (band.rows * taps * _MULTIPLY * at.multiply + loads * _LOAD * at.memory)

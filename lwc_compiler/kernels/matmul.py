@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
+from lwc_compiler.kernels.cost import pace, stored_density
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
@@ -24,12 +25,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lwc_compiler.kernels.kernel import Kernel, Operand
-    from lwc_compiler.targets.target import Target
+    from lwc_compiler.targets.target import Core, Target
 
 _MOST_SHARED = 2  # vectors of rows that share a non-zero
 _FEWEST_TOKENS = 4  # below, most lanes of a vector of tokens are empty
 _LONG_ROW = 32  # non-zeros
 _MOST_INPUTS = 1 << 20  # of a layer whose inputs are looked up
+
+_HEIGHTS = (2, 4, 8)  # of blocks of outputs
+_MOSTLY_KEPT = 1.5  # weights that blocks of that height store for each that is kept, at most
+_CHAINS = 4  # sums of a run of non-zeros
+_RUN = 12.0  # cycles of the start and end of a run, on a target with a `core`
 
 # Cycles, measured on Zen 4: to load a byte of weights from the level-2 cache and from beyond it, for a gathered
 # non-zero, to transpose an element.
@@ -63,11 +69,12 @@ def plan_matmul(
     def candidate(name: str, cycles: float, plan: Callable[..., Plan]) -> Candidate:
         return Candidate(name.split()[0], name, cycles, lambda: plan(weight, rows, epilogue, target))
 
-    gather, multiply = (_GATHER, 1.0 / lanes) if lanes > 1 else (_SCALAR_GATHER, _SCALAR_MULTIPLY)
-    byte = _DISTANT_BYTE if 4 * k * n > target.l2_bytes / 2 else _NEAR_BYTE
+    byte = _byte(4 * k * n, target)
+    multiply = pace(target).multiply / lanes if lanes > 1 else _SCALAR_MULTIPLY
     candidates = [candidate("dense", max(rows * k * n * multiply, 4 * k * n * byte), plan_dense)]
     if density < 1:
-        candidates.append(candidate("csr gathered", rows * (k * n * density + n) * gather, plan_gathered))
+        candidates.append(candidate("csr gathered", rows * _gathered_cycles(k, n, density, target), plan_gathered))
+        candidates += _block_candidates(weight, rows, epilogue, target)
         if target.features >= FEATURES and k <= _MOST_INPUTS:
             _, cycles = _best_window(k, n, rows, density, target)
             candidates.append(candidate("csr lookup", cycles, plan_lookup))
@@ -78,6 +85,51 @@ def plan_matmul(
             candidates += _token_candidates(weight, rows, epilogue, target)
     inputs = (4 * rows * k, *((4 * rows * n,) if epilogue.residual else ()))
     return pick(Task(f"matmul {rows}x{k}x{n} {epilogue}", density, inputs, 4 * rows * n), candidates)
+
+
+def _byte(size: int, target: Target) -> float:
+    """Cycles to load one of `size` bytes of weights."""
+    near = size <= target.l2_bytes / 2
+    if target.core:
+        return (target.core.near_line if near else target.core.far_line) / 64
+    return _NEAR_BYTE if near else _DISTANT_BYTE
+
+
+def _gathered_cycles(k: int, n: int, density: float, target: Target) -> float:
+    """Predicted cycles of one row, non-zero by non-zero."""
+    kept = k * n * density
+    if target.vector_bits == 32:
+        return (kept + n) * _SCALAR_GATHER
+    if not target.core:
+        return (kept + n) * _GATHER
+    return _spent(target.core, kept, 1.5, 4.5, 6 * _byte(int(6 * kept), target)) + n * _RUN
+
+
+def _spent(core: Core, count: float, loads: float, instructions: float, read: float) -> float:
+    """Cycles of so many steps, each of which loads so many vectors and takes `read` cycles for its weights."""
+    parts = (loads / core.loads, instructions / core.issue, read)
+    return count * (sum(parts) if core.in_order else max(parts))
+
+
+def _block_candidates(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> list[Candidate]:
+    """`plan_matmul` row by row, in blocks of several outputs, where the zeros come in such."""
+    (k, n), found = weight.shape, []
+    if target.core is None:
+        return []  # `codegen/tune.py` would have to measure them: looking inputs up is as fast
+    kept = (weight.T != 0)[None]
+    for height in (height for height in _HEIGHTS if n % height == 0):
+        stored = stored_density(kept, height)
+        if stored > _MOSTLY_KEPT * float(kept.mean()):
+            continue
+        blocks, vectors = k * (n // height) * stored, -(-height * 32 // target.vector_bits)
+        read = (2 + 4 * height) * _byte(int((2 + 4 * height) * blocks), target)
+        cycles = rows * (_spent(target.core, blocks, 2 + vectors, 5 + 2 * vectors, read) + n // height * _RUN)
+
+        def build(height: int = height) -> Plan:
+            return plan_blocks(weight, rows, epilogue, target, height)
+
+        found.append(Candidate(f"block{height}", f"block{height} rows", cycles, build))
+    return found
 
 
 def _best_window(k: int, n: int, rows: int, density: float, target: Target) -> tuple[int, float]:
@@ -106,7 +158,9 @@ def plan_dense(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, targe
 def plan_gathered(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
     """`plan_matmul` row by row: every non-zero loads its input."""
     k, n = weight.shape
-    layout = MatvecLayout(rows, 1, k, n, 1, min(k, target.l1_bytes * 3 // 16), min(n, 64), 8)
+    block, chunk = min(k, target.l1_bytes * 3 // 16), min(n, 64)
+    gathered = target.core is not None and target.vector_bits == 32 * _CHAINS
+    layout = MatvecLayout(rows, 1, k, n, 1, block, chunk, _CHAINS if gathered else 8, gathered=gathered)
     constants, stored = pack_matvec(np.ascontiguousarray(weight.T), layout)
     if target.os == "none":
         # No cache to stay in, and the fewest bytes; short rows would mostly be filling.
@@ -117,6 +171,18 @@ def plan_gathered(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, ta
         constants, stored = packed[layout]
     kernel = matvec_kernel("matvec_csr", layout, epilogue)
     return _one_step(kernel, constants, epilogue, stored, rows)
+
+
+def plan_blocks(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target, height: int) -> Plan:
+    """`plan_matmul` row by row, in blocks of `height` outputs, a power of two that divides them all."""
+    k, n = weight.shape
+    lanes = min(height, target.vector_bits // 32)
+    chains = max(1, min(_CHAINS, target.vector_registers // 2 * lanes // height))
+    block, chunk = min(k, target.l1_bytes * 3 // 16), min(n, 64)
+    layout = MatvecLayout(rows, 1, k, n, lanes, block, chunk, 1 << (chains.bit_length() - 1), height=height)
+    constants, stored = pack_matvec(np.ascontiguousarray(weight.T), layout)
+    plan = _one_step(matvec_kernel(f"matvec_block{height}", layout, epilogue), constants, epilogue, stored, rows)
+    return replace(plan, format=f"block{height}")
 
 
 def plan_lookup(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:

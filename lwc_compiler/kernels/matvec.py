@@ -4,7 +4,7 @@ The inputs are cut into blocks that stay in the level-1 cache; within a block an
 distance. A single vector is
 bound by the loads of single inputs, one for every non-zero. Several vectors lie side by side, so that a non-zero loads
 and multiplies the inputs of all of them. The non-zeros of a row are summed in several independent chains, so that
-additions do not wait for each other.
+additions do not wait for each other. In blocks of several outputs a weight is a vector, and one input serves it whole.
 """
 
 from __future__ import annotations
@@ -41,11 +41,15 @@ class MatvecLayout:
         outputs: rows of the matrix.
         lanes: float32 in a machine register.
         block: inputs of a block, at most 2^16.
-        chunk: outputs of a tile.
+        chunk: outputs of a tile, a multiple of `height`.
         chains: independent sums of a row; the non-zeros of a row in a block are filled to a multiple.
         distances: in each row and block the non-zeros come in steps of one for each chain, and an index is stored as
             the distance from the last of the step before, in 8 bits; what lies further away is reached by way of
             zeros. For single vectors.
+        height: outputs of a block of weights, of which all outputs are a multiple; with more than one there is one
+            vector, and `lanes` divides them.
+        gathered: four chains are one register: the inputs of four non-zeros are put together, their indices are read
+            as one word; for single vectors and weights.
     """
 
     vectors: int
@@ -57,11 +61,13 @@ class MatvecLayout:
     chunk: int
     chains: int
     distances: bool = False
+    height: int = 1
+    gathered: bool = False
 
     @property
     def index_type(self) -> str:
-        """NumPy's name of the type of an index."""
-        return "uint8" if self.distances else "uint16"
+        """NumPy's name of the type that indices are read as."""
+        return "uint64" if self.gathered else "uint8" if self.distances else "uint16"
 
     @property
     def blocks(self) -> int:
@@ -74,13 +80,18 @@ class MatvecLayout:
         return -(-self.outputs // self.chunk)
 
     @property
+    def groups(self) -> int:
+        """Blocks that the outputs are cut into."""
+        return self.outputs // self.height
+
+    @property
     def starts(self) -> list[int]:
-        """First vector of each register of vectors side by side; the lanes of the last may be more than there are."""
-        return list(range(0, self.together, self.lanes))
+        """First vector, or output, of each register of those side by side; the last may have more lanes than these."""
+        return list(range(0, self.together * self.height, self.lanes))
 
 
 def pack_matvec(weight: NDArray[np.float32], layout: MatvecLayout) -> tuple[list[Constant], int]:
-    """Non-zeros of weight (outputs, inputs) by block, then row; each run filled to a multiple of the chains.
+    """Non-zeros, or blocks, of weight (outputs, inputs) by block of inputs, then row; runs are filled up to the chains.
 
     Filling repeats the run's last index, with value 0. Returns the constants `ends`, `indices`, `values` and how many
     weights are stored.
@@ -88,38 +99,39 @@ def pack_matvec(weight: NDArray[np.float32], layout: MatvecLayout) -> tuple[list
     counts: list[NDArray[np.int64]] = []
     indices: list[NDArray[np.unsignedinteger[Any]]] = []
     values: list[NDArray[np.float32]] = []
+    grouped = weight.reshape(layout.groups, layout.height, layout.inputs)
     for block in range(layout.blocks):
-        part = weight[:, block * layout.block : (block + 1) * layout.block]
-        row, column = np.nonzero(part)
-        count = np.bincount(row, minlength=layout.outputs)
+        part = grouped[:, :, block * layout.block : (block + 1) * layout.block]
+        row, column = np.nonzero(part.any(axis=1))
+        count = np.bincount(row, minlength=layout.groups)
         if layout.distances:
             starts = np.cumsum(count)[:-1]
-            runs = zip(np.split(column, starts), np.split(part[row, column], starts), strict=True)
+            runs = zip(np.split(column, starts), np.split(part[row, 0, column], starts), strict=True)
             steps = [_steps(*run, layout.chains) for run in runs]
             counts.append(np.array([len(distances) for distances, _ in steps]))
             indices += [distances for distances, _ in steps]
-            values += [value for _, value in steps]
+            values += [value[:, None] for _, value in steps]
             continue
         filled = -(-count // layout.chains) * layout.chains
         ends = np.cumsum(filled)
         position = np.arange(row.size) + np.repeat(ends - filled - (np.cumsum(count) - count), count)
         index = np.zeros(int(ends[-1]), np.uint16)
-        value = np.zeros(int(ends[-1]), np.float32)
+        value = np.zeros((int(ends[-1]), layout.height), np.float32)
         last = np.cumsum(count)[count > 0] - 1
         index[:] = np.repeat(column[last], filled[count > 0])
         index[position] = column
-        value[position] = part[row, column]
+        value[position] = part[row, :, column]
         counts.append(filled)
         indices.append(index)
         values.append(value)
     ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
-    stored = int(ends[-1])
-    filling = np.zeros(0 if stored else layout.chains, layout.index_type)
+    filling = np.zeros(0 if ends[-1] else layout.chains, np.uint8 if layout.distances else np.uint16)
+    flat = np.concatenate([*indices, filling])
     return [
         Constant(ends),
-        Constant(np.concatenate([*indices, filling])),
-        Constant(np.concatenate([*values, filling.astype(np.float32)])),
-    ], stored
+        Constant(flat.view(np.uint64) if layout.gathered else flat),
+        Constant(np.concatenate([*values, np.zeros((filling.size, layout.height), np.float32)]).ravel()),
+    ], int(ends[-1]) * layout.height
 
 
 def _steps(
@@ -151,14 +163,14 @@ def matvec_kernel(name: str, layout: MatvecLayout, epilogue: Epilogue) -> Kernel
     read = (x, ends, indices, values)
 
     def finish(row: Any, vector: Any, lane: int, value: Any, lanes: int) -> None:
-        at = b.let("at", (vector * lay.outputs + row) * lay.together + lane)
+        at = b.let("at", (vector * lay.outputs + row * lay.height) * lay.together + lane)
         store_result(b, y, at, value, residual, epilogue.activation, lanes)
 
-    if lay.blocks == lay.together == 1:
+    if lay.blocks == lay.together == lay.height == 1:
         with b.loop("tile", b.first, b.last) as tile:
             first, last, vector = _tile(b, lay, tile)
             with b.loop("row", first, last) as row:
-                (total,) = _row_sums(b, lay, *read, vector * lay.inputs, row)
+                (total,) = _sums(b, lay, *read, vector * lay.inputs, row)
                 finish(row, vector, 0, b.let("value", total if bias is None else total + b.load(bias, row)), 1)
         return b.build(name, lay.vectors * lay.chunks)
     sums = b.pointer("scratch")
@@ -166,32 +178,62 @@ def matvec_kernel(name: str, layout: MatvecLayout, epilogue: Epilogue) -> Kernel
     with b.loop("tile", b.first, b.last) as tile:
         first, last, vector = _tile(b, lay, tile)
         with b.loop("row", first, last) as row:
-            value = b.let("value", b.load(bias, row)) if bias is not None else 0.0
+            if lay.height == 1:
+                value = b.let("value", b.load(bias, row)) if bias is not None else 0.0
             for lane in lay.starts:
-                b.store(sums, (row - first) * width + lane, splat(value, lay.lanes), lay.lanes)
+                if lay.height == 1:
+                    start = splat(value, lay.lanes)
+                else:
+                    start = splat(0.0, lay.lanes) if bias is None else b.load(bias, row * lay.height + lane, lay.lanes)
+                b.store(sums, (row - first) * width + lane, start, lay.lanes)
         with b.loop("block", 0, lay.blocks) as block:
             start = b.let("start", (vector * lay.inputs + block * lay.block) * lay.together)
             with b.loop("row", first, last) as row:
-                totals = _row_sums(b, lay, *read, start, block * lay.outputs + row)
+                totals = _sums(b, lay, *read, start, block * lay.groups + row)
                 for lane, total in zip(lay.starts, totals, strict=True):
                     at = b.let("at", (row - first) * width + lane)
                     b.store(sums, at, b.load(sums, at, lay.lanes) + total, lay.lanes)
         with b.loop("row", first, last) as row:
-            for lane, lanes in pieces(lay.together, lay.lanes):
+            for lane, lanes in pieces(lay.together * lay.height, lay.lanes):
                 finish(row, vector, lane, b.load(sums, (row - first) * width + lane, lanes), lanes)
-    return b.build(name, lay.vectors * lay.chunks, 4 * lay.chunk * width)
+    return b.build(name, lay.vectors * lay.chunks, 4 * lay.chunk // lay.height * width)
+
+
+def _sums(
+    b: KernelBuilder, lay: MatvecLayout, x: Any, ends: Any, indices: Any, values: Any, start: Any, run: Any
+) -> list[Any]:
+    """The sums of a run of non-zeros, or of blocks of them, a register each."""
+    if lay.gathered:
+        return [_gathered_sum(b, x, start, ends, indices, values, run)]
+    return _row_sums(b, lay, x, ends, indices, values, start, run)
+
+
+def _gathered_sum(b: KernelBuilder, x: Any, start: Any, ends: Any, indices: Any, values: Any, run: Any) -> Any:
+    """The sum of a run of non-zeros whose number is a multiple of four."""
+    lanes = 4
+    total = b.register(lanes)
+    total.set(splat(0.0, lanes))
+    begin = b.let("begin", b.load(ends, run) // lanes)
+    with b.loop("step", begin, b.load(ends, run + 1) // lanes) as step:
+        word = b.let("word", b.load(indices, step))
+        index = [(word >> tirx.const(16 * i, "uint64")) & tirx.const(0xFFFF, "uint64") for i in range(lanes)]
+        inputs = [b.load(x, start + each.astype("int32")) for each in index]
+        gathered = tirx.Shuffle(inputs, [tirx.const(i, "int32") for i in range(lanes)])
+        total.set(total.get() + b.load(values, step * lanes, lanes) * gathered)
+    return (total.part(0, 1) + total.part(1, 1)) + (total.part(2, 1) + total.part(3, 1))
 
 
 def _tile(b: KernelBuilder, lay: MatvecLayout, tile: Any) -> tuple[Any, Any, Any]:
-    """First and last row of a tile, and its vector."""
+    """First and last row, or group of rows, of a tile, and its vector."""
     chunk, vector = unravel(b, tile, (lay.chunks, lay.vectors))
-    first = b.let("first", chunk * lay.chunk)
-    return first, b.let("last", smaller(first + lay.chunk, lay.outputs)), vector
+    first = b.let("first", chunk * (lay.chunk // lay.height))
+    return first, b.let("last", smaller(first + lay.chunk // lay.height, lay.groups)), vector
 
 
 def _row_sums(
     b: KernelBuilder, lay: MatvecLayout, x: Any, ends: Any, indices: Any, values: Any, start: Any, run: Any
 ) -> list[Any]:
+    """`_sums` with every non-zero by itself."""
     chains = [[b.register(lay.lanes) for _ in lay.starts] for _ in range(lay.chains)]
     for register in (r for chain in chains for r in chain):
         register.set(splat(0.0, lay.lanes))
@@ -204,9 +246,16 @@ def _row_sums(
             for i, chain in enumerate(chains):
                 at = begin + step * lay.chains + i
                 source = b.let("source", start + b.load(indices, at).astype("int32") * lay.together)
-                value = b.let("value", b.load(values, at))
+                if lay.height > 1:
+                    factor = splat(b.let("factor", b.load(x, source)), lay.lanes)
+                else:
+                    value = splat(b.let("value", b.load(values, at)), lay.lanes)
                 for lane, register in zip(lay.starts, chain, strict=True):
-                    register.set(register.get() + splat(value, lay.lanes) * b.load(x, source + lane, lay.lanes))
+                    if lay.height > 1:
+                        product = factor * b.load(values, at * lay.height + lane, lay.lanes)
+                    else:
+                        product = value * b.load(x, source + lane, lay.lanes)
+                    register.set(register.get() + product)
     totals = [[register.get() for register in chain] for chain in chains]
     while len(totals) > 1:
         totals = [

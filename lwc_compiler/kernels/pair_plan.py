@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, uneven
+from lwc_compiler.kernels.cost import pace
 from lwc_compiler.kernels.kernel import Constant, Plan, Step
 from lwc_compiler.kernels.pairs import PairLayout, pack_pairs, pair_kernel
 from lwc_compiler.kernels.tap_plan import canonical
@@ -123,9 +124,14 @@ def _cycles(layout: PairLayout, density: float, target: Target) -> float:
     """Predicted cycles of the whole layer on one core."""
     lay, room = layout, target.l2_bytes
     kept = density * lay.channels * lay.outputs
+    at = pace(target)
     plane = 4 * lay.batch * lay.positions
-    tap = _TAP + _VECTOR * lay.vectors + (_FAR_TAP if 6 * kept > 0.5 * room else 0)
-    store = _STORE + (_FAR_STORE if plane * lay.outputs > 0.75 * room else 0)
-    copy = _COPY + (_FAR_COPY if plane * lay.channels > 0.75 * room else 0)
-    pairs = lay.chunks * lay.groups * (_PAIR * lay.blocks + 2 * lay.vectors * (store + _WAIT * (lay.blocks - 1)))
+    tap = (_TAP + _VECTOR * lay.vectors) * at.memory + (_FAR_TAP * at.far if 6 * kept > 0.5 * room else 0)
+    store = _STORE * at.memory + (_FAR_STORE * at.far if plane * lay.outputs > 0.75 * room else 0)
+    copy = _COPY * at.memory + (_FAR_COPY * at.far if plane * lay.channels > 0.75 * room else 0)
+    pairs = (
+        lay.chunks
+        * lay.groups
+        * (_PAIR * lay.blocks + 2 * lay.vectors * (store + _WAIT * at.memory * (lay.blocks - 1)))
+    )
     return lay.batch * lay.columns * (kept * tap + pairs + lay.chunks * lay.channels * lay.vectors * copy)

@@ -10,6 +10,7 @@ import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted, uneven
 from lwc_compiler.kernels.conv import plan_conv
+from lwc_compiler.kernels.cost import pace
 from lwc_compiler.kernels.depthwise_plan import computes
 from lwc_compiler.kernels.depthwise_plan import cycles as band_cycles
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Share, Step
@@ -228,19 +229,22 @@ def cycles(layout: SeparableLayout, densities: Sequence[float], target: Target) 
         densities: share of kept weights of the 1 x 1 layers.
         target: what the code is for.
     """
+    at = pace(target)
     tile = 0.0
     if layout.planes is not None:
         p, vectors = layout.planes.problem, layout.planes.vectors
-        missed = _MISSED if 4 * layout.planes.packed > target.l1_bytes / 2 else 0.0
+        missed = _MISSED * at.memory if 4 * layout.planes.packed > target.l1_bytes / 2 else 0.0
         taps = p.in_channels * densities[0]
-        tile += p.in_channels * vectors * _COPY
-        tile += p.out_channels * (_LIST + taps * (_TAP + vectors * (_MULTIPLY + missed)) + vectors * _STORE)
-    tile += layout.depthwise.groups * (band_cycles(layout.band) + layout.sums.vectors)
+        tile += p.in_channels * vectors * _COPY * at.memory
+        tile += p.out_channels * (
+            _LIST + taps * (_TAP + vectors * (_MULTIPLY * at.memory + missed)) + vectors * _STORE * at.memory
+        )
+    tile += layout.depthwise.groups * (band_cycles(layout.band, target) + layout.sums.vectors)
     p, vectors, blocks = layout.project, layout.sums.vectors, layout.sums.blocks
-    missed = _MISSED if 4 * layout.sums.packed > target.l1_bytes * 0.7 else 0.0
+    missed = _MISSED * at.memory if 4 * layout.sums.packed > target.l1_bytes * 0.7 else 0.0
     taps = p.in_channels * densities[-1]
     output = 4 * p.batch * p.out_channels * p.width.out
-    store = _FAR if output > 0.75 * target.l2_bytes else _STORE
-    kept = vectors * (_KEEP * 2 * (blocks - 1) + store) + _LIST * blocks
-    tile += p.out_channels * (taps * (_TAP + vectors * (_MULTIPLY + missed)) + kept)
+    store = _FAR * at.far if output > 0.75 * target.l2_bytes else _STORE * at.memory
+    kept = vectors * (_KEEP * at.memory * 2 * (blocks - 1) + store) + _LIST * blocks
+    tile += p.out_channels * (taps * (_TAP + vectors * (_MULTIPLY * at.memory + missed)) + kept)
     return layout.tiles * tile

@@ -28,6 +28,7 @@ from lwc_compiler.kernels.builder import (
     Register,
     clamp,
     divide,
+    lane,
     modulo,
     pieces,
     smaller,
@@ -125,6 +126,7 @@ class Tiling:
         channels: input planes copied at a time.
         chunk: groups of `rows` output channels that one unit of work computes.
         in_place: the input is read where it lies; for layers that can be, see `readable_in_place`.
+        by_lane: weights are loaded as vectors, one lane of which is a factor of a multiply-add.
     """
 
     lanes: int
@@ -134,6 +136,7 @@ class Tiling:
     channels: int
     chunk: int
     in_place: bool = False
+    by_lane: bool = False
 
     def __str__(self) -> str:
         cut = f"{self.rows}x{self.tile_rows}x{self.tile_vectors}x{self.lanes}/{self.channels}/{self.chunk}"
@@ -370,11 +373,11 @@ class TapSums:
             for chain, into in enumerate([sums, *others]):
                 tap = b.let("tap", taps * chains + chain)
                 offset = b.let("offset", b.load(self._offsets, tap).astype("int32") + (0 if base is fixed else base))
-                weights = [b.let("w", b.load(self._values, first + tap * t.rows + r)) for r in range(t.rows)]
+                weights = self._weights(first + tap * t.rows)
                 for v in range(vectors):
                     value = b.let("value", b.load(scratch, offset + at[v], t.lanes))
                     for r in range(t.rows):
-                        into[r][v].set(into[r][v].get() + splat(weights[r], t.lanes) * value)
+                        into[r][v].set(into[r][v].get() + weights[r] * value)
         for other in others:
             for r, v, register in each:
                 register.set(register.get() + other[r][v].get())
@@ -383,6 +386,15 @@ class TapSums:
                 for r, v, register in each:
                     b.store(scratch, held + (r * vectors + v) * t.lanes, register.get(), t.lanes)
         return sums
+
+    def _weights(self, at: Any) -> list[Any]:
+        """Vectors of a tap's weights, one of each row, that lie from `at` on."""
+        b, t = self.b, self.layout.tiling
+        if not t.by_lane:
+            loaded = [b.let("w", b.load(self._values, at + r)) for r in range(t.rows)]
+            return [splat(weight, t.lanes) for weight in loaded]
+        packed = [b.let("w", b.load(self._values, at + start, t.lanes)) for start in range(0, t.rows, t.lanes)]
+        return [lane(packed[r // t.lanes], r % t.lanes, t.lanes) for r in range(t.rows)]
 
     def store(
         self,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, uneven
+from lwc_compiler.kernels.cost import pace
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.winograd import KERNEL, WinogradLayout, input_kernel, pack_winograd, winograd_kernel
 
@@ -103,16 +104,17 @@ def layouts(geometry: ConvGeometry, target: Target) -> Iterator[WinogradLayout]:
 def _cycles(layout: WinogradLayout, target: Target) -> float:
     """Predicted cycles of the whole layer on one core."""
     lay = layout
+    at = pace(target)
     units = lay.blocks[0] * lay.blocks[1]
     groups = -(-lay.squares // lay.group)
     multiplies = lay.positions * groups * lay.group * lay.in_channels * lay.chunks * lay.vectors
     weight_bytes = 4 * lay.positions * lay.in_channels * lay.chunks * lay.chunk
     input_bytes = 4 * lay.transformed
     vectors = lay.squares * (lay.in_channels + lay.out_channels) / lay.lanes * lay.positions / 36
-    spent = _MULTIPLY * multiplies + _TRANSFORM * vectors
+    spent = _MULTIPLY * at.multiply * multiplies + _TRANSFORM * at.memory * vectors
     if weight_bytes > target.l2_bytes // 2:
-        spent += _WEIGHT_BYTE * weight_bytes
+        spent += _WEIGHT_BYTE * at.far * weight_bytes
     missed = min(1.0, max(0.0, 2 * input_bytes / target.l2_bytes - 1))
-    spent += _INPUT_BYTE * input_bytes * (missed * (lay.chunks + 2) + 2 * lay.separate)
+    spent += _INPUT_BYTE * at.far * input_bytes * (missed * (lay.chunks + 2) + 2 * lay.separate)
     more = 1 - KERNEL**2 / lay.positions  # other kernels read their weights for a first time too, but fewer bytes
-    return _CYCLES * (units * spent + _COLD_BYTE * more * weight_bytes)
+    return _CYCLES * (units * spent + _COLD_BYTE * at.far * more * weight_bytes)

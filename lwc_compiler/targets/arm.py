@@ -12,14 +12,27 @@ from pathlib import Path
 from typing import Any
 
 from lwc_compiler.targets.host import first_cpu
-from lwc_compiler.targets.target import Target
+from lwc_compiler.targets.target import Core, Target
+
+# Arm's Software Optimization Guides of Cortex-A57, A72, A76 and Neoverse N1 and V1; for the others LLVM's and GCC's
+# models of their pipelines. A Cortex-A53 loads 64 bits in a cycle, Cortex-A7, A8 and A9 multiply 32 or 64.
+_A53 = Core(1, 0.5, 2, 8, in_order=True, near_line=12, far_line=60, by_lane=True)
+_A72 = Core(1, 1, 3, 4, by_lane=True)
+_A76 = Core(2, 2, 4, 4, near_line=6, far_line=20, by_lane=True)
+_V1 = Core(4, 3, 8, 4, near_line=4, far_line=20, by_lane=True)
+_A7 = Core(0.25, 0.5, 2, 8, in_order=True, near_line=12, far_line=60, by_lane=True)
+_A9 = Core(0.5, 0.5, 2, 9, in_order=True, near_line=12, far_line=60, by_lane=True)
+# Cortex-M have no level-2 cache; the M55 does half a vector in a cycle.
+_M4 = Core(1 / 3, 0.5, 1, 3, in_order=True)
+_M7 = Core(1, 1, 2, 3, in_order=True)
+_M55 = Core(0.5, 0.5, 1, 4, in_order=True)
 
 _SVE_BYTES = Path("/proc/sys/abi/sve_default_vector_length")
 _AARCH64_MACHINES = ("aarch64", "arm64")
 _ARMV7_MACHINES = ("armv7l", "armv8l")
 
 
-def _aarch64(name: str, cpu: str, l1: int, l2: int, features: str, description: str, **more: Any) -> Target:
+def _aarch64(name: str, cpu: str, core: Core, l1: int, l2: int, features: str, description: str, **more: Any) -> Target:
     return Target(
         name=name,
         family="arm",
@@ -31,6 +44,7 @@ def _aarch64(name: str, cpu: str, l1: int, l2: int, features: str, description: 
         description=description,
         machines=_AARCH64_MACHINES,
         zig_cpu=cpu.replace("-", "_"),
+        core=core,
         **{
             "triple": "aarch64-unknown-linux-gnu",
             "zig": "aarch64-linux-gnu.2.28",
@@ -41,7 +55,7 @@ def _aarch64(name: str, cpu: str, l1: int, l2: int, features: str, description: 
     )
 
 
-def _armv7(name: str, cpu: str, l2: int, features: str, description: str) -> Target:
+def _armv7(name: str, cpu: str, core: Core, l2: int, features: str, description: str) -> Target:
     return Target(
         name=name,
         family="arm",
@@ -57,11 +71,12 @@ def _armv7(name: str, cpu: str, l2: int, features: str, description: str) -> Tar
         zig="arm-linux-gnueabihf.2.28",
         zig_cpu=cpu.replace("-", "_"),
         emulator=("qemu-arm", "-cpu", cpu),
+        core=core,
         llvm_options=(("mattr", ("+neon",)), ("mfloat-abi", "hard")),
     )
 
 
-def _cortex_m(name: str, triple: str, description: str, bits: int = 32, registers: int = 32) -> Target:
+def _cortex_m(name: str, core: Core, triple: str, description: str, bits: int = 32, registers: int = 32) -> Target:
     return Target(
         name=name,
         family="arm",
@@ -74,6 +89,7 @@ def _cortex_m(name: str, triple: str, description: str, bits: int = 32, register
         l2_bytes=64 << 10,
         description=description,
         os="none",
+        core=core,
         zig="thumb-freestanding-eabihf",
         zig_cpu=name.replace("-", "_"),
         llvm_options=(("mfloat-abi", "hard"), ("vector-width", 128)),  # TVM warns that it assumes so otherwise
@@ -81,34 +97,46 @@ def _cortex_m(name: str, triple: str, description: str, bits: int = 32, register
 
 
 TARGETS = (
-    _cortex_m("cortex-m4", "thumbv7em-none-eabihf", "microcontrollers with a float unit: STM32F4, nRF52840"),
-    _cortex_m("cortex-m7", "thumbv7em-none-eabihf", "microcontrollers: STM32F7, STM32H7, i.MX RT"),
+    _cortex_m("cortex-m4", _M4, "thumbv7em-none-eabihf", "microcontrollers with a float unit: STM32F4, nRF52840"),
+    _cortex_m("cortex-m7", _M7, "thumbv7em-none-eabihf", "microcontrollers: STM32F7, STM32H7, i.MX RT"),
     _cortex_m(
-        "cortex-m33", "thumbv8m.main-none-eabihf", "microcontrollers with a float unit: RP2350, STM32U5, nRF5340"
+        "cortex-m33", _M4, "thumbv8m.main-none-eabihf", "microcontrollers with a float unit: RP2350, STM32U5, nRF5340"
     ),
-    _cortex_m("cortex-m55", "thumbv8.1m.main-none-eabihf", "microcontrollers with Helium vectors", 128, 8),
-    _armv7("armv7", "cortex-a8", 256, "neon", "32-bit ARMv7-A with NEON, hard float, under Linux"),
-    _armv7("cortex-a9", "cortex-a9", 512, "neon", "32-bit: Zynq-7000, i.MX6, Cyclone V"),
-    _armv7("cortex-a7", "cortex-a7", 512, "neon vfpv4", "32-bit with fused multiply-adds: Raspberry Pi 2, STM32MP1"),
+    _cortex_m("cortex-m55", _M55, "thumbv8.1m.main-none-eabihf", "microcontrollers with Helium vectors", 128, 8),
+    _armv7("armv7", "cortex-a8", _A9, 256, "neon", "32-bit ARMv7-A with NEON, hard float, under Linux"),
+    _armv7("cortex-a9", "cortex-a9", _A9, 512, "neon", "32-bit: Zynq-7000, i.MX6, Cyclone V"),
+    _armv7(
+        "cortex-a7", "cortex-a7", _A7, 512, "neon vfpv4", "32-bit with fused multiply-adds: Raspberry Pi 2, STM32MP1"
+    ),
     _aarch64(
         "aarch64",
         "generic",
+        _A72,
         32,
         512,
         "asimd",
         "any 64-bit ARMv8-A under Linux",
         emulator=("qemu-aarch64", "-cpu", "cortex-a53"),
     ),
-    _aarch64("cortex-a53", "cortex-a53", 32, 512, "asimd", "in order, small: Raspberry Pi 3 and Zero 2, i.MX8M Mini"),
-    _aarch64("cortex-a57", "cortex-a57", 32, 2048, "asimd", "Jetson Nano and TX1"),
-    _aarch64("cortex-a72", "cortex-a72", 32, 1024, "asimd", "Raspberry Pi 4, Graviton, LX2160A"),
     _aarch64(
-        "cortex-a76", "cortex-a76", 64, 512, "asimd asimddp asimdhp atomics", "Raspberry Pi 5, RK3588's large cores"
+        "cortex-a53", "cortex-a53", _A53, 32, 512, "asimd", "in order, small: Raspberry Pi 3 and Zero 2, i.MX8M Mini"
     ),
-    _aarch64("neoverse-n1", "neoverse-n1", 64, 1024, "asimd asimddp asimdhp atomics", "Graviton 2, Ampere Altra"),
+    _aarch64("cortex-a57", "cortex-a57", _A72, 32, 2048, "asimd", "Jetson Nano and TX1"),
+    _aarch64("cortex-a72", "cortex-a72", _A72, 32, 1024, "asimd", "Raspberry Pi 4, Graviton, LX2160A"),
+    _aarch64(
+        "cortex-a76",
+        "cortex-a76",
+        _A76,
+        64,
+        512,
+        "asimd asimddp asimdhp atomics",
+        "Raspberry Pi 5, RK3588's large cores",
+    ),
+    _aarch64("neoverse-n1", "neoverse-n1", _A76, 64, 1024, "asimd asimddp asimdhp atomics", "Graviton 2, Ampere Altra"),
     _aarch64(
         "neoverse-v1",
         "neoverse-v1",
+        _V1,
         64,
         1024,
         "asimd asimddp asimdhp atomics sve sve256",
@@ -120,6 +148,7 @@ TARGETS = (
     _aarch64(
         "apple-m1",
         "apple-m1",
+        _V1,
         128,
         4096,
         "",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from lwc_compiler.targets.host import first_cpu
-from lwc_compiler.targets.target import Target
+from lwc_compiler.targets.target import Core, Target
+
+# SiFive's U74, in order, one float unit; SpacemiT's X60, whose vectors are as wide as two of the target's, likewise.
+_U74 = Core(1, 1, 2, 5, in_order=True, near_line=12, far_line=60)
+_X60 = Core(1, 1, 2, 5, in_order=True, near_line=12, far_line=60)
 
 _MACHINES = ("riscv64",)
 
 
-def _rv64(name: str, extensions: str, bits: int, features: str, description: str) -> Target:
+def _rv64(name: str, core: Core, extensions: str, bits: int, features: str, description: str) -> Target:
     return Target(
         name=name,
         family="riscv",
@@ -22,6 +26,7 @@ def _rv64(name: str, extensions: str, bits: int, features: str, description: str
         description=description,
         machines=_MACHINES,
         zig="riscv64-linux-gnu.2.28",
+        core=core,
         zig_cpu="generic_rv64" + extensions.replace(" ", ""),
         emulator=("qemu-riscv64", "-cpu", "rv64,v=true,vlen=128" if "v" in features else "rv64,v=false"),
         llvm_options=(("mattr", tuple(extensions.split())), ("mabi", "lp64d")),
@@ -41,12 +46,13 @@ TARGETS = (
         l2_bytes=64 << 10,
         description="32-bit microcontrollers with a float unit: ESP32-P4",
         os="none",
+        core=Core(1, 1, 1, 4, in_order=True),
         zig="riscv32-freestanding-none",
         zig_cpu="generic_rv32+m+a+f+c",
         llvm_options=(("mattr", ("+m", "+a", "+f", "+c")), ("mabi", "ilp32f")),
     ),
-    _rv64("riscv64", "+m +a +f +d +c", 32, "", "64-bit RISC-V (rv64gc) under Linux: VisionFive 2"),
-    _rv64("rv64gcv", "+m +a +f +d +c +v", 128, "v", "the same with vectors of 128 bits or more: K1, SG2044"),
+    _rv64("riscv64", _U74, "+m +a +f +d +c", 32, "", "64-bit RISC-V (rv64gc) under Linux: VisionFive 2"),
+    _rv64("rv64gcv", _X60, "+m +a +f +d +c +v", 128, "v", "the same with vectors of 128 bits or more: K1, SG2044"),
 )
 
 

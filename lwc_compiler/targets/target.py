@@ -7,6 +7,33 @@ from typing import Any, Literal, Protocol
 
 
 @dataclass(frozen=True)
+class Core:
+    """What bounds an inner loop on a core: from the optimization guide of its maker, as far as there is one.
+
+    A vector is one of the target's `vector_bits`; a scalar where kernels are scalar.
+
+    Attributes:
+        multiplies: vector fused multiply-adds it starts in a cycle.
+        loads: vectors it loads in a cycle.
+        issue: instructions it starts in a cycle.
+        latency: cycles from a multiply-add to the next one that adds to its result.
+        in_order: it starts instructions in the order of the program, so that one that waits holds up all others.
+        near_line: cycles to bring a cache line from the level-2 cache, with others on their way.
+        far_line: the same from memory.
+        by_lane: a multiply-add takes one lane of a vector as a factor; elsewhere weights are loaded one by one.
+    """
+
+    multiplies: float
+    loads: float
+    issue: float
+    latency: float
+    in_order: bool = False
+    near_line: float = 8.0
+    far_line: float = 30.0
+    by_lane: bool = False
+
+
+@dataclass(frozen=True)
 class Target:
     """Hardware that machine code is made for.
 
@@ -32,6 +59,7 @@ class Target:
         emulator: QEMU's program that runs what is made for the target, and its arguments that choose a processor with
             no more instructions; none where there is no such program.
         llvm_options: more entries of TVM's description of the target (`mattr`, `mabi`, `mfloat-abi`, `cl-opt`).
+        core: what predictions of time rest on; none: on what was fitted to timings of x86-64.
         flash_bytes: bytes of flash memory that code and weights have to fit; 0: not limited by the target.
         ram_bytes: bytes of memory; 0: not limited by the target.
     """
@@ -54,6 +82,7 @@ class Target:
     zig_cpu: str = ""
     emulator: tuple[str, ...] = ()
     llvm_options: tuple[tuple[str, Any], ...] = ()
+    core: Core | None = None
     flash_bytes: int = 0
     ram_bytes: int = 0
 

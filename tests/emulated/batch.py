@@ -1,7 +1,7 @@
 """Many plans in one program for another machine: linked once, started once, compared here.
 
 A case is an image of its memory: buffers at 64-byte boundaries between guards, inputs and constants filled in, all else
-NaNs. The program reads the image, runs the plan on it and writes it back, which shows the result and every access outside
+NaNs. The program reads the image, runs the plan on it and writes it back, which shows the result and every access out
 of a buffer.
 """
 
@@ -114,7 +114,9 @@ class Result:
 
     def outputs(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """The output of both."""
-        whole, split = (memory[self.image.output].view(np.float32).reshape(shape) for memory in (self.whole, self.split))
+        whole, split = (
+            memory[self.image.output].view(np.float32).reshape(shape) for memory in (self.whole, self.split)
+        )
         return whole, split
 
 

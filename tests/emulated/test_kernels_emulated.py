@@ -26,8 +26,8 @@ DENSITIES = (0.0, 0.05, 0.5, 1.0)
 
 
 def taps(fmt: str):
-    return lambda number: lambda weight, geometry, epilogue, target: test_taps.forced(
-        weight, geometry, epilogue, fmt, number, target
+    return lambda number: (
+        lambda weight, geometry, epilogue, target: test_taps.forced(weight, geometry, epilogue, fmt, number, target)
     )
 
 

@@ -1,12 +1,12 @@
 import pytest
-from harness import SCALAR, TARGETS, build
+from harness import SCALAR, build
 
 
 def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
         metafunc.parametrize("case", metafunc.cls.cases, ids=lambda case: case.name)
     if "built" in metafunc.fixturenames:
-        targets = [target for target in TARGETS if target.vector_bits >= metafunc.cls.vector_bits]
+        targets = [target for target in metafunc.cls.targets if target.vector_bits >= metafunc.cls.vector_bits]
         targets += [SCALAR] * metafunc.cls.scalar
         metafunc.parametrize("built", targets, indirect=True, scope="class", ids=lambda target: target.name)
 

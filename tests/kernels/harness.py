@@ -26,6 +26,14 @@ SCALAR = replace(
     l2_bytes=64 << 10,
     os="none",
 )
+# Kernels as they are for the vectors of AArch64, as code that this machine runs.
+NARROW = replace(
+    find_target("x86-64-v3"),
+    name="narrow",
+    vector_bits=128,
+    vector_registers=32,
+    core=find_target("cortex-a72").core,
+)
 TARGETS = [t for t in dict.fromkeys([find_target("x86-64-v3"), find_target("host")]) if not missing_features(t)]
 DENSITIES = (0.0, 0.1, 0.5, 1.0, "blocks")
 EPILOGUES = (
@@ -164,6 +172,7 @@ class KernelTests:
     """The tests of every kernel: a module's test class inherits them and says which `cases` it has."""
 
     cases: list[Case]
+    targets = tuple(TARGETS)
     vector_bits = 0  # of a target that can run them, at least
     scalar = False  # whether there are kernels without vectors
 

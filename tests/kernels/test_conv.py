@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from harness import TARGETS, Case, KernelTests, check_same_kernels, finish, make_epilogue, sparse, variant
+from harness import NARROW, TARGETS, Case, KernelTests, check_same_kernels, finish, make_epilogue, sparse, variant
 
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
 from lwc_compiler.kernels.kernel import Plan
@@ -240,3 +240,8 @@ def test_layers_alike_share_their_kernels(target, geometry: ConvGeometry, densit
     # other places of the zeros, but as many single ones and as many blocks: no reason to choose another format
     other = 2 * (np.flip(weight, 0) if geometry.transposed else np.flip(weight, range(1, weight.ndim)))
     check_same_kernels(*(plan(np.ascontiguousarray(w), geometry, Epilogue(), target) for w in (weight, other)))
+
+
+class TestNarrowVectors(KernelTests):
+    cases = CASES[::4]
+    targets = (NARROW,)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from harness import Case, KernelTests
+from harness import NARROW, Case, KernelTests
 from test_conv import conv, make_case
 
 from lwc_compiler.kernels.depthwise_plan import bands, computes, depthwise_candidates, plan_band
@@ -67,3 +67,8 @@ def test_other_convolutions_are_left_to_other_kernels(geometry) -> None:
     assert not computes(canonical(geometry))
     weight = np.ones((4, 4 // geometry.groups, *geometry.kernel), np.float32)
     assert depthwise_candidates(weight, geometry, Epilogue(), find_target("host")) == []
+
+
+class TestNarrowVectors(KernelTests):
+    cases = CASES
+    targets = (NARROW,)

@@ -1,13 +1,28 @@
 """Matrix products compute what numpy does in float64, and touch nothing outside of their buffers."""
 
+from functools import partial
+
 import numpy as np
 import pytest
-from harness import TARGETS, Case, KernelTests, build, check_same_kernels, finish, make_epilogue, run, sparse, variant
+from harness import (
+    NARROW,
+    TARGETS,
+    Case,
+    KernelTests,
+    build,
+    check_same_kernels,
+    finish,
+    make_epilogue,
+    run,
+    sparse,
+    variant,
+)
 
 from lwc_compiler.kernels.layer import Epilogue
 from lwc_compiler.kernels.lookup import FEATURES
 from lwc_compiler.kernels.matmul import (
     plan_batched_matmul,
+    plan_blocks,
     plan_gathered,
     plan_lookup,
     plan_matmul,
@@ -49,6 +64,7 @@ LOOKUP = [
     (1, 513, 80),
 ]
 SHARED = [(2, 3, 1), (3, 64, 63), (4, 31, 64), (5, 7000, 65), (8, 33, 66), (9, 16, 7), (15, 9000, 5), (16, 65, 40)]
+BLOCKS = [(1, 1, 8), (1, 7000, 16), (2, 65, 64), (1, 31, 72), (3, 40, 136)]
 
 # batch, rows, inner dimension, columns, a transposed, b transposed, scale
 BATCHED = [
@@ -110,6 +126,7 @@ def make_cases() -> list[Case]:
         ("gathered", plan_gathered, GATHERED),
         ("lookup", lookup_where_possible, LOOKUP),
         ("shared", plan_shared, SHARED),
+        *((f"block{height}", partial(plan_blocks, height=height), BLOCKS) for height in (2, 4, 8)),
     ):
         chosen = [(*shape, *variant(i, shift)) for i, shape in enumerate(shapes) for shift in (0, 1, 3)]
         cases += [make_case(number, *case, plan, name) for number, case in enumerate(chosen)]
@@ -124,6 +141,11 @@ class TestProducts(KernelTests):
     scalar = True
 
 
+class TestNarrowVectors(KernelTests):
+    cases = CASES
+    targets = (NARROW,)
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize("density", [0.1, 1.0])
@@ -132,7 +154,7 @@ def test_layers_alike_share_their_kernels(target, rows: int, density: float) -> 
     check_same_kernels(*(plan_matmul(weight, rows, Epilogue(), target) for weight in weights))
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize("target", [*TARGETS, NARROW], ids=lambda target: target.name)
 @pytest.mark.parametrize("plan", [plan_gathered, lookup_where_possible, plan_shared])
 @pytest.mark.parametrize("density", [0.02, 0.3])
 def test_inputs_reach_only_the_outputs_that_read_them(target, plan, density: float, tmp_path) -> None:

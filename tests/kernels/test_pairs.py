@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from harness import TARGETS, KernelTests, build, check_same_kernels, run, sparse, variant
+from harness import NARROW, TARGETS, KernelTests, build, check_same_kernels, run, sparse, variant
 from test_conv import conv, make_case, random_layout
 
 from lwc_compiler.kernels.kernel import Input, Output, Plan
@@ -28,9 +28,7 @@ def planned(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, layo
 
 
 CASES = [
-    make_case(
-        number, geometry, *variant(number, number // len(GEOMETRIES)), random_layout(number, layouts, planned)
-    )
+    make_case(number, geometry, *variant(number, number // len(GEOMETRIES)), random_layout(number, layouts, planned))
     for number, geometry in enumerate(5 * GEOMETRIES)
 ]
 
@@ -77,3 +75,8 @@ def test_inputs_reach_only_the_outputs_that_read_them(target, tmp_path) -> None:
 def test_other_convolutions_have_no_pairs(geometry: ConvGeometry) -> None:
     weight = np.zeros((geometry.out_channels, geometry.in_channels // geometry.groups, *geometry.kernel), np.float32)
     assert not pair_candidates(weight, geometry, Epilogue(), TARGETS[0], Input(0), None, Output(0))
+
+
+class TestNarrowVectors(KernelTests):
+    cases = CASES[::2]
+    targets = (NARROW,)
