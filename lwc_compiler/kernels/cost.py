@@ -282,7 +282,7 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
             for across in sorted({-(-vectors // n) for n in range(1, vectors + 1)}):
                 for down in range(1, min(problem.height.out, most // across) + 1):
                     if -(-problem.height.out // -(-problem.height.out // down)) == down:
-                        yield from _blockings(problem, target, Tiling(lanes, r, down, across, 1, 1, by_lane))
+                        yield from _blockings(problem, target, Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane))
 
 
 def _blockings(problem: Problem, target: Target, tiling: Tiling) -> Iterator[Tiling]:
