@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -134,11 +135,8 @@ class _Builder:
         same = self._by_hash.setdefault(tvm_ffi.structural_hash(kernel.func), [])
         for symbol in same:
             other = self.kernels[symbol]
-            if (other.tiles, other.thread_bytes, other.bands) == (
-                kernel.tiles,
-                kernel.thread_bytes,
-                kernel.bands,
-            ) and tvm_ffi.structural_equal(other.func, kernel.func):
+            alike = replace(other, name=kernel.name, func=kernel.func) == kernel
+            if alike and tvm_ffi.structural_equal(other.func, kernel.func):
                 return symbol
         name = re.sub(r"\W", "_", kernel.name)[:60]
         symbol = f"{self.prefix}_{len(self.kernels)}_{name}"

@@ -115,15 +115,18 @@ class Scheduler:
     def _block_nest(self, stage: Flat, common: list[Var], a: Var, w: Var) -> Nest:
         extent, n = self.ranges.extent, self.vectors.lanes
         blocks = {axis: self.ranges.variable(f"{axis.name}_block", -(-extent[axis] // n)) for axis in (a, w)}
-        outer = [blocks.get(c, c) for c in common]
+        # The rows of a short axis share cache lines with the next ones, which are read while these are there.
+        order = common if extent[a] >= n else self.vectors.read_order(stage, a, w, common)
+        outer = [blocks.get(c, c) for c in order]
 
         def point(at: dict[Var, Expr]) -> Stmt:
             # The last block of an axis ends where the axis ends: it may compute some points a second time.
             firsts, statements = {}, []
             for axis, block in blocks.items():
-                first = self.ranges.variable(axis.name, extent[axis] - n + 1)
+                most = max(0, extent[axis] - n)
+                first = self.ranges.variable(axis.name, most + 1)
                 start = at[block] * index(n)
-                statements.append(Bind(first, tirx.min(start, index(extent[axis] - n)) if extent[axis] % n else start))
+                statements.append(Bind(first, tirx.min(start, index(most)) if extent[axis] % n else start))
                 firsts[axis] = first
             here = Place({**at, **firsts}, {}, 1, False)
             return SeqStmt([*statements, self.vectors.block(stage, a, w, here)])

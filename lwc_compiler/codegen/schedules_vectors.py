@@ -354,11 +354,12 @@ class Vectors:
         """(a, w) when a cheap elementwise stage stores along w what it reads along a."""
         if stage.init or cost(stage.values[0]) > _CHEAP or dtype_of(stage.targets[0]) not in ("float32", "int32"):
             return None
-        # A condition on either axis would change inside a block.
-        free = [x for x in axes if self.ranges.extent[x] >= self.lanes and len(self.segments(stage.values, x)) == 1]
+        # A condition on either axis would change inside a block. A block of a short axis a is read past its end.
+        extent = self.ranges.extent
+        free = [x for x in axes if 2 * extent[x] >= self.lanes and len(self.segments(stage.values, x)) == 1]
         for w in free:
             store = linear(stage.offsets[0], {w})
-            if store is None or store.coefficient(w) != 1:
+            if extent[w] < self.lanes or store is None or store.coefficient(w) != 1:
                 continue
             for load in loads(stage.values[0]):
                 for a in free:
@@ -370,6 +371,13 @@ class Vectors:
     def _is_transposed(load: TensorLoad, a: Var, w: Var) -> bool:
         form = linear(load.indices[0], {a, w})
         return form is not None and form.coefficient(a) == 1 and form.coefficient(w) > 4 and not loads(form.rest)
+
+    def read_order(self, stage: Flat, a: Var, w: Var, axes: Sequence[Var]) -> list[Var]:
+        """Axes in the order in which a stage's transposed load finds them in memory, the nearest last."""
+        form = next(
+            linear(load.indices[0], set(axes)) for load in loads(stage.values[0]) if self._is_transposed(load, a, w)
+        )
+        return list(axes) if form is None else sorted(axes, key=form.coefficient, reverse=True)
 
     def block(self, stage: Flat, a: Var, w: Var, place: Place) -> Stmt:
         """The stage for the square block of points whose first is given for a and w in `place`."""
@@ -388,7 +396,7 @@ class Vectors:
                 statements += [AllocBuffer(row), BufferStore(row, vector, [Ramp(index(0), index(1), n)])]
                 block.append(row)
             rows[str(load)] = self._transpose(block, statements)
-        for k in range(n):
+        for k in range(min(n, self.ranges.extent[a])):
             v = self._lane_variable(n)
 
             def read(e: Expr, k: int = k, v: Expr = v) -> Expr:

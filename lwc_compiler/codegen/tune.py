@@ -165,6 +165,8 @@ class Library:
                     buffers.append(data[operand.index])
                 else:
                     buffers.append(result if isinstance(operand, Output) else scratch[operand.index])
+            if step.kernel.over is not None:  # as in most networks; what the result then is does not matter
+                buffers[-1] = buffers[step.kernel.over]
             if step.kernel.thread_bytes:
                 buffers.append(_memory(step.kernel.thread_bytes))
             held += buffers

@@ -163,11 +163,11 @@ class KernelBuilder:
             yield
         self.emit(IfThenElse(before.condition, before.then_case, _sequence(block)))
 
-    def build(self, name: str, tiles: int, thread_bytes: int = 0, bands: int = 1) -> Kernel:
+    def build(self, name: str, tiles: int, thread_bytes: int = 0, bands: int = 1, over: int | None = None) -> Kernel:
         """The finished kernel; with `thread_bytes` > 0 the last pointer is the thread's scratch memory."""
         body = SeqStmt([*self._declared, _sequence(self._blocks[0])])
-        func = tirx.PrimFunc([*self._pointers, self.first, self.last], body).with_attr("tirx.noalias", True)
-        return Kernel(name, func, tiles, thread_bytes, bands)
+        func = tirx.PrimFunc([*self._pointers, self.first, self.last], body)
+        return Kernel(name, func.with_attr("tirx.noalias", over is None), tiles, thread_bytes, bands, over)
 
 
 def _sequence(block: list[Stmt]) -> Stmt:

@@ -6,7 +6,7 @@ C library.
 
 Every buffer a kernel gets starts at a 64-byte boundary and has `SLACK_BYTES` readable bytes past its end, with
 arbitrary contents: a vector load may run over the end, but what it reads there must not reach a result. Stores never
-leave the buffer. No two pointers alias.
+leave the buffer. No two pointers alias, but for what `Kernel.over` says.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ class Kernel:
         thread_bytes: bytes of private scratch memory each thread needs.
         bands: parts of equally many tiles, in order, each of which computes one of so many equal parts of the output,
             the last pointer, and reads only the same part of every computed input.
+        over: number of the pointer whose buffer may also be the output's, as the kernel reads every element of it once,
+            before it writes that of the output; None where there is none.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Kernel:
     tiles: int
     thread_bytes: int = 0
     bands: int = 1
+    over: int | None = None
 
 
 @dataclass(frozen=True)

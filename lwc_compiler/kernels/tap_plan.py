@@ -9,7 +9,7 @@ import numpy as np
 from lwc_compiler.kernels.choice import Candidate, uneven
 from lwc_compiler.kernels.cost import formats, ranked
 from lwc_compiler.kernels.kernel import Plan, Step
-from lwc_compiler.kernels.taps import Axis, Problem, TapLayout, Tiling, pack_taps, tap_kernel, tap_operands
+from lwc_compiler.kernels.taps import LINE, Axis, Problem, TapLayout, Tiling, pack_taps, tap_kernel, tap_operands
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.kernel import Operand
     from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
     from lwc_compiler.targets.target import Target
+
+# Cycles of a cache line of output beyond the level-2 cache that cannot be written over the residual.
+_APART = 5.0
 
 
 def tap_candidates(
@@ -40,14 +43,17 @@ def tap_candidates(
         y: the output (N, O, *out).
     """
     problem = canonical(geometry)
+    stored = geometry.batch * geometry.images * geometry.out_channels * int(np.prod(geometry.out_size))
+    apart = _APART * stored / LINE if epilogue.residual and 4 * stored > 0.75 * target.l2_bytes else 0.0
     weight = np.ascontiguousarray(weight, np.float32).reshape(problem.groups, problem.out_channels, -1)
 
     def candidate(format_name: str, tiling: Tiling, cycles: float) -> Candidate:
         def build() -> Plan:
             return plan_tiling(weight, geometry, epilogue, format_name, tiling, x, residual, y)
 
-        slower = uneven(TapLayout(problem, tiling).tiles, target.threads)
-        return Candidate(format_name, f"{format_name} {tiling}", cycles, build, slower)
+        layout = TapLayout(problem, tiling)
+        cycles += 0.0 if layout.exact else apart
+        return Candidate(format_name, f"{format_name} {tiling}", cycles, build, uneven(layout.tiles, target.threads))
 
     return [
         candidate(format_name, tiling, cycles)

@@ -201,6 +201,13 @@ class TapLayout:
         return [v // t.tile_vectors * down + self.starts[v % t.tile_vectors] * across for v in range(self.vectors)]
 
     @property
+    def exact(self) -> bool:
+        """Whether no output is computed twice: tiles, rows and vectors do not overlap."""
+        p, t = self.problem, self.tiling
+        whole = self.width % self.tile_width == 0 and self.tile_width == t.tile_vectors * t.lanes
+        return whole and p.height.out % t.tile_rows == 0 and p.out_channels % t.rows == 0
+
+    @property
     def chains(self) -> int:
         """Sums that the taps of a row take turns in, so that one multiply-add need not wait for the last."""
         return 2 if self.tiling.rows * self.vectors <= _FEW_SUMS else 1
@@ -473,7 +480,8 @@ class _Writer:
                     with b.when(block == lay.blocks - 1):
                         distances = (p.depth.out * self.plane, self.row)
                         sums.store(vectors, y, out, distances, extra, self.activation)
-        return b.build(name, lay.tiles, lay.scratch_bytes, p.batch if p.images == 1 else 1)
+        over = 1 if residual and lay.exact else None
+        return b.build(name, lay.tiles, lay.scratch_bytes, p.batch if p.images == 1 else 1, over)
 
     def _place(self, tile: Any) -> list[Any]:
         """Batch, group, chunk, depth, row and column of a tile: tiles follow each other in the order of the output."""

@@ -63,6 +63,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.codegen.kernel_build import compile_kernels
     from lwc_compiler.codegen.layers import layer_call
     from lwc_compiler.codegen.link import find_compiler, link_library, make_archive
+    from lwc_compiler.codegen.over import write_over
     from lwc_compiler.codegen.tune import Tuner
     from lwc_compiler.kernels.choice import predicted
 
@@ -81,7 +82,8 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
             takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
             prefix = f"{symbol}_kernel_{c_identifier(variant.name)}_{number}"
             stage = assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, prefix, variant)
-            stages.append(join_in_bands(replace(stage, runs=part.runs), variant, part.sharing))
+            stage = write_over(replace(stage, runs=part.runs))
+            stages.append(join_in_bands(stage, variant, part.sharing))
         programs.append((variant, Program(tuple(stages))))
         kernels = {name: kernel for stage in stages for name, kernel in stage.kernels.items()}
         if kernels:

@@ -451,3 +451,17 @@ def test_header_compiles_as_c_and_cpp(tmp_path) -> None:
 def test_models_are_valid_where_onnx_can_tell() -> None:
     for model in (residual_block(), attention(), transposed()):
         onnx.checker.check_model(model.proto, full_check=True)
+
+
+def test_pooling_is_part_of_the_convolution_before_it(tmp_path) -> None:
+    nodes = [
+        ("Conv", ["x", "w1", "b"], ["c1"], {"pads": [3, 3, 3, 3], "strides": [2, 2], "name": "stem"}),
+        ("Relu", ["c1"], ["r1"], {}),
+        ("MaxPool", ["r1"], ["p"], {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
+        ("Conv", ["p", "w2"], ["y"], {}),
+    ]
+    weights = {"w1": normal(32, 3, 7, 7), "b": normal(32), "w2": sparse(16, 32, 1, 1)}
+    model = make(nodes, weights, {"x": [1, 3, 64, 72]}, {"y": [1, 16, 16, 18]})
+    options = LowerOptions(target="x86-64-v3")
+    assert lower(model, options).programs[0].steps[0].kernel == "conv_pooled"
+    compare(model, tmp_path, options, [1, 3, 64, 72])

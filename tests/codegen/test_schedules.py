@@ -227,6 +227,11 @@ OPERATORS = {
         lambda x: x.transpose(0, 2, 3, 1),
         [(2, 37, 5, 19)],
     ),
+    "transpose of planes of short rows": (
+        lambda x: op.permute_dims(x, (2, 1, 3, 0)),
+        lambda x: x.transpose(2, 1, 3, 0),
+        [(16, 3, 14, 14)],
+    ),
     "transpose of the outer axes": (
         lambda x: op.permute_dims(x, (0, 2, 1, 3)),
         lambda x: x.transpose(0, 2, 1, 3),

@@ -9,7 +9,7 @@ import pytest
 
 from lwc_compiler.codegen import tune
 from lwc_compiler.codegen.link import find_compiler
-from lwc_compiler.kernels.choice import Candidate, Task
+from lwc_compiler.kernels.choice import Candidate, Task, predicted
 from lwc_compiler.kernels.conv import plan_conv
 from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
@@ -58,6 +58,15 @@ def test_takes_the_fastest_and_says_what_was_measured() -> None:
     assert all(s is not None and 0 < s < 1 for s in seconds)
     assert seconds == sorted(seconds)
     assert "measured fastest" in plan.why
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_tiles_that_threads_share_unevenly_cost_more(measured: bool) -> None:
+    pick = tune.Tuner(HOST, 4, find_compiler()) if measured else predicted
+    offered = candidates([])[:4]
+    best = pick(TASK, offered).trials[0].name
+    uneven = [replace(candidate, uneven=100.0 if candidate.name == best else 1.0) for candidate in offered]
+    assert pick(TASK, uneven).trials[0].name != best
 
 
 def test_measures_a_layer_once() -> None:

@@ -135,8 +135,15 @@ class Buffer:
         assert not outside.size, f"{what}: bytes {outside[:4] - self.start} of {self.size} were overwritten"
 
 
-def run(built: Built, case: Case, *, split: bool) -> np.ndarray:
-    """The plan's output; with `split`, every step computes its tiles in two calls, the second half first."""
+def run(built: Built, case: Case, *, split: bool, over: bool = False) -> np.ndarray:
+    """The plan's output.
+
+    Args:
+        built: the plans.
+        case: one of them.
+        split: every step computes its tiles in two calls, the second half first.
+        over: the output takes the buffer of an input where the kernel allows it.
+    """
     plan = built.plans[case.name]
     inputs = [Buffer.of(x) for x in case.inputs]
     scratch = [Buffer(size, _WRITABLE) for size in plan.scratch]
@@ -156,6 +163,9 @@ def run(built: Built, case: Case, *, split: bool) -> np.ndarray:
                 assert operand == Output(0)
                 buffer = output
             args.append(buffer.pointer)
+        if over and step.kernel.over is not None:
+            output.data[:] = inputs[step.args[step.kernel.over].index].data
+            args[step.kernel.over] = output.pointer
         tiles, middle = step.kernel.tiles, (step.kernel.tiles + 1) // 3
         for part, (first, last) in enumerate([(middle, tiles), (0, middle)] if split else [(0, tiles)]):
             private = []
@@ -186,6 +196,12 @@ class KernelTests:
         """Tiles computed in two calls give the same bits."""
         whole, parts = run(built, case, split=False), run(built, case, split=True)
         assert np.array_equal(whole.view(np.uint32), parts.view(np.uint32))
+
+    def test_output_may_take_the_buffer_of_an_input(self, built: Built, case: Case) -> None:
+        """Where a kernel says so, the bits are the same."""
+        if any(step.kernel.over is not None for step in built.plans[case.name].steps):
+            apart, same = run(built, case, split=False), run(built, case, split=True, over=True)
+            assert np.array_equal(apart.view(np.uint32), same.view(np.uint32))
 
 
 def check_same_kernels(one: Plan, two: Plan) -> None:

@@ -5,6 +5,7 @@ import test_conv
 import test_depthwise
 import test_matmul
 import test_pairs
+import test_pooled
 import test_separable
 import test_subsample
 import test_taps
@@ -17,8 +18,8 @@ from lwc_compiler.targets import find_target
 def test_lists_every_tested_kernel_and_no_other() -> None:
     formats = {}
     modules = (
-        test_channels, test_conv, test_depthwise, test_matmul, test_pairs, test_separable, test_subsample, test_taps,
-        test_winograd,
+        test_channels, test_conv, test_depthwise, test_matmul, test_pairs, test_pooled, test_separable, test_subsample,
+        test_taps, test_winograd,
     )  # fmt: skip
     for case in [case for module in modules for case in module.CASES]:
         plan = case.plan(find_target("x86-64-v4"))

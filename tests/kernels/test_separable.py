@@ -1,5 +1,7 @@
 """Separable convolutions in one kernel are what their layers are one by one, in every cut, at every edge."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from harness import Case, KernelTests, finish, make_epilogue, sparse
@@ -81,7 +83,7 @@ class TestEveryCut(KernelTests):
 
 def test_what_the_plan_says_of_its_layers() -> None:
     parts = make_parts(np.random.default_rng(0), 0, 0.1)
-    plan = separable_candidates(parts, find_target("x86-64-v4"), 1)[0].build()
+    plan = separable_candidates(parts, find_target("x86-64-v4"))[0].build()
     first, second, third = plan.shares
     assert [share.format for share in plan.shares] == ["csr", "dense", "csr"]
     assert second.flops == 2 * 40 * 9 * 14 * 14
@@ -107,9 +109,9 @@ def test_what_the_kernel_cannot_compute_is_left_alone() -> None:
 def test_tiles_are_as_many_as_threads_need(threads: int) -> None:
     """One band of a plane of 14 x 14 would leave seven threads without work."""
     parts = make_parts(np.random.default_rng(0), 0, 0.1)
-    target = find_target("x86-64-v4")
-    assert bool(separable_candidates(parts, target, threads)) == (threads == 1)
-    assert (plan_separable(parts, target, threads) is None) == (threads == 8)
+    target = replace(find_target("x86-64-v4"), threads=threads)
+    assert bool(separable_candidates(parts, target)) == (threads == 1)
+    assert (plan_separable(parts, target) is None) == (threads == 8)
 
 
 def test_rows_of_pixels_beyond_the_registers_are_left_alone() -> None:

@@ -9,6 +9,7 @@ from lwc_compiler.kernels.kernel import Input, Output, Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.registry import KERNELS
 from lwc_compiler.kernels.tap_plan import canonical, plan_tiling
+from lwc_compiler.targets import find_target
 
 GEOMETRIES = [
     conv(1, 30, (14, 19), 21, (3, 3), pads=(1, 1, 1, 1)),
@@ -16,6 +17,7 @@ GEOMETRIES = [
     conv(1, 24, (13, 40), 22, (3, 2), (2, 2), (1, 0, 1, 3), groups=2),
     conv(2, 12, (14, 11), 20, (3, 2), (2, 3), groups=2),
     conv(1, 6, (5, 9, 8), 9, (2, 3, 3), (2, 1, 1), (0, -1, 0, 0, 0, -1), (2, 1, 2)),
+    conv(1, 20, (8, 16), 32, (3, 3), pads=(1, 1, 1, 1)),
 ]
 FORMATS = [entry.format for entry in KERNELS if entry.name.startswith("conv_")]
 
@@ -50,3 +52,10 @@ CASES = [make_case(number, *pair) for number, pair in enumerate(PAIRS)]
 class TestEveryChoice(KernelTests):
     cases = CASES
     scalar = True
+
+
+def test_outputs_may_take_the_residuals_buffer_where_none_is_computed_twice() -> None:
+    plans = [case.plan(find_target("x86-64-v3")) for case in CASES if len(case.inputs) > 1]
+    assert {plan.steps[0].kernel.over for plan in plans} == {None, 1}
+    alone = [case.plan(find_target("x86-64-v3")) for case in CASES if len(case.inputs) == 1]
+    assert {plan.steps[0].kernel.over for plan in alone} == {None}
