@@ -29,6 +29,7 @@ class Target:
         zig: what `zig cc -target` calls the platform; empty where only the machine's own compiler links.
         zig_cpu: what `zig cc -mcpu=` calls the processor.
         llvm_options: more entries of TVM's description of the target (`mattr`, `mabi`, `mfloat-abi`, `cl-opt`).
+        source: the code is C99 text for whatever compiler, and not machine code.
         flash_bytes: bytes of flash memory that code and weights have to fit; 0: not limited by the target.
         ram_bytes: bytes of memory; 0: not limited by the target.
     """
@@ -49,6 +50,7 @@ class Target:
     zig: str = ""
     zig_cpu: str = ""
     llvm_options: tuple[tuple[str, Any], ...] = ()
+    source: bool = False
     flash_bytes: int = 0
     ram_bytes: int = 0
 

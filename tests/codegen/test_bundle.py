@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler
 from benchmarks.models import lenet5
-from lwc_compiler.codegen.bundle import c_number, fill
+from lwc_compiler.codegen.bundle import fill
+from lwc_compiler.codegen.c_text import c_number
 from lwc_compiler.codegen.link import make_archive
 from lwc_compiler.codegen.sections import section_sizes
 from lwc_compiler.model import Model
