@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.codegen.c_text import c_rows, c_type
+from lwc_compiler.codegen.c_text import c_rows, c_type, with_math
 from lwc_compiler.codegen.sections import section_sizes
 from lwc_compiler.targets import find_target
 from lwc_compiler.version import __version__
@@ -197,7 +197,5 @@ def _vector_text(vector: TestVector, *, as_file: bool) -> str:
             lines.append(f"static {kind} {name}[{max(1, array.size)}];")
         else:
             lines += [f"static const {kind} {name}[] = {{", *c_rows(array), "};"]
-    if any("NAN" in line or "INFINITY" in line for line in lines):
-        lines.insert(1, "#include <math.h>")
     lines += [f"#define TEST_TOLERANCE_{i} {tolerance:.9g}" for i, tolerance in enumerate(vector.tolerances)]
-    return "\n".join(lines) + "\n"
+    return with_math("\n".join(lines)) + "\n"

@@ -36,13 +36,15 @@ _NUMBER = re.compile(r"lwc_number_(float32|float64)_([0-9a-f]+)\(\)")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _VARIABLE = re.compile(r"\s+\w+\*? (\w+)(?: = .*|\[\d+\]);$")
 _STORE = re.compile(r"\s+(\w+)\[[^=]*\] = .*;$")
+_CALL = re.compile(r"\b([a-z]\w*)\(")
+_KEYWORDS = ("if", "for", "while", "return", "sizeof")
 _HELPER = re.compile(r"lwc_(max|min|bits)_(\w+?)(?:_to_(\w+))?\(")
 
 
 def print_kernels(kernels: Mapping[str, Kernel]) -> str:
     """C99 text of kernels: static functions, and what they call.
 
-    It needs <stdint.h>, <stdbool.h>, <math.h> and a declaration of memcpy.
+    It needs <stdint.h> and a declaration of memcpy.
 
     Args:
         kernels: C name -> kernel.
@@ -60,7 +62,9 @@ def print_kernels(kernels: Mapping[str, Kernel]) -> str:
     bodies = [f"static {function}" for function in functions if not function.rstrip().endswith(";")]
     text = _NUMBER.sub(_number, "\n".join(_without_unused(body.rstrip()) + "\n" for body in bodies))
     helpers = sorted({match.group(1, 2, 3) for match in _HELPER.finditer(text)}, key=str)
-    return "".join([*(_helper(*each) for each in helpers), "\n", text])
+    called = {name for name in _CALL.findall(text) if not name.startswith("lwc_")} - {*kernels, *_KEYWORDS}
+    headers = ["#include <math.h>\n"] if called else []
+    return "".join([*headers, "#include <stdbool.h>\n\n", *(_helper(*each) for each in helpers), "\n", text])
 
 
 def _without_unused(function: str) -> str:
@@ -80,6 +84,10 @@ def _without_unused(function: str) -> str:
 def _number(match: re.Match[str]) -> str:
     dtype, digits = match.groups()
     (value,) = np.frombuffer(bytes.fromhex(digits), f">{'f4' if dtype == 'float32' else 'f8'}").astype(dtype)
+    if not np.isfinite(value):  # <math.h>, which would have a name for it, is not on every target
+        bits = int.from_bytes(bytes.fromhex(digits), "big", signed=True)
+        integer = f"int{4 * len(digits)}"
+        return f"lwc_bits_{integer}_to_{dtype}(({integer}_t){bits})"
     return f"({c_number(value)})"
 
 

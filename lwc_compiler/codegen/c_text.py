@@ -42,6 +42,11 @@ def c_rows(array: NDArray[np.generic]) -> list[str]:
     return [*lines, line]
 
 
+def with_math(text: str) -> str:
+    """`text`, after <math.h> where one of its numbers needs it; not every target has that header."""
+    return f"#include <math.h>\n{text}" if re.search(r"\b(NAN|INFINITY)\b", text) else text
+
+
 def c_number(value: np.generic) -> str:
     """A C99 constant with exactly this value; infinities and NaN need <math.h>, integers <stdint.h>."""
     if not isinstance(value, np.floating):

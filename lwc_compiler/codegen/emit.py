@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.codegen.c_text import c_rows, c_string, c_type
+from lwc_compiler.codegen.c_text import c_rows, c_string, c_type, with_math
 from lwc_compiler.codegen.memory import aligned, plan_workspace
 from lwc_compiler.codegen.program import BufferRef
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES
@@ -68,11 +68,6 @@ enum {{
     LWC_ERROR_WEIGHTS = {upper}_ERROR_WEIGHTS
 }};
 enum {{ LWC_INPUTS = {inputs}, LWC_OUTPUTS = {outputs}, LWC_ALIGNMENT = {alignment} }};
-"""
-
-_STANDARD = """\
-#include <math.h>
-#include <stdbool.h>
 """
 
 _EMBEDDED = """
@@ -206,7 +201,7 @@ def emit(
             ),
             place,
             *runtime[:-1],
-            *([_STANDARD, kernels] if kernels is not None else []),
+            *([kernels] if kernels is not None else []),
             runtime[-1],
             *(part.text() for part in parts),
             _EPILOGUE.format(
@@ -265,7 +260,8 @@ class _Arrays(_Weights):
 
     def text(self) -> str:
         """The arrays."""
-        return "\n".join(["#define LWC_CONSTANTS NULL", _STANDARD, *self._arrays])
+        lines = ["#define LWC_CONSTANTS NULL", "#include <stdbool.h>", *self._arrays]
+        return with_math("\n".join(lines))
 
 
 class _ProgramText:
