@@ -8,7 +8,7 @@ TARGETS = (
     Target(
         name="c",
         family="portable",
-        triple="whatever a C99 compiler makes code for",
+        triple="C source",
         cpu="",
         features=frozenset(),
         vector_bits=32,

@@ -13,6 +13,7 @@ from tvm import tirx
 import lwc_compiler
 from benchmarks.models import lenet5
 from lwc_compiler.codegen.c_source import print_kernels
+from lwc_compiler.errors import TargetError
 from lwc_compiler.kernels.builder import KernelBuilder, splat
 from lwc_compiler.model import Model
 from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe
@@ -182,3 +183,8 @@ def test_numbers_keep_all_their_digits():
     with b.loop("t", b.first, b.last) as t:
         b.store(y, t, tirx.const(float(np.float32(0.12345679)), "float32"))
     assert "0.123456791f" in print_kernels({"number": b.build("number", 1)})
+
+
+def test_source_is_not_run_as_a_library(artifact):
+    with pytest.raises(TargetError, match=r"net.lwc is C source: compile it into a program"):
+        lwc_compiler.load(artifact.directory)
