@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.codegen.c_text import c_rows, c_type, with_math
-from lwc_compiler.codegen.sections import section_sizes
+from lwc_compiler.codegen.footprint import footprint
 from lwc_compiler.targets import find_target
 from lwc_compiler.version import __version__
 
@@ -142,9 +142,9 @@ static size_t wrong_{type}(const {type} *actual, const {type} *expected, size_t 
 
 def _readme_texts(lowered: Lowered) -> dict[str, str]:
     upper, target = lowered.symbol.upper(), find_target(lowered.target)
-    sizes = section_sizes(lowered.archive) if lowered.archive is not None else None
     rows = []
-    if sizes:
+    if lowered.archive is not None and target.os != "macos":  # whose objects are not ELF
+        sizes = footprint(lowered.archive)
         constants = "constants" if lowered.weights is not None else "weights and other constants"
         rows += [
             f"| flash: code | {sizes.code:,} |",

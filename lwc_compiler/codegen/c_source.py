@@ -182,6 +182,9 @@ def _said_by_name(expr: Expr) -> Expr:
     if isinstance(expr, tirx.Max | tirx.Min):
         kind, dtype = ("max" if isinstance(expr, tirx.Max) else "min"), str(expr.ty.dtype)
         return tirx.call_pure_extern(dtype, f"lwc_{kind}_{dtype}", expr.a, expr.b)
+    if _is_call(expr, "tirx.fabs"):
+        dtype = str(expr.ty.dtype)
+        return tirx.call_pure_extern(dtype, "fabsf" if dtype == "float32" else "fabs", *expr.args)
     if _is_call(expr, "tirx.reinterpret"):
         (value,), dtype = expr.args, str(expr.ty.dtype)
         return tirx.call_pure_extern(dtype, f"lwc_bits_{value.ty.dtype}_to_{dtype}", value)
