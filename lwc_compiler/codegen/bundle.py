@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.codegen.sections import section_sizes
+from lwc_compiler.codegen.c_text import c_rows, c_type, with_math
+from lwc_compiler.codegen.footprint import footprint
 from lwc_compiler.targets import find_target
 from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 # A test vector of so many bytes is C text; a larger one is a file, where there are files.
 _TEXT_BYTES = 64 << 10
-_COLUMNS = 120
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def bundle_files(lowered: Lowered, vector: TestVector) -> dict[str, bytes]:
     weights = lowered.weights is not None
     kept = {
         "printing": with_os,
+        "source": lowered.source is not None,
         "shared": lowered.library is not None,
         "vector_file": as_file,
         "weights": weights,
@@ -108,17 +109,17 @@ def fill(template: str, texts: Mapping[str, str], kept: Mapping[str, bool]) -> s
 def _example_texts(lowered: Lowered) -> dict[str, str]:
     inputs, outputs = range(len(lowered.inputs)), range(len(lowered.outputs))
     loaded = [f"test_input_{i}" for i in inputs] + [f"test_expected_{i}" for i in outputs]
-    types = sorted({_c_type(spec.dtype) for spec in lowered.outputs})
+    types = sorted({c_type(spec.dtype) for spec in lowered.outputs})
     return {
         "outputs": "\n".join(
-            f"static {_c_type(s.dtype)} output_{i}[{_length(s)}];" for i, s in enumerate(lowered.outputs)
+            f"static {c_type(s.dtype)} output_{i}[{_length(s)}];" for i, s in enumerate(lowered.outputs)
         ),
         "comparisons": "\n".join(_COMPARISON.format(type=name) for name in types),
         "input_names": ", ".join(f"test_input_{i}" for i in inputs) or "NULL",
         "output_names": ", ".join(f"output_{i}" for i in outputs),
         "loads": "".join(f" || !load(file, {name}, sizeof {name})" for name in loaded),
         "checks": "\n".join(
-            f"    wrong += wrong_{_c_type(spec.dtype)}(output_{i}, test_expected_{i}, {math.prod(spec.shape)}, "
+            f"    wrong += wrong_{c_type(spec.dtype)}(output_{i}, test_expected_{i}, {math.prod(spec.shape)}, "
             f"TEST_TOLERANCE_{i});"
             for i, spec in enumerate(lowered.outputs)
         ),
@@ -141,9 +142,9 @@ static size_t wrong_{type}(const {type} *actual, const {type} *expected, size_t 
 
 def _readme_texts(lowered: Lowered) -> dict[str, str]:
     upper, target = lowered.symbol.upper(), find_target(lowered.target)
-    sizes = section_sizes(lowered.archive)
     rows = []
-    if sizes:
+    if lowered.archive is not None and target.os != "macos":  # whose objects are not ELF
+        sizes = footprint(lowered.archive)
         constants = "constants" if lowered.weights is not None else "weights and other constants"
         rows += [
             f"| flash: code | {sizes.code:,} |",
@@ -151,19 +152,24 @@ def _readme_texts(lowered: Lowered) -> dict[str, str]:
             f"| RAM, and flash for its first contents: tables of pointers | {sizes.data:,} |",
             f"| RAM: static | {sizes.zeros:,} |",
         ]
+    elif lowered.weights is None:
+        rows.append(f"| flash: weights | {lowered.weight_bytes:,} |")
     if lowered.weights is not None:
         rows.append(f"| flash or a file: weights | {len(lowered.weights):,} |")
     rows.append(f"| RAM: workspace, one thread | {lowered.least_workspace_bytes:,} |")
     if lowered.threads > 1:
         rows.append(f"| RAM: workspace, {lowered.threads} threads | {lowered.workspace_bytes:,} |")
-    flags = "-std=c99 -O2"
-    linked = f"example.c lib{lowered.name}.a" + (" -lm -pthread" if target.os != "none" else " -lm")
-    if target.os == "none":
-        build = f"$CC $CFLAGS {flags} {linked} -o example.elf   # with the startup code and linker script of the board"
+    if lowered.source is not None:
+        build = f"cc -std=c99 -O2 example.c {lowered.name}.c -lm -o example && ./example && echo right"
+    elif target.os == "none":
+        build = (
+            f"$CC $CFLAGS -std=c99 -O2 example.c lib{lowered.name}.a -lm -o example.elf"
+            "   # with the startup code and the linker script of the board"
+        )
     else:
-        build = f"cc {flags} {linked} -o example && ./example"
+        build = f"cc -std=c99 -O2 example.c lib{lowered.name}.a -lm -pthread -o example && ./example"
     groups = (("INPUT", lowered.inputs), ("OUTPUT", lowered.outputs))
-    names = [(_c_type(s.dtype), direction, i) for direction, specs in groups for i, s in enumerate(specs)]
+    names = [(c_type(s.dtype), direction, i) for direction, specs in groups for i, s in enumerate(specs)]
     return {
         "sizes": "\n".join(rows),
         "macs": f"{sum(layer.flops for layer in lowered.layers) // 2:,}",
@@ -177,55 +183,19 @@ def _readme_texts(lowered: Lowered) -> dict[str, str]:
     }
 
 
-def _c_type(dtype: str) -> str:
-    """The C99 type of elements, from NumPy's name."""
-    return {"float32": "float", "float64": "double", "bool": "uint8_t"}.get(dtype, f"{dtype}_t")
-
-
 def _length(spec: TensorSpec) -> int:
     return max(1, math.prod(spec.shape))
 
 
 def _vector_text(vector: TestVector, *, as_file: bool) -> str:
     """`test_vector.h`: the numbers, or, where they are read from a file, room for them."""
-    lines = ["/* The test vector of example.c. */", "#include <stdint.h>", ""]
+    lines = ["/* The test vector of example.c. */", "#include <stdbool.h>", "#include <stdint.h>", ""]
     groups = (("input", vector.inputs), ("expected", vector.expected))
     for name, array in ((f"test_{kind}_{i}", a) for kind, arrays in groups for i, a in enumerate(arrays)):
-        kind = _c_type(array.dtype.name)
+        kind = c_type(array.dtype.name)
         if as_file:
             lines.append(f"static {kind} {name}[{max(1, array.size)}];")
         else:
-            lines += [f"static const {kind} {name}[] = {{", *_rows(array), "};"]
-    if any("NAN" in line or "INFINITY" in line for line in lines):
-        lines.insert(1, "#include <math.h>")
+            lines += [f"static const {kind} {name}[] = {{", *c_rows(array), "};"]
     lines += [f"#define TEST_TOLERANCE_{i} {tolerance:.9g}" for i, tolerance in enumerate(vector.tolerances)]
-    return "\n".join(lines) + "\n"
-
-
-def _rows(array: NDArray[np.generic]) -> Sequence[str]:
-    """The elements as C text that gives the very same values, in lines of few columns."""
-    lines, line = [], "   "
-    for text in [c_number(value) for value in array.ravel()] or ["0"]:
-        if len(line) + len(text) + 2 > _COLUMNS:
-            lines.append(line)
-            line = "   "
-        line += f" {text},"
-    return [*lines, line]
-
-
-def c_number(value: np.generic) -> str:
-    """A C99 constant with exactly this value; infinities and NaN need <math.h>, integers <stdint.h>."""
-    if not isinstance(value, np.floating):
-        integer = int(value)
-        if isinstance(value, np.int64):
-            return f"INT64_C({integer})" if integer > -(1 << 63) else "INT64_MIN"
-        if isinstance(value, np.uint64):
-            return f"UINT64_C({integer})"
-        return f"{integer}"
-    if not np.isfinite(value):
-        return "NAN" if np.isnan(value) else ("-INFINITY" if value < 0 else "INFINITY")
-    single = isinstance(value, np.float32)
-    text = f"{float(value):.9g}" if single else f"{float(value):.17g}"
-    if not any(character in text for character in ".e"):
-        text += ".0"
-    return f"{text}f" if single else text
+    return with_math("\n".join(lines)) + "\n"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.codegen.header import c_string
+from lwc_compiler.codegen.c_text import c_rows, c_string, c_type, with_math
 from lwc_compiler.codegen.memory import aligned, plan_workspace, slack_bytes
 from lwc_compiler.codegen.program import BufferRef
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES
@@ -35,7 +35,7 @@ class Emitted:
     """C text and data of a library.
 
     Attributes:
-        source: C source; includes the header as `<symbol>.h` and embedded weights as `weights.bin`.
+        source: C source; includes the header as `<name>.h`, and embedded weights of libraries as `weights.bin`.
         weights: the constants, each at a 64-byte boundary; where they are a file, as it is to be mapped.
         identity: of a file of weights, as hexadecimal digits; empty where the library holds them.
         least_workspace_bytes: bytes of the workspace for one thread.
@@ -50,10 +50,12 @@ class Emitted:
 
 
 _PROLOGUE = """\
-#include "{symbol}.h"
+#include "{name}.h"
 
 #define LWC(name) {symbol}_##name
-#define LWC_API __attribute__((visibility("default")))
+#ifndef LWC_API
+#define LWC_API {api}
+#endif
 
 #define LWC_PROGRAMS {programs}
 #define LWC_OS {os}
@@ -69,6 +71,7 @@ enum {{ LWC_INPUTS = {inputs}, LWC_OUTPUTS = {outputs}, LWC_ALIGNMENT = {alignme
 """
 
 _EMBEDDED = """
+#define LWC_CONSTANTS LWC(weights)
 #if defined(__APPLE__)
 __asm__(
     ".section __TEXT,__const\\n"
@@ -156,10 +159,12 @@ def emit(
     programs: Sequence[tuple[Target, Program]],
     inputs: Sequence[TensorSpec],
     outputs: Sequence[TensorSpec],
+    name: str,
     symbol: str,
     threads: int,
     *,
     weights_file: bool = False,
+    kernels: str | None = None,
 ) -> Emitted:
     """The C text of a library.
 
@@ -167,14 +172,19 @@ def emit(
         programs: for each target what runs there, the least demanding first; all compute the same network.
         inputs: of the library; a stage that runs several times takes an equal part of each every time.
         outputs: of the library, likewise.
+        name: of the header, without `.h`.
         symbol: prefix of all symbols.
         threads: threads `workspace_bytes` of the result is counted for.
         weights_file: the weights are a file that the caller maps, and not part of the library.
+        kernels: their C text, which becomes part of the source, as do embedded weights; None: they are linked to it.
     """
     with_os = programs[0][0].os != "none"
     asks_cpu = any(target.features for target, _ in programs)
-    weights = _Weights()
-    parts = [_ProgramText(i, target, program, weights) for i, (target, program) in enumerate(programs)]
+    weights = _Weights() if kernels is None or weights_file else _Arrays()
+    parts = [
+        _ProgramText(i, target, program, weights, whole=kernels is not None)
+        for i, (target, program) in enumerate(programs)
+    ]
     runtime = [
         resources.files("lwc_compiler.runtime").joinpath(f"c/{name}.c").read_text(encoding="utf-8")
         for name in ("program", "pool" if with_os else "alone", *(["cpu"] if asks_cpu else []), "runtime")
@@ -183,6 +193,8 @@ def emit(
     slack = max(slack_bytes(target) for target, _ in programs)
     if weights_file:
         contents, identity, place = _mapped(contents, slack)
+    elif isinstance(weights, _Arrays):
+        place = weights.text()
     else:
         place = _EMBEDDED.format(
             symbol=symbol,
@@ -194,17 +206,21 @@ def emit(
     source = "\n".join(
         [
             _PROLOGUE.format(
+                name=name,
                 symbol=symbol,
                 inputs=len(inputs),
                 outputs=len(outputs),
                 alignment=ALIGNMENT_BYTES,
                 programs=len(parts),
                 os=int(with_os),
+                api="" if kernels is not None else '__attribute__((visibility("default")))',
                 upper=symbol.upper(),
                 weights_file=int(weights_file),
             ),
             place,
-            *runtime,
+            *runtime[:-1],
+            *([kernels] if kernels is not None else []),
+            runtime[-1],
             *(part.text() for part in parts),
             _EPILOGUE.format(
                 programs="\n".join(part.row() for part in parts),
@@ -233,20 +249,43 @@ class _Weights:
         self.data = bytearray()
         self._places: dict[bytes, int] = {}
 
-    def place(self, constant: NDArray[np.generic]) -> int:
-        """Offset of a constant."""
+    def place(self, constant: NDArray[np.generic]) -> str:
+        """C expression of the address of a constant."""
         contents = constant.tobytes()
         if contents not in self._places:
             self._places[contents] = len(self.data)
             self.data += contents
             self.data += bytes(aligned(len(self.data)) - len(self.data))
-        return self._places[contents]
+        return f"f->weights + {self._places[contents]}"
+
+
+class _Arrays(_Weights):
+    """The constants as arrays of the source; equal ones are there once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._arrays: list[str] = []
+
+    def place(self, constant: NDArray[np.generic]) -> str:
+        """Name of a constant."""
+        contents = constant.dtype.str.encode() + constant.tobytes()
+        if contents not in self._places:
+            self._places[contents] = len(self._arrays)
+            self.data += constant.tobytes()
+            name = f"static const {c_type(constant.dtype.name)} lwc_constant_{len(self._arrays)}[] = {{"
+            self._arrays.append("\n".join([name, *c_rows(constant), "};"]))
+        return f"lwc_constant_{self._places[contents]}"
+
+    def text(self) -> str:
+        """The arrays."""
+        lines = ["#define LWC_CONSTANTS NULL", "#include <stdbool.h>", *self._arrays]
+        return with_math("\n".join(lines))
 
 
 class _ProgramText:
     """The C text of one program."""
 
-    def __init__(self, index: int, target: Target, program: Program, weights: _Weights) -> None:
+    def __init__(self, index: int, target: Target, program: Program, weights: _Weights, *, whole: bool) -> None:
         self._index, self._target = index, target
         self.between_bytes, before = 0, None
         slack = slack_bytes(target)
@@ -257,7 +296,7 @@ class _ProgramText:
                 ((spec, _),) = stage.outputs
                 after = self.between_bytes
                 self.between_bytes += aligned(stage.runs * _bytes(spec) + slack)
-            self._stages.append(_StageText(f"{index}_{number}", stage, target, weights, before, after))
+            self._stages.append(_StageText(f"{index}_{number}", stage, target, weights, before, after, whole=whole))
             before = after
         self._shared_bytes = max(stage.arena for stage in self._stages)
         self._thread_bytes = max(stage.thread_bytes for stage in self._stages)
@@ -295,6 +334,7 @@ class _StageText:
         weights: where its constants go.
         before: where in the memory between stages its input lies; None: it reads the graph inputs.
         after: the same of its output.
+        whole: the kernels are part of the source.
 
     Attributes:
         arena: bytes of the workspace that all threads share.
@@ -304,8 +344,17 @@ class _StageText:
     """
 
     def __init__(
-        self, name: str, stage: Stage, target: Target, weights: _Weights, before: int | None, after: int | None
+        self,
+        name: str,
+        stage: Stage,
+        target: Target,
+        weights: _Weights,
+        before: int | None,
+        after: int | None,
+        *,
+        whole: bool,
     ) -> None:
+        self._whole = whole
         self._name, self._stage, self.runs, self.steps = name, stage, stage.runs, len(stage.steps)
         self._apart: dict[Ref, str] = {}  # buffers outside of the workspace's own part of the stage
         self._inputs = [] if before is not None else list(enumerate(stage.inputs))
@@ -347,7 +396,7 @@ class _StageText:
         """What the entry refers to."""
         stage = self._stage
         functions = []
-        for symbol, kernel in stage.kernels.items():
+        for symbol, kernel in () if self._whole else stage.kernels.items():
             pointers = ["const void *"] * (len(kernel.func.params) - 2)
             functions.append(f"void {symbol}({', '.join(pointers)}, int32_t, int32_t);")
         functions += [self._function(number, step) for number, step in enumerate(stage.steps)]
@@ -390,8 +439,12 @@ class _StageText:
 
     def _call(self, call: Call, first: str, last: str) -> str:
         args = [self._place(ref) for ref in call.args]
-        if self._stage.kernels[call.symbol].thread_bytes:
+        kernel = self._stage.kernels[call.symbol]
+        if kernel.thread_bytes:
             args.append(f"f->workspace + {self.arena} + (size_t)thread * {self.thread_bytes}")
+        if self._whole:  # the kernels' parameters have types, and are not for reading alone
+            types = [c_type(str(param.ty.element_type.dtype)) for param in kernel.func.params[:-2]]
+            args = [f"({dtype} *)({arg})" for dtype, arg in zip(types, args, strict=False)]
         return f"{call.symbol}({', '.join([*args, first, last])});"
 
     def _step(self, number: int, step: tuple[Call, ...]) -> str:
@@ -406,7 +459,7 @@ class _StageText:
             return self._apart[ref]
         if isinstance(ref, BufferRef):
             return f"f->workspace + {self._offsets[ref.index]}"
-        return f"f->weights + {self._constants[ref.index]}"
+        return self._constants[ref.index]
 
 
 def _bytes(spec: TensorSpec) -> int:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lwc_compiler.codegen.c_text import c_string
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES
 from lwc_compiler.version import __version__
 
@@ -117,12 +117,6 @@ int {symbol}_check_weights(const void *weights, size_t bytes);
 """
 
 
-def c_identifier(name: str) -> str:
-    """`name` as a C identifier: other characters become `_`, a leading digit gets one before it."""
-    text = re.sub(r"\W", "_", name, flags=re.ASCII)
-    return text if re.match(r"[A-Za-z_]", text) else f"_{text}"
-
-
 def emit_header(
     name: str,
     symbol: str,
@@ -174,12 +168,6 @@ def _constants(prefix: str, specs: Sequence[TensorSpec]) -> list[str]:
             f"#define {prefix}_{i}_BYTES {elements * np.dtype(spec.dtype).itemsize}",
         ]
     return lines
-
-
-def c_string(text: str) -> str:
-    """`text` as a C string literal, in UTF-8, everything but plain characters as octal escapes."""
-    plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ._-/:"
-    return '"' + "".join(chr(b) if chr(b) in plain else f"\\{b:03o}" for b in text.encode()) + '"'
 
 
 def _describe(specs: Iterable[TensorSpec]) -> str:

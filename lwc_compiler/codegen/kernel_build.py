@@ -49,8 +49,12 @@ def _on_cpu(func: PrimFunc, _mod: Any, _ctx: Any) -> PrimFunc:
     return func.with_body(tirx.AttrStmt(key, "device_id", tirx.const(0, "int32"), body))
 
 
-def _plain_c() -> tuple[Any, Any, Any]:
-    """The pipeline without AnnotateEntryFunc and MakePackedAPI: functions stay plain C functions."""
+def plain_c(*, vectors: bool = True) -> tuple[Any, Any, Any]:
+    """The pipeline without AnnotateEntryFunc and MakePackedAPI: functions stay plain C functions.
+
+    Args:
+        vectors: vectorised loops become vectors, and not loops.
+    """
     t = tirx.transform
     steps = [
         t.StmtSimplify(),
@@ -58,7 +62,7 @@ def _plain_c() -> tuple[Any, Any, Any]:
         t.BF16ComputeLegalize(),
         t.NarrowDataType(32),
         s_tir.transform.LoopPartition(),
-        t.VectorizeLoop(True),
+        t.VectorizeLoop(vectors),
         t.UnrollLoop(),
         t.StmtSimplify(),
         t.RemoveNoOp(),
@@ -72,7 +76,7 @@ def _plain_c() -> tuple[Any, Any, Any]:
     return tvm.ir.transform.Sequential(steps), pipeline.finalize_host_passes, pipeline.finalize_device_passes
 
 
-tirx.compilation_pipeline.register_tir_pipeline("lwc_plain_c", _plain_c)
+tirx.compilation_pipeline.register_tir_pipeline("lwc_plain_c", plain_c)
 
 
 def buffer_bytes(buffer: Var) -> int:
@@ -91,23 +95,23 @@ def _serial(stmt: Stmt) -> Stmt:
             return For(node.loop_var, node.min, node.extent, ForKind.SERIAL, node.body, annotations=node.annotations)
         return node
 
-    return _rewrite(stmt, change)
+    return rewrite_statements(stmt, change)
 
 
-def _rewrite(stmt: Stmt, change: Any) -> Stmt:
+def rewrite_statements(stmt: Stmt, change: Any) -> Stmt:
     """Rebuilds a statement from its innermost parts outwards, each passed through `change`."""
     if isinstance(stmt, SeqStmt):
-        stmt = SeqStmt([_rewrite(s, change) for s in stmt.seq])
+        stmt = SeqStmt([rewrite_statements(s, change) for s in stmt.seq])
     elif isinstance(stmt, For):
-        body = _rewrite(stmt.body, change)
+        body = rewrite_statements(stmt.body, change)
         stmt = For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, stmt.annotations)
     elif isinstance(stmt, IfThenElse):
-        other = _rewrite(stmt.else_case, change) if stmt.else_case is not None else None
-        stmt = IfThenElse(stmt.condition, _rewrite(stmt.then_case, change), other)
+        other = rewrite_statements(stmt.else_case, change) if stmt.else_case is not None else None
+        stmt = IfThenElse(stmt.condition, rewrite_statements(stmt.then_case, change), other)
     elif isinstance(stmt, AttrStmt):
-        stmt = AttrStmt(stmt.node, stmt.attr_key, stmt.value, _rewrite(stmt.body, change))
+        stmt = AttrStmt(stmt.node, stmt.attr_key, stmt.value, rewrite_statements(stmt.body, change))
     elif isinstance(stmt, While):
-        stmt = While(stmt.condition, _rewrite(stmt.body, change))
+        stmt = While(stmt.condition, rewrite_statements(stmt.body, change))
     return change(stmt)
 
 
@@ -135,7 +139,7 @@ def _make_kernel(name: str, nest: Stmt, buffers: list[Var]) -> Kernel:
             return DeclBuffer(node.buffer, data=data)
         return node
 
-    body = _rewrite(_serial(nest), place)
+    body = rewrite_statements(_serial(nest), place)
     pointers = [tirx.Var(f"p{i}", tvm.ir.PointerType(tvm.ir.PrimType(str(b.dtype)))) for i, b in enumerate(buffers)]
     declared = [DeclBuffer(b, data=p) for b, p in zip(buffers, pointers, strict=True)]
     params = [*pointers, *([scratch] if used else []), t0, t1]
@@ -179,6 +183,18 @@ def split_function(name: str, func: PrimFunc, inputs: int) -> Plan:
     return Plan(tuple(steps), tuple(scratch))
 
 
+def build_kernels(functions: Mapping[str, PrimFunc], target: Mapping[str, Any], pipeline: str) -> Any:
+    """TVM's module of functions.
+
+    Args:
+        functions: C symbol -> function.
+        target: TVM target description.
+        pipeline: name of the registered pipeline.
+    """
+    named = {symbol: function.with_attr("global_symbol", symbol) for symbol, function in functions.items()}
+    return tirx.build(tvm.IRModule(named), target=tvm.target.Target(dict(target)), pipeline=pipeline)
+
+
 def compile_kernels(kernels: Mapping[str, Kernel], target: Mapping[str, Any]) -> bytes:
     """Compiles kernels to one object file.
 
@@ -186,8 +202,7 @@ def compile_kernels(kernels: Mapping[str, Kernel], target: Mapping[str, Any]) ->
         kernels: C symbol -> kernel.
         target: TVM target description, e.g. `{"kind": "llvm", "mtriple": ..., "mcpu": ...}`.
     """
-    functions = {symbol: k.func.with_attr("global_symbol", symbol) for symbol, k in kernels.items()}
-    library = tirx.build(tvm.IRModule(functions), target=tvm.target.Target(dict(target)), pipeline="lwc_plain_c")
+    library = build_kernels({symbol: kernel.func for symbol, kernel in kernels.items()}, target, "lwc_plain_c")
     # LLVM ends the process when a disk is full: so it writes to memory where the system can.
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryDirectory(prefix="lwc-") as folder:

@@ -99,7 +99,7 @@ class Lowered:
         name: model name, also of the files.
         symbol: prefix of every C symbol; a valid C identifier.
         library: the shared library; None for a target without an operating system.
-        archive: the static library.
+        archive: the static library; None for the target `c`.
         header: the C header that declares it.
         inputs: in the order `<symbol>_run` takes them.
         outputs: in the order `<symbol>_run` takes them.
@@ -107,17 +107,18 @@ class Lowered:
         least_workspace_bytes: the same for one thread.
         weight_bytes: bytes of the constants.
         weights: what `<symbol>_run` takes as its first argument; None: the library holds the constants.
+        source: the C source, for the target `c`; None: there are libraries.
         layers: one decision for each node that uses a site; for the most capable processor the library has code for.
         programs: what runs on each processor the library has code for, the most capable last.
         target: name of the target.
         threads: threads to use when the caller does not say.
-        compiler: the C compiler and its version, as it describes itself.
+        compiler: the C compiler and its version, as it describes itself; empty where none was asked.
     """
 
     name: str
     symbol: str
     library: bytes | None
-    archive: bytes
+    archive: bytes | None
     header: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -130,3 +131,4 @@ class Lowered:
     threads: int
     compiler: str
     weights: bytes | None = None
+    source: str | None = None

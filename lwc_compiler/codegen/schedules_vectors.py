@@ -352,7 +352,9 @@ class Vectors:
 
     def transposed(self, stage: Flat, axes: Sequence[Var]) -> tuple[Var, Var] | None:
         """(a, w) when a cheap elementwise stage stores along w what it reads along a."""
-        if stage.init or cost(stage.values[0]) > _CHEAP or dtype_of(stage.targets[0]) not in ("float32", "int32"):
+        if self.lanes == 1 or stage.init or cost(stage.values[0]) > _CHEAP:
+            return None
+        if dtype_of(stage.targets[0]) not in ("float32", "int32"):
             return None
         # A condition on either axis would change inside a block. A block of a short axis a is read past its end.
         extent = self.ranges.extent

@@ -57,9 +57,11 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.codegen.assemble import assemble
     from lwc_compiler.codegen.bands import join_in_bands
     from lwc_compiler.codegen.batch import cut_batch
+    from lwc_compiler.codegen.c_source import print_kernels
+    from lwc_compiler.codegen.c_text import c_identifier
     from lwc_compiler.codegen.emit import emit
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
-    from lwc_compiler.codegen.header import c_identifier, emit_header
+    from lwc_compiler.codegen.header import emit_header
     from lwc_compiler.codegen.kernel_build import compile_kernels
     from lwc_compiler.codegen.layers import layer_call
     from lwc_compiler.codegen.link import find_compiler, link_library, make_archive
@@ -68,14 +70,14 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.kernels.choice import predicted
 
     check_supported(model.proto)
-    compiler = find_compiler(target, options.cc)
+    compiler = None if target.source else find_compiler(target, options.cc)
     inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
     programs = []
-    files = {}
+    files, printed = {}, None
     for variant in target.variants or (target,):
         count = _measured(options, variant)
-        pick = Tuner(variant, count, compiler) if count else predicted
+        pick = Tuner(variant, count, compiler) if count and compiler else predicted
         parts = cut_batch(model, replace(variant, threads=options.threads), pick)
         stages = []
         for number, part in enumerate(parts):
@@ -86,22 +88,26 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
             stages.append(join_in_bands(stage, variant, part.sharing))
         programs.append((variant, Program(tuple(stages))))
         kernels = {name: kernel for stage in stages for name, kernel in stage.kernels.items()}
-        if kernels:
+        if target.source:
+            printed = print_kernels(kernels)
+        elif kernels:
             files[f"kernels-{variant.name}.o"] = compile_kernels(kernels, variant.llvm())
     apart = options.weights == "file"
-    emitted = emit(programs, inputs, outputs, symbol, options.threads, weights_file=apart)
+    emitted = emit(programs, inputs, outputs, model.name, symbol, options.threads, weights_file=apart, kernels=printed)
     header = emit_header(model.name, symbol, inputs, outputs, emitted, threads=target.os != "none")
-    files |= {f"{symbol}.h": header.encode(), "program.c": emitted.source.encode()}
+    files |= {f"{model.name}.h": header.encode(), "program.c": emitted.source.encode()}
     if not apart:
         files["weights.bin"] = emitted.weights
-    library = None
-    if target.os != "none":
+    library = archive = None
+    if compiler is not None:
+        archive = make_archive(compiler, files)
+    if compiler is not None and target.os != "none":
         library = link_library(compiler, files, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
     return Lowered(
         name=model.name,
         symbol=symbol,
         library=library,
-        archive=make_archive(compiler, files),
+        archive=archive,
         header=header,
         inputs=inputs,
         outputs=outputs,
@@ -109,6 +115,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         least_workspace_bytes=emitted.least_workspace_bytes,
         weight_bytes=len(emitted.weights),
         weights=emitted.weights if apart else None,
+        source=emitted.source if target.source else None,
         layers=tuple(
             _of_the_model(decision, model.proto.graph, part.runs)
             for part in parts
@@ -118,7 +125,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         programs=tuple(ProgramInfo(variant.name, program.steps) for variant, program in programs),
         target=target.name,
         threads=options.threads,
-        compiler=compiler.version,
+        compiler=compiler.version if compiler else "",
     )
 
 

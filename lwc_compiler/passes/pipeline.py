@@ -176,7 +176,9 @@ def _check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> 
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.link import find_compiler
 
-    find_compiler(find_target(options.target), options.cc)
+    target = find_target(options.target)
+    # Source is compiled here to be checked.
+    find_compiler(None if target.source else target, options.cc)
     check_supported(static.proto)
     if thorough:
         import_onnx(static.proto)

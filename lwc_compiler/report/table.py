@@ -210,7 +210,7 @@ def with_lowered(report: Report, lowered: Lowered) -> Report:
         sizes={
             **report.sizes,
             "constants in the library": lowered.weight_bytes,
-            "library": len(lowered.archive if lowered.library is None else lowered.library),
+            "library": len(lowered.library or lowered.archive or lowered.source or b""),
             "workspace": lowered.workspace_bytes,
         },
     )

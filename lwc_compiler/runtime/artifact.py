@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from lwc_compiler.codegen.result import LayerDecision, ProgramInfo, TensorSpec
 from lwc_compiler.errors import ArtifactError
 from lwc_compiler.recipe import Recipe
+from lwc_compiler.targets import find_target
 from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
@@ -138,8 +139,13 @@ class Artifact:
 
     @property
     def archive(self) -> Path:
-        """The static library."""
+        """The static library, which there is for all targets but `c`."""
         return self.directory / f"lib{self.manifest.name}.a"
+
+    @property
+    def source(self) -> Path:
+        """The C source that the target `c` has in place of libraries."""
+        return self.directory / f"{self.manifest.name}.c"
 
     @property
     def header(self) -> Path:
@@ -259,7 +265,10 @@ def write_artifact(
     with written_whole(directory) as new:
         if lowered.library is not None:
             (new / f"lib{lowered.name}.so").write_bytes(lowered.library)
-        (new / f"lib{lowered.name}.a").write_bytes(lowered.archive)
+        if lowered.archive is not None:
+            (new / f"lib{lowered.name}.a").write_bytes(lowered.archive)
+        if lowered.source is not None:
+            (new / f"{lowered.name}.c").write_text(lowered.source, encoding="utf-8")
         (new / f"{lowered.name}.h").write_text(lowered.header, encoding="utf-8")
         if lowered.weights is not None:
             (new / f"{lowered.name}.weights").write_bytes(lowered.weights)
@@ -320,7 +329,8 @@ def read_artifact(directory: str | Path) -> Artifact:
         entry = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(f"{directory / MANIFEST} is damaged: {entry or 'content'}: {first['msg']}") from None
     artifact = Artifact(directory, manifest)
-    for name in (artifact.archive.name, artifact.header.name, artifact.model.name, "report.json", "report.md"):
+    code = artifact.source if find_target(manifest.target).source else artifact.archive
+    for name in (code.name, artifact.header.name, artifact.model.name, "report.json", "report.md"):
         if name not in manifest.files:
             raise ArtifactError(f"{directory / MANIFEST} is damaged: files does not list {name}")
     for name, expected in manifest.files.items():

@@ -300,6 +300,7 @@ def load_elsewhere(artifact: Artifact, via: str, threads: int | None = None) -> 
 
 def open_lowered_elsewhere(lowered: Lowered, via: str, threads: int, cc: str | None) -> RemoteSession:
     """`load_elsewhere` for a library in memory, linked by the compiler `cc` when one is named."""
+    assert lowered.archive is not None
     return _opened(
         via,
         find_target(lowered.target),

@@ -46,7 +46,10 @@ def load(directory: str | Path, threads: int | None = None) -> Session:
 def open_session(artifact: Artifact, threads: int | None = None) -> Session:
     """What `load` does, for an artifact that is read and checked already."""
     manifest = artifact.manifest
-    other = missing_platform(find_target(manifest.target))
+    target = find_target(manifest.target)
+    if target.source:
+        raise TargetError(f"{artifact.directory} is C source: compile it into a program, as its README.md says")
+    other = missing_platform(target)
     if other:
         raise TargetError(
             f"{artifact.directory} is for {manifest.target} ({other}), which this machine is not: run it there, or by "

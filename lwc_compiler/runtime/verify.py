@@ -14,6 +14,7 @@ from lwc_compiler.runtime.artifact import Verification
 from lwc_compiler.runtime.elsewhere import NotRunError, open_lowered_elsewhere
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.session import open_lowered
+from lwc_compiler.runtime.source import compiled_source
 from lwc_compiler.targets import find_target, missing_features
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ def verify(model: Model, lowered: Lowered, cc: str | None = None) -> Verificatio
     if not missing:
         with open_lowered(lowered, lowered.threads) as session:
             return _compared(model, lowered, lambda inputs: _on_every_target(session, lowered, inputs), ROUNDS)
+    if target.source:
+        with compiled_source(lowered) as run:
+            return _compared(model, lowered, lambda inputs: [run(inputs)], ROUNDS)
     reason = f"this CPU cannot run code for {lowered.target}: no {', '.join(missing)}"
     if not target.emulator:
         return Verification({}, TOLERANCE, 0, reason)

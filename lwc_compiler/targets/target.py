@@ -60,6 +60,7 @@ class Target:
             no more instructions; none where there is no such program.
         llvm_options: more entries of TVM's description of the target (`mattr`, `mabi`, `mfloat-abi`, `cl-opt`).
         core: what predictions of time rest on; none: on what was fitted to timings of x86-64.
+        source: the code is C99 text for whatever compiler, and not machine code.
         flash_bytes: bytes of flash memory that code and weights have to fit; 0: not limited by the target.
         ram_bytes: bytes of memory; 0: not limited by the target.
     """
@@ -83,6 +84,7 @@ class Target:
     emulator: tuple[str, ...] = ()
     llvm_options: tuple[tuple[str, Any], ...] = ()
     core: Core | None = None
+    source: bool = False
     flash_bytes: int = 0
     ram_bytes: int = 0
 

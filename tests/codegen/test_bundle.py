@@ -13,9 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler
 from benchmarks.models import lenet5
-from lwc_compiler.codegen.bundle import c_number, fill
+from lwc_compiler.codegen.bundle import fill
+from lwc_compiler.codegen.c_text import c_number
+from lwc_compiler.codegen.footprint import footprint
 from lwc_compiler.codegen.link import make_archive
-from lwc_compiler.codegen.sections import section_sizes
 from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe
@@ -256,7 +257,7 @@ def test_cmake_builds_and_runs_the_example(artifact, tmp_path):
 def test_the_readme_gives_the_sizes_that_binutils_sees(artifact):
     lines = run("size", artifact.archive).splitlines()[1:]
     text, data, zeros = (sum(int(line.split()[column]) for line in lines) for column in range(3))
-    sizes = section_sizes(artifact.archive.read_bytes())
+    sizes = footprint(artifact.archive.read_bytes())
     assert (sizes.code + sizes.constants, sizes.data, sizes.zeros) == (text, data, zeros)
     readme = (artifact.directory / "README.md").read_text()
     assert f"| flash: code | {sizes.code:,} |" in readme
@@ -267,7 +268,7 @@ def test_the_readme_gives_the_sizes_that_binutils_sees(artifact):
 
 def test_sizes_of_objects_for_32_bits(model):
     lowered = lower(model, LowerOptions(target="cortex-m4"))
-    sizes = section_sizes(lowered.archive)
+    sizes = footprint(lowered.archive)
     assert sizes.constants >= lowered.weight_bytes > 0
     assert 0 < sizes.code < 100_000
 

@@ -100,7 +100,7 @@ static inline int lwc_run(
     if (code != 0) return code;
     const unsigned char *constants = (const unsigned char *)weights + LWC_ALIGNMENT;
 #else
-    const unsigned char *constants = LWC(weights);
+    const unsigned char *constants = LWC_CONSTANTS;
 #endif
     if (inputs == NULL || outputs == NULL || workspace == NULL) return LWC_ERROR_NULL;
     if ((uintptr_t)workspace % LWC_ALIGNMENT != 0) return LWC_ERROR_ALIGNMENT;
