@@ -46,7 +46,7 @@ class TrainingError(LwcError):
 
 
 class TargetError(LwcError):
-    """The target is unknown, or this machine cannot run code made for it."""
+    """The target is unknown, this machine cannot run code made for it, or the model does not fit its memory."""
 
     exit_code = 7
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from lwc_compiler.codegen.footprint import Footprint
 from lwc_compiler.kernels.kernel import Trial
 
 
@@ -110,6 +111,7 @@ class Lowered:
         target: name of the target.
         threads: threads to use when the caller does not say.
         compiler: the C compiler and its version, as it describes itself.
+        footprint: what the static library takes of flash and RAM; None for a target with an operating system.
     """
 
     name: str
@@ -126,3 +128,4 @@ class Lowered:
     target: str
     threads: int
     compiler: str
+    footprint: Footprint | None = None
