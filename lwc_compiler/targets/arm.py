@@ -51,7 +51,13 @@ def _armv7(name: str, cpu: str, l2: int, features: str, description: str) -> Tar
     )
 
 
-def _cortex_m(name: str, triple: str, description: str, bits: int = 32, registers: int = 32) -> Target:
+def _cortex_m(
+    name: str, triple: str, float_unit: str, description: str, bits: int = 32, registers: int = 32, attributes: str = ""
+) -> Target:
+    """A microcontroller; `float_unit` is what the C compiler, which leaves it out by default, calls its float unit."""
+    options: tuple[tuple[str, Any], ...] = (("mfloat-abi", "hard"),)
+    if attributes:
+        options += (("mattr", tuple(attributes.split())),)
     return Target(
         name=name,
         family="arm",
@@ -65,18 +71,36 @@ def _cortex_m(name: str, triple: str, description: str, bits: int = 32, register
         description=description,
         os="none",
         zig="thumb-freestanding-eabihf",
-        zig_cpu=name.replace("-", "_"),
-        llvm_options=(("mfloat-abi", "hard"),),
+        zig_cpu=f"{name.replace('-', '_')}+{float_unit}",
+        llvm_options=options,
     )
 
 
 TARGETS = (
-    _cortex_m("cortex-m4", "thumbv7em-none-eabihf", "microcontrollers with a float unit: STM32F4, nRF52840"),
-    _cortex_m("cortex-m7", "thumbv7em-none-eabihf", "microcontrollers: STM32F7, STM32H7, i.MX RT"),
     _cortex_m(
-        "cortex-m33", "thumbv8m.main-none-eabihf", "microcontrollers with a float unit: RP2350, STM32U5, nRF5340"
+        "cortex-m4", "thumbv7em-none-eabihf", "vfp4d16sp", "microcontrollers with a float unit: STM32F4, nRF52840"
     ),
-    _cortex_m("cortex-m55", "thumbv8.1m.main-none-eabihf", "microcontrollers with Helium vectors", 128, 8),
+    _cortex_m(
+        "cortex-m7",
+        "thumbv7em-none-eabihf",
+        "fp_armv8d16sp",
+        "microcontrollers: STM32F7, STM32H7, i.MX RT",
+        attributes="-fp64",  # which some of them lack
+    ),
+    _cortex_m(
+        "cortex-m33",
+        "thumbv8m.main-none-eabihf",
+        "fp_armv8d16sp",
+        "microcontrollers with a float unit: RP2350, STM32U5, nRF5340",
+    ),
+    _cortex_m(
+        "cortex-m55",
+        "thumbv8.1m.main-none-eabihf",
+        "fp_armv8d16+mve_fp",
+        "microcontrollers with Helium vectors",
+        128,
+        8,
+    ),
     _armv7("armv7", "cortex-a8", 256, "neon", "32-bit ARMv7-A with NEON, hard float, under Linux"),
     _armv7("cortex-a9", "cortex-a9", 512, "neon", "32-bit: Zynq-7000, i.MX6, Cyclone V"),
     _armv7("cortex-a7", "cortex-a7", 512, "neon vfpv4", "32-bit with fused multiply-adds: Raspberry Pi 2, STM32MP1"),
