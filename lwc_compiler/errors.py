@@ -46,7 +46,7 @@ class TrainingError(LwcError):
 
 
 class TargetError(LwcError):
-    """The target is unknown, or what shall run code made for it cannot: this machine, an emulator, a board."""
+    """The target is unknown; this machine, an emulator or a board cannot run its code, or has too little memory."""
 
     exit_code = 7
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from lwc_compiler.codegen.footprint import Footprint
 from lwc_compiler.kernels.kernel import Trial
 
 
@@ -113,6 +114,7 @@ class Lowered:
         target: name of the target.
         threads: threads to use when the caller does not say.
         compiler: the C compiler and its version, as it describes itself; empty where none was asked.
+        footprint: what the static library takes of flash and RAM; None for a target with an operating system.
     """
 
     name: str
@@ -132,3 +134,4 @@ class Lowered:
     compiler: str
     weights: bytes | None = None
     source: str | None = None
+    footprint: Footprint | None = None

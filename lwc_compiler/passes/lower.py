@@ -15,6 +15,7 @@ from onnx import helper
 from lwc_compiler.codegen.program import Program
 from lwc_compiler.codegen.result import LayerDecision, Lowered, ProgramInfo, TensorSpec
 from lwc_compiler.errors import OptionError, UnsupportedError
+from lwc_compiler.passes.fit import check_estimate, check_lowered
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.sites import node_label
 from lwc_compiler.targets import HOST, find_target, missing_features
@@ -40,7 +41,7 @@ def lower(model: Model, options: LowerOptions) -> Lowered:
 
     Raises:
         UnsupportedError: an operator, a type or a dimension that cannot be lowered; found before any long work.
-        TargetError: the target is unknown.
+        TargetError: the target is unknown, or the model does not fit its memory.
         ToolchainError: there is no C compiler, or it failed.
     """
     find_target(options.target)
@@ -52,6 +53,7 @@ def lower(model: Model, options: LowerOptions) -> Lowered:
 def lower_static(model: Model, options: LowerOptions) -> Lowered:
     """`lower` for a model that is normalized already, with static shapes and BatchNormalization folded."""
     target = find_target(options.target)
+    check_estimate(model, target)
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
     from lwc_compiler.codegen.assemble import assemble
@@ -60,6 +62,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.codegen.c_source import print_kernels
     from lwc_compiler.codegen.c_text import c_identifier
     from lwc_compiler.codegen.emit import emit
+    from lwc_compiler.codegen.footprint import footprint
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.header import emit_header
     from lwc_compiler.codegen.kernel_build import compile_kernels
@@ -103,6 +106,8 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         archive = make_archive(compiler, files)
     if compiler is not None and target.os != "none":
         library = link_library(compiler, files, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
+    memory = footprint(archive) if archive is not None and target.os == "none" else None
+    check_lowered(target, memory, len(library or b""), emitted.workspace_bytes, (*inputs, *outputs))
     return Lowered(
         name=model.name,
         symbol=symbol,
@@ -126,6 +131,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         target=target.name,
         threads=options.threads,
         compiler=compiler.version if compiler else "",
+        footprint=memory,
     )
 
 

@@ -204,6 +204,13 @@ def layer_report(model: Model, activations: Activations | None = None) -> Report
 def with_lowered(report: Report, lowered: Lowered) -> Report:
     """The report with the decision that lowering took for each layer, and the sizes of what it made."""
     decisions = {(decision.site, decision.node): decision for decision in lowered.layers}
+    memory = {}
+    if lowered.footprint is not None:
+        memory = {
+            "flash, code": lowered.footprint.code,
+            "flash": lowered.footprint.flash,
+            "RAM, static": lowered.footprint.static_ram,
+        }
     return replace(
         report,
         rows=tuple(replace(row, decision=decisions.get((row.site, row.node))) for row in report.rows),
@@ -211,6 +218,7 @@ def with_lowered(report: Report, lowered: Lowered) -> Report:
             **report.sizes,
             "constants in the library": lowered.weight_bytes,
             "library": len(lowered.library or lowered.archive or lowered.source or b""),
+            **memory,
             "workspace": lowered.workspace_bytes,
         },
     )

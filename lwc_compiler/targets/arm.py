@@ -23,8 +23,6 @@ _V1 = Core(4, 3, 8, 4, near_line=4, far_line=20, by_lane=True)
 _A7 = Core(0.25, 0.5, 2, 8, in_order=True, near_line=12, far_line=60, by_lane=True)
 _A9 = Core(0.5, 0.5, 2, 9, in_order=True, near_line=12, far_line=60, by_lane=True)
 # Cortex-M have no level-2 cache; the M55 does half a vector in a cycle.
-_M4 = Core(1 / 3, 0.5, 1, 3, in_order=True)
-_M7 = Core(1, 1, 2, 3, in_order=True)
 _M55 = Core(0.5, 0.5, 1, 4, in_order=True)
 
 _SVE_BYTES = Path("/proc/sys/abi/sve_default_vector_length")
@@ -76,7 +74,23 @@ def _armv7(name: str, cpu: str, core: Core, l2: int, features: str, description:
     )
 
 
-def _cortex_m(name: str, core: Core, triple: str, description: str, bits: int = 32, registers: int = 32) -> Target:
+def _cortex_m(
+    name: str,
+    triple: str,
+    float_unit: str,
+    description: str,
+    bits: int = 32,
+    registers: int = 32,
+    attributes: str = "",
+    core: Core | None = None,
+) -> Target:
+    """A microcontroller; `float_unit` is what the C compiler, which leaves it out by default, calls its float unit."""
+    options: tuple[tuple[str, Any], ...] = (
+        ("mfloat-abi", "hard"),
+        ("vector-width", 128),
+    )  # TVM warns that it assumes so otherwise
+    if attributes:
+        options += (("mattr", tuple(attributes.split())),)
     return Target(
         name=name,
         family="arm",
@@ -91,18 +105,37 @@ def _cortex_m(name: str, core: Core, triple: str, description: str, bits: int = 
         os="none",
         core=core,
         zig="thumb-freestanding-eabihf",
-        zig_cpu=name.replace("-", "_"),
-        llvm_options=(("mfloat-abi", "hard"), ("vector-width", 128)),  # TVM warns that it assumes so otherwise
+        zig_cpu=f"{name.replace('-', '_')}+{float_unit}",
+        llvm_options=options,
     )
 
 
 TARGETS = (
-    _cortex_m("cortex-m4", _M4, "thumbv7em-none-eabihf", "microcontrollers with a float unit: STM32F4, nRF52840"),
-    _cortex_m("cortex-m7", _M7, "thumbv7em-none-eabihf", "microcontrollers: STM32F7, STM32H7, i.MX RT"),
     _cortex_m(
-        "cortex-m33", _M4, "thumbv8m.main-none-eabihf", "microcontrollers with a float unit: RP2350, STM32U5, nRF5340"
+        "cortex-m4", "thumbv7em-none-eabihf", "vfp4d16sp", "microcontrollers with a float unit: STM32F4, nRF52840"
     ),
-    _cortex_m("cortex-m55", _M55, "thumbv8.1m.main-none-eabihf", "microcontrollers with Helium vectors", 128, 8),
+    _cortex_m(
+        "cortex-m7",
+        "thumbv7em-none-eabihf",
+        "fp_armv8d16sp",
+        "microcontrollers: STM32F7, STM32H7, i.MX RT",
+        attributes="-fp64",  # which some of them lack
+    ),
+    _cortex_m(
+        "cortex-m33",
+        "thumbv8m.main-none-eabihf",
+        "fp_armv8d16sp",
+        "microcontrollers with a float unit: RP2350, STM32U5, nRF5340",
+    ),
+    _cortex_m(
+        "cortex-m55",
+        "thumbv8.1m.main-none-eabihf",
+        "fp_armv8d16+mve_fp",
+        "microcontrollers with Helium vectors",
+        128,
+        8,
+        core=_M55,
+    ),
     _armv7("armv7", "cortex-a8", _A9, 256, "neon", "32-bit ARMv7-A with NEON, hard float, under Linux"),
     _armv7("cortex-a9", "cortex-a9", _A9, 512, "neon", "32-bit: Zynq-7000, i.MX6, Cyclone V"),
     _armv7(
