@@ -132,6 +132,21 @@ def vgg16() -> onnx.ModelProto:
     return net.model(net.classifier(x, (25088, 4096, 4096, 1000), ("fc6", "fc7", "fc8")), (1, 1000))
 
 
+def resnet18() -> onnx.ModelProto:
+    """ResNet-18 (He et al. 2015, arXiv:1512.03385)."""
+    net = Network("resnet18", (1, 3, 224, 224))
+    x, inputs = net.max_pool(net.relu(net.conv(net.x, "stem", (3, 64), 7, 2, 3)), 3, 2, 1), 64
+    for layer, width in enumerate((64, 128, 256, 512), 1):
+        for block in range(2):
+            stride, name = 2 if block == 0 and layer > 1 else 1, f"layer{layer}.{block}"
+            y = net.relu(net.conv(x, f"{name}.conv1", (inputs, width), 3, stride, 1))
+            y = net.conv(y, f"{name}.conv2", (width, width), 3, 1, 1)
+            shortcut = x if inputs == width else net.conv(x, f"{name}.shortcut", (inputs, width), 1, stride)
+            x, inputs = net.relu(net.node("Add", y, shortcut)), width
+    x = net.node("GlobalAveragePool", x)
+    return net.model(net.classifier(x, (512, 1000), ("fc",)), (1, 1000))
+
+
 def resnet50() -> onnx.ModelProto:
     """ResNet-50 with the stride on the 3x3 convolutions (He et al. 2015, arXiv:1512.03385)."""
     net = Network("resnet50", (1, 3, 224, 224))
@@ -223,6 +238,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "lenet5": lenet5,
     "alexnet": alexnet,
     "vgg16": vgg16,
+    "resnet18": resnet18,
     "resnet50": resnet50,
     "mobilenet_v1": mobilenet_v1,
     "mobilenet_v2": mobilenet_v2,
