@@ -2,13 +2,13 @@
 
 Run: python -m benchmarks.arm_inner_loops [--cores cortex-a72 ...] [--xnnpack DIR] [--output DIR]
 
-Every kernel is the one that lwc picks for the layer and the core. Its hot loop, the one with the most sums in registers,
-is cut out of the machine code and given to llvm-mca, which assumes that every load hits the level-1 cache and every
-branch is guessed right. Figures are cycles for each useful multiply-add, beside the limit of the core's multiply-add
-units in the same model (a loop of independent vector multiply-adds) and the fastest of XNNPACK's sparse kernels for such
-weights: single ones, or blocks of 4 output channels. `--xnnpack` names a checkout of XNNPACK's source; its kernels are
-compiled by zig for the same core. Results go to results/arm-inner-loops.json and .md. It needs llvm-mca and llvm-objdump,
-of version 19 if possible.
+Every kernel is the one that lwc picks for the layer and the core. Its hot loop, the one with the most sums in
+registers, is cut out of the machine code and given to llvm-mca, which assumes that every load hits the level-1 cache
+and every branch is guessed right. Figures are cycles for each useful multiply-add, beside the limit of the core's
+multiply-add units in the same model (a loop of independent vector multiply-adds) and the fastest of XNNPACK's sparse
+kernels for such weights: single ones, or blocks of 4 output channels. `--xnnpack` names a checkout of XNNPACK's
+source; its kernels are compiled by zig for the same core. Results go to results/arm-inner-loops.json and .md. It needs
+llvm-mca and llvm-objdump, of version 19 if possible.
 """
 
 from __future__ import annotations

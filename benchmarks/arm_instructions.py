@@ -3,9 +3,10 @@
 Run: python -m benchmarks.arm_instructions [--models resnet18 mobilenet_v2] [--sparsity 0.9] [--target cortex-a72]
 
 QEMU logs every block of instructions that it enters (`-d exec,nochain`) and what each consists of (`-d in_asm`); the
-count is the sum of both. A program that runs the network once is compared with the same program that does not run it, so
-what the C library does before and after is left out. One thread; lwc's own code for the network before pruning is what
-pruned code is compared with. Results go to results/arm-instructions.json and .md. It needs qemu-aarch64 and ziglang.
+count is the sum of both. A program that runs the network once is compared with the same program that does not run it,
+so what the C library does before and after is left out. One thread; lwc's own code for the network before pruning is
+what pruned code is compared with. Results go to results/arm-instructions.json and .md. It needs qemu-aarch64 and
+ziglang.
 """
 
 from __future__ import annotations
