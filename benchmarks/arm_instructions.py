@@ -1,6 +1,7 @@
 """Counts the instructions that one inference takes on AArch64, pruned and not, under QEMU's user mode.
 
-Run: python -m benchmarks.arm_instructions [--models resnet18 mobilenet_v2] [--sparsity 0.9] [--target cortex-a72]
+Run: python -m benchmarks.arm_instructions [--models resnet18 mobilenet_v2] [--sparsity 0.9]
+    [--structure element 4x1] [--target cortex-a72]
 
 QEMU logs every block of instructions that it enters (`-d exec,nochain`) and what each consists of (`-d in_asm`); the
 count is the sum of both. A program that runs the network once is compared with the same program that does not run it,
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,9 @@ int main(int argc, char **argv) {{
 """
 
 
-def program(name: str, sparsity: float, target: str, folder: Path) -> Path:
+def program(name: str, prune: lwc.PruneOptions | None, target: str, folder: Path) -> Path:
     """Compiles the network and a program that runs it once if it has an argument."""
-    recipe = lwc.Recipe(
-        prune=lwc.PruneOptions(sparsity=sparsity) if sparsity else None,
-        lower=lwc.LowerOptions(target=target, threads=1),
-    )
+    recipe = lwc.Recipe(prune=prune, lower=lwc.LowerOptions(target=target, threads=1))
     artifact = lwc.compile(lwc.Model(MODELS[name](), name), folder / "model", recipe)
     manifest = artifact.manifest
 
@@ -93,14 +92,11 @@ def instructions(qemu: str, *command: str) -> int:
     return total
 
 
-def measure(name: str, sparsity: float, target: str, qemu: str) -> dict[str, Any]:
+def measure(name: str, prune: lwc.PruneOptions | None, target: str, qemu: str) -> int:
     """Instructions of one inference."""
-    counts = {}
-    for each in (0.0, sparsity):
-        with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
-            path = str(program(name, each, target, Path(folder)))
-            counts[each] = instructions(qemu, path, "run") - instructions(qemu, path)
-    return {"model": name, "sparsity": sparsity, "dense": counts[0.0], "sparse": counts[sparsity]}
+    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+        path = str(program(name, prune, target, Path(folder)))
+        return instructions(qemu, path, "run") - instructions(qemu, path)
 
 
 def table(results: dict[str, Any]) -> str:
@@ -111,13 +107,13 @@ def table(results: dict[str, Any]) -> str:
         f"`python -m benchmarks.arm_instructions`; {results['qemu']}.",
         "Millions of instructions; dense is lwc's own code for the network before pruning. The goal is for 90 % zeros.",
         "",
-        "| network | zeros | dense | sparse | sparse / dense | goal |",
-        "|---|---|---|---|---|---|",
+        "| network | zeros | of | dense | sparse | sparse / dense | goal |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         goal = f"{GOALS[row['model']]:.3f}" if row["model"] in GOALS and row["sparsity"] == 0.9 else ""
         lines.append(
-            f"| {row['model']} | {row['sparsity']:g} | {row['dense'] / 1e6:.1f} | {row['sparse'] / 1e6:.1f} | "
+            f"| {row['model']} | {row['sparsity']:g} | {row['structure']} | {row['dense'] / 1e6:.1f} | {row['sparse'] / 1e6:.1f} | "
             f"{row['sparse'] / row['dense']:.3f} | {goal} |"
         )
     return "\n".join([*lines, ""])
@@ -127,6 +123,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(GOALS), metavar="NAME")
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.9])
+    parser.add_argument("--structure", nargs="+", default=["element", "4x1"], help="of zeros, as `lwc prune` takes it")
     parser.add_argument("--target", default="cortex-a72", help="an AArch64 target of `lwc targets`")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
@@ -136,9 +133,11 @@ def main() -> None:
     version = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True).stdout.splitlines()[0]
     rows = []
     for name in options.models:
-        for sparsity in options.sparsity:
-            rows.append(measure(name, sparsity, options.target, qemu))
-            print(f"{name}, sparsity {sparsity:g}: {rows[-1]['sparse'] / rows[-1]['dense']:.3f}", flush=True)
+        dense = measure(name, None, options.target, qemu)
+        for sparsity, structure in product(options.sparsity, options.structure):
+            sparse = measure(name, lwc.PruneOptions(sparsity=sparsity, structure=structure), options.target, qemu)
+            rows.append({"model": name, "sparsity": sparsity, "structure": structure, "dense": dense, "sparse": sparse})
+            print(f"{name}, {sparsity:g} of {structure}: {sparse / dense:.3f}", flush=True)
     results = {"target": options.target, "qemu": version, "date": time.strftime("%Y-%m-%d"), "rows": rows}
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "arm-instructions.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
