@@ -137,6 +137,12 @@ def _derived(core: Core, rows: int) -> _Weights:
     )
 
 
+def tap_cycles(core: Core, vectors: int) -> float:
+    """Cycles of a single non-zero that multiplies so many vectors of inputs in the level-1 cache."""
+    weights = _derived(core, 1)
+    return weights.tap + vectors * weights.load
+
+
 _LOAD_TO_USE = 4.0  # cycles that a core that works in order waits for a load
 _FITTED_LINE = 8.0  # cycles of a cache line from beyond the level-2 cache, on the cores that were timed
 _DENSE_ROWS = (8, 6, 4, 3, 2)
@@ -271,18 +277,23 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
         for lanes in dict.fromkeys((wide, min(wide, 8))):
             if problem.images > 1 and lanes != problem.images:
                 continue
-            # The sums stay in registers, beside the broadcast weights and a vector of input, or more of these in order
-            # to have them in time.
             by_lane = target.core is not None and target.core.by_lane and lanes > 1 and r % lanes == 0
-            few = r == 1 or by_lane
-            in_order = target.core is not None and target.core.in_order
-            room = target.vector_registers - 4 if few and not in_order else target.vector_registers * 3 // 4
-            most = max(1, room // r)
+            most = max(1, _room(target, r, by_lane) // r)
             vectors = -(-problem.width.out * problem.images // lanes)
             for across in sorted({-(-vectors // n) for n in range(1, vectors + 1)}):
                 for down in range(1, min(problem.height.out, most // across) + 1):
                     if -(-problem.height.out // -(-problem.height.out // down)) == down:
                         yield from _blockings(problem, target, Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane))
+
+
+def _room(target: Target, rows: int, by_lane: bool) -> int:
+    """How many vectors of sums stay in registers, beside the weights of a tap and a vector of input or more."""
+    registers, core = target.vector_registers, target.core
+    if (rows == 1 or by_lane) and not (core and core.in_order):
+        return registers - 4
+    if core is None or rows == 1 or by_lane:
+        return registers * 3 // 4
+    return min(registers * 3 // 4, registers - rows - 2)
 
 
 def _blockings(problem: Problem, target: Target, tiling: Tiling) -> Iterator[Tiling]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, uneven
-from lwc_compiler.kernels.cost import pace
+from lwc_compiler.kernels.cost import pace, tap_cycles
 from lwc_compiler.kernels.kernel import Constant, Plan, Step
 from lwc_compiler.kernels.pairs import PairLayout, pack_pairs, pair_kernel
 from lwc_compiler.kernels.tap_plan import canonical
@@ -126,7 +126,8 @@ def _cycles(layout: PairLayout, density: float, target: Target) -> float:
     kept = density * lay.channels * lay.outputs
     at = pace(target)
     plane = 4 * lay.batch * lay.positions
-    tap = (_TAP + _VECTOR * lay.vectors) * at.memory + (_FAR_TAP * at.far if 6 * kept > 0.5 * room else 0)
+    tap = tap_cycles(target.core, lay.vectors) if target.core else _TAP + _VECTOR * lay.vectors
+    tap += _FAR_TAP * at.far if 6 * kept > 0.5 * room else 0
     store = _STORE * at.memory + (_FAR_STORE * at.far if plane * lay.outputs > 0.75 * room else 0)
     copy = _COPY * at.memory + (_FAR_COPY * at.far if plane * lay.channels > 0.75 * room else 0)
     pairs = (

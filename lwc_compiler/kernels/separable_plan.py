@@ -237,7 +237,9 @@ def cycles(layout: SeparableLayout, densities: Sequence[float], target: Target) 
         taps = p.in_channels * densities[0]
         tile += p.in_channels * vectors * _COPY * at.memory
         tile += p.out_channels * (
-            _LIST + taps * (_TAP + vectors * (_MULTIPLY * at.memory + missed)) + vectors * _STORE * at.memory
+            _LIST
+            + taps * (_TAP + vectors * (_MULTIPLY * max(at.memory, at.multiply) + missed))
+            + vectors * _STORE * at.memory
         )
     tile += layout.depthwise.groups * (band_cycles(layout.band, target) + layout.sums.vectors)
     p, vectors, blocks = layout.project, layout.sums.vectors, layout.sums.blocks
@@ -246,5 +248,5 @@ def cycles(layout: SeparableLayout, densities: Sequence[float], target: Target) 
     output = 4 * p.batch * p.out_channels * p.width.out
     store = _FAR * at.far if output > 0.75 * target.l2_bytes else _STORE * at.memory
     kept = vectors * (_KEEP * at.memory * 2 * (blocks - 1) + store) + _LIST * blocks
-    tile += p.out_channels * (taps * (_TAP + vectors * (_MULTIPLY * at.memory + missed)) + kept)
+    tile += p.out_channels * (taps * (_TAP + vectors * (_MULTIPLY * max(at.memory, at.multiply) + missed)) + kept)
     return layout.tiles * tile
