@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from lwc_compiler.errors import (
     ArtifactError,
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         load_recipe,
     )
     from lwc_compiler.runtime.artifact import Artifact
+    from lwc_compiler.runtime.elsewhere import RemoteSession
     from lwc_compiler.runtime.session import Session
     from lwc_compiler.sparsity.curves import Sensitivity
     from lwc_compiler.training.progress import Progress
@@ -63,6 +64,7 @@ __all__ = [
     "PackOptions",
     "PruneOptions",
     "Recipe",
+    "RemoteSession",
     "RetrainOptions",
     "Sensitivity",
     "SensitivityOptions",
@@ -95,6 +97,7 @@ _LAZY = {
     "PackOptions": "recipe",
     "PruneOptions": "recipe",
     "Recipe": "recipe",
+    "RemoteSession": "runtime.elsewhere",
     "RetrainOptions": "recipe",
     "Sensitivity": "sparsity.curves",
     "SensitivityOptions": "recipe",
@@ -305,18 +308,33 @@ def lower(
     return compile(model, output, Recipe(lower=LowerOptions() if options is None else options), force=force)
 
 
-def load(directory: str | Path, threads: int | None = None) -> Session:
+@overload
+def load(directory: str | Path, threads: int | None = None) -> Session: ...
+
+
+@overload
+def load(directory: str | Path, threads: int | None = None, *, via: str) -> RemoteSession: ...
+
+
+def load(directory: str | Path, threads: int | None = None, *, via: str | None = None) -> Session | RemoteSession:
     """Opens an artifact for running: `load(directory).run({input name: array})` gives {output name: array}.
 
     Args:
         directory: what `compile` wrote.
         threads: threads to use, at least 1; None: what the artifact was compiled for.
+        via: what runs it instead of this process: `qemu`, `ssh://[user@]host[:port]` or `adb`.
 
     Raises:
         ArtifactError: the artifact is missing, damaged, or newer than this lwc.
-        OptionError: `threads` is below 1.
-        TargetError: this machine cannot run the artifact's code.
+        OptionError: `threads` is below 1, or `via` is no place to run.
+        TargetError: this machine, or what `via` says, cannot run the artifact's code or cannot be reached.
+        ToolchainError: `via` needs a program that is missing: QEMU, ssh, adb, a C compiler.
     """
+    if via is not None:
+        from lwc_compiler.runtime.artifact import read_artifact
+        from lwc_compiler.runtime.elsewhere import load_elsewhere
+
+        return load_elsewhere(read_artifact(directory), via, threads)
     from lwc_compiler.runtime import session
 
     return session.load(directory, threads)

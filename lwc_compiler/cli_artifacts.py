@@ -9,7 +9,7 @@ import click
 
 import lwc_compiler as lwc
 from lwc_compiler.cli_output import print_json, print_table, shape_text, show_bench
-from lwc_compiler.cli_parts import PATH, Command, InputFile, directory_argument, force_option, json_option
+from lwc_compiler.cli_parts import PATH, Command, InputFile, directory_argument, force_option, json_option, via_option
 from lwc_compiler.errors import OptionError
 
 
@@ -25,6 +25,7 @@ from lwc_compiler.errors import OptionError
 )
 @click.option("--output-dir", type=PATH, required=True, metavar="DIR", help="Where <output>.npy files are written.")
 @click.option("--threads", type=int, help="Threads, at least 1.  [default: what the artifact was compiled for]")
+@via_option
 @force_option
 @json_option
 def run(
@@ -32,13 +33,15 @@ def run(
     inputs: tuple[tuple[str, Path], ...],
     output_dir: Path,
     threads: int | None,
+    via: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
     """Runs the artifact DIRECTORY on .npy files."""
     from lwc_compiler.runtime.arrays import read_arrays, write_arrays
 
-    with lwc.load(directory, threads) as session:
+    opened = lwc.load(directory, threads) if via is None else lwc.load(directory, threads, via=via)
+    with opened as session:
         outputs = session.run(read_arrays(inputs))
     files = write_arrays(output_dir, outputs, force=force)
     rows = [(name, outputs[name].dtype.name, outputs[name].shape, str(file)) for name, file in files.items()]
@@ -53,7 +56,13 @@ def run(
 
 @click.command(cls=Command)
 @directory_argument
-@click.option("--against", type=PATH, metavar="MODEL.onnx", help="Time ONNX Runtime on this model too.")
+@click.option(
+    "--against",
+    type=PATH,
+    metavar="MODEL.onnx",
+    help="Time ONNX Runtime on this model too; with --via that model compiled by lwc as it is.",
+)
+@via_option
 @click.option("--threads", type=int, help="Threads of all, at least 1.  [default: what the artifact was compiled for]")
 @click.option(
     "--seconds",
@@ -74,6 +83,7 @@ def run(
 def bench(
     directory: Path,
     against: Path | None,
+    via: str | None,
     threads: int | None,
     seconds: float,
     layers: bool,
@@ -82,7 +92,8 @@ def bench(
 ) -> None:
     """Times an artifact and ONNX Runtime.
 
-    Both get the same random inputs and run in turns; a figure is the median of many runs.
+    Both get the same random inputs and run in turns; a figure is the median of many runs. With --via, ONNX Runtime
+    does not take part: lwc's code is timed there.
     """
     from lwc_compiler.runtime import bench as module
     from lwc_compiler.runtime.artifact import check_place
@@ -91,7 +102,7 @@ def bench(
         if not layers:
             raise OptionError("--plots draws the layers: give --layers too")
         check_place(plots, force=True)
-    result = module.bench(directory, against=against, threads=threads, seconds=seconds, layers=layers)
+    result = module.bench(directory, against=against, threads=threads, seconds=seconds, layers=layers, via=via)
     if plots is not None:
         from lwc_compiler.report.plots import layer_time, plots_available, save_plots
 

@@ -34,7 +34,8 @@ def show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
         "weights": f"{total['kept']:,} of {total['weights']:,} kept ({total['density']:.1%})",
         "size": f"{sizes['weights, dense']:,} bytes of dense weights became a library of {sizes['library']:,} bytes",
         "error": check.skipped
-        or f"{check.worst:.1e} of the output's scale from ONNX Runtime ({check.tolerance:g} allowed)",
+        or f"{check.worst:.1e} of the output's scale from ONNX Runtime ({check.tolerance:g} allowed)"
+        + (f", run by {check.emulator}" if check.emulator else ""),
         "accuracy": _accuracy(report["passes"]),
     }.items():
         click.echo(f"  {name:<9} {text}")
@@ -74,7 +75,10 @@ def show_bench(result: Bench) -> None:
     if result.layers:
         _show_layer_times(result.layers)
     threads = f"{result.threads} thread{'s' if result.threads > 1 else ''}"
-    click.echo(f"{threads}; {result.speedup:.2f}x ONNX Runtime" if result.speedup else threads)
+    ratio = f"; {result.speedup:.2f}x {'lwc, not pruned' if result.where else 'ONNX Runtime'}" if result.speedup else ""
+    click.echo(f"{threads}{f' by {result.where}' if result.where else ''}{ratio}")
+    if result.where.startswith("qemu"):
+        click.echo("an emulator's times say little of a processor's: measure on the board, --via ssh://USER@HOST")
 
 
 def _show_layer_times(layers: Sequence[LayerTime]) -> None:

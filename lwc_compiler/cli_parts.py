@@ -71,6 +71,11 @@ output_file = click.option(
     "-o", "--output", type=PATH, required=True, metavar="FILE", help="ONNX file to write; its directory exists."
 )
 force_option = click.option("--force", is_flag=True, help="Replace the output when it exists.")
+via_option = click.option(
+    "--via",
+    metavar="WHERE",
+    help="Run it elsewhere: qemu, ssh://USER@HOST[:PORT] or adb.  [default: in this process]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 DATA = (
     ".npz with one array for each input and `labels`, .npy with the only input, a folder with one folder of images for "

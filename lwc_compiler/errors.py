@@ -46,7 +46,7 @@ class TrainingError(LwcError):
 
 
 class TargetError(LwcError):
-    """The target is unknown, or this machine cannot run code made for it."""
+    """The target is unknown, or what shall run code made for it cannot: this machine, an emulator, a board."""
 
     exit_code = 7
 

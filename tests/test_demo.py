@@ -85,8 +85,9 @@ def test_board_example_computes_the_same(demo, tmp_path, compiler):
     with np.load(folder / "validation.npz") as data:
         image = data["pixels"][:1]
     image.tofile(tmp_path / "pixels.bin")
-    source, library = EXAMPLES / "c" / "main.c", artifact.directory
-    flags = ["-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-DMODEL=lenet_300_100"]
+    source = resources.files("lwc_compiler.runtime") / "c" / "runner.c"
+    library = artifact.directory
+    flags = ["-std=c11", "-D_POSIX_C_SOURCE=200809L", "-O2", "-Wall", "-Wextra", "-Werror", "-DMODEL=lenet_300_100"]
     link = ["-I", library, "-L", library, "-llenet_300_100", f"-Wl,-rpath,{library}"]
     subprocess.run([*compiler.split(), *flags, source, *link, "-o", tmp_path / "net"], check=True)
     subprocess.run([tmp_path / "net", tmp_path / "pixels.bin", tmp_path / "scores.bin"], check=True)

@@ -3,6 +3,9 @@
 Protocol: both run in this process, on the same inputs and the same number of threads. After a warm-up the two take
 turns in short blocks, so that a slow phase of the machine hits both; each block begins with a pause, in which the other
 one's threads stop spinning, and a run that is not counted. Every run is timed alone; the median is the figure.
+
+On another machine (`via`) there is no ONNX Runtime: lwc's own code is timed there, that of the pruned and of the dense
+model in turns, by the runner's clock (`runtime/c/runner.c`).
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import onnxruntime
 
 from lwc_compiler.errors import DataError
 from lwc_compiler.model import Model, load_model
-from lwc_compiler.runtime.artifact import Manifest, read_artifact
+from lwc_compiler.runtime.artifact import Artifact, Manifest, read_artifact
+from lwc_compiler.runtime.elsewhere import RemoteSession, load_elsewhere, open_lowered_elsewhere
 from lwc_compiler.runtime.layer_times import LayerTime, layer_times, milliseconds
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.session import Session, open_lowered, open_session
@@ -27,12 +31,14 @@ from lwc_compiler.runtime.session import Session, open_lowered, open_session
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lwc_compiler.codegen.result import Lowered, ProgramInfo
+    from lwc_compiler.codegen.result import Lowered, ProgramInfo, TensorSpec
 
 _WARM_UP_SECONDS = 0.3
 _BLOCK_SECONDS = 0.1
 _BLOCKS_AT_LEAST = 5
 _PAUSE_SECONDS = 0.01
+_TURNS = 3
+_DENSE = "lwc, not pruned"
 
 
 @dataclass(frozen=True)
@@ -60,15 +66,17 @@ class Bench:
 
     Attributes:
         threads: threads of all.
-        timings: lwc, ONNX Runtime, the dense model.
-        speedup: ONNX Runtime's median / lwc's; None without ONNX Runtime.
+        timings: lwc, ONNX Runtime, the dense model; ONNX Runtime runs here only.
+        speedup: the median of the second / lwc's; None when lwc's is alone.
         layers: where the time of the artifact goes; empty when it was not asked for.
+        where: what ran all of them; empty for this process.
     """
 
     threads: int
     timings: tuple[Timing, ...]
     speedup: float | None
     layers: tuple[LayerTime, ...] = ()
+    where: str = ""
 
 
 def bench(
@@ -78,6 +86,7 @@ def bench(
     threads: int | None = None,
     seconds: float = 3.0,
     layers: bool = False,
+    via: str | None = None,
 ) -> Bench:
     """Times an artifact on random inputs.
 
@@ -87,33 +96,79 @@ def bench(
         threads: threads of both; None: what the artifact was compiled for.
         seconds: time for the timed runs of each engine.
         layers: time the layers too; `against` is then compiled as it is, to be timed beside the artifact.
+        via: where to run, see `load`; `against` is then compiled as it is, instead of being run by ONNX Runtime.
 
     Raises:
-        ArtifactError, TargetError, OptionError: see `load`.
+        ArtifactError, TargetError, OptionError, ToolchainError: see `load`.
         ModelError, UnsupportedError: `against` cannot be read or run.
         DataError: `against` has other inputs than the artifact.
     """
     artifact = read_artifact(directory)
+    if via is not None:
+        return _bench_elsewhere(artifact, via, against, threads, seconds, layers)
     with ExitStack() as stack:
         session = stack.enter_context(open_session(artifact, threads))
         inputs = random_inputs(load_model(artifact.model).proto, session.inputs, seed=0)
         engines: dict[str, Callable[[], object]] = {"lwc": lambda: session.run(inputs)}
         if against is not None:
-            model = against if isinstance(against, Model) else load_model(against)
+            model = _model(against)
             reference = reference_session(model.proto, session.threads)
-            _check_inputs(session, reference, model.name)
+            _check_inputs(session.inputs, reference, model.name)
             names = [output.name for output in reference.get_outputs()]
             engines[f"ONNX Runtime {onnxruntime.__version__}"] = lambda: reference.run(names, inputs)
         profiled = [_Profiled(session, artifact.manifest.programs, inputs)] if layers else []
         if layers and against is not None:
             lowered = _lowered(model, artifact.manifest)
             dense = stack.enter_context(open_lowered(lowered, session.threads))
-            engines["lwc, not pruned"] = lambda: dense.run(inputs)
+            engines[_DENSE] = lambda: dense.run(inputs)
             profiled.append(_Profiled(dense, lowered.programs, inputs))
         times = _interleave([*engines.values(), *(each.run for each in profiled)], seconds)
         timings = tuple(_timing(engine, spent) for engine, spent in zip(engines, times, strict=False))
     speedup = timings[1].median_ms / timings[0].median_ms if len(timings) > 1 else None
     return Bench(session.threads, timings, speedup, _layers(profiled, artifact.manifest) if layers else ())
+
+
+def _bench_elsewhere(
+    artifact: Artifact,
+    via: str,
+    against: str | Path | Model | None,
+    threads: int | None,
+    seconds: float,
+    layers: bool,
+) -> Bench:
+    manifest = artifact.manifest
+    with ExitStack() as stack:
+        session = stack.enter_context(load_elsewhere(artifact, via, threads))
+        engines = {"lwc": _Remote(session, manifest.programs)}
+        if against is not None:
+            model = _model(against)
+            _check_inputs(session.inputs, reference_session(model.proto, session.threads), model.name)
+            lowered = _lowered(model, manifest)
+            dense = open_lowered_elsewhere(lowered, via, session.threads, manifest.options.lower.cc)
+            engines[_DENSE] = _Remote(stack.enter_context(dense), lowered.programs)
+        inputs = random_inputs(load_model(artifact.model).proto, session.inputs, seed=0)
+        for _ in range(_TURNS):
+            for engine in engines.values():
+                engine.time(inputs, seconds / _TURNS, steps=layers)
+    timings = tuple(_timing(name, engine.runs) for name, engine in engines.items())
+    speedup = timings[1].median_ms / timings[0].median_ms if len(timings) > 1 else None
+    entries = _layers(list(engines.values()), manifest) if layers else ()
+    return Bench(session.threads, timings, speedup, entries, session.where)
+
+
+class _Remote:
+    """An engine that runs, and times itself, elsewhere."""
+
+    def __init__(self, session: RemoteSession, programs: Sequence[ProgramInfo]) -> None:
+        self._session, self._programs = session, programs
+        self.runs: list[float] = []
+        self.profiles: list[NDArray[np.float64]] = []
+
+    def time(self, inputs: Mapping[str, Any], seconds: float, *, steps: bool) -> None:
+        times = self._session.time(inputs, seconds, steps=steps)
+        self.program = next(program for program in self._programs if program.target == times.target)
+        self.runs += times.runs
+        self.profiles += times.steps
 
 
 class _Profiled:
@@ -128,6 +183,10 @@ class _Profiled:
         self.profiles.append(self._session.profile(self._inputs))
 
 
+def _model(against: str | Path | Model) -> Model:
+    return against if isinstance(against, Model) else load_model(against)
+
+
 def _lowered(model: Model, manifest: Manifest) -> Lowered:
     """`model` compiled as the artifact was, without being pruned."""
     from lwc_compiler.passes.lower import lower
@@ -135,7 +194,7 @@ def _lowered(model: Model, manifest: Manifest) -> Lowered:
     return lower(model, manifest.options.lower.model_copy(update={"target": manifest.target}))
 
 
-def _layers(profiled: Sequence[_Profiled], manifest: Manifest) -> tuple[LayerTime, ...]:
+def _layers(profiled: Sequence[_Profiled | _Remote], manifest: Manifest) -> tuple[LayerTime, ...]:
     pruned, *dense = profiled
     beside = milliseconds(dense[0].program, dense[0].profiles) if dense else {}
     return layer_times(pruned.program, manifest.layers, pruned.profiles, beside)
@@ -164,14 +223,14 @@ def _timing(engine: str, times: list[float]) -> Timing:
     return Timing(engine, len(times), median, least, p90)
 
 
-def _check_inputs(session: Session, reference: onnxruntime.InferenceSession, name: str) -> None:
+def _check_inputs(inputs: Sequence[TensorSpec], reference: onnxruntime.InferenceSession, name: str) -> None:
     expected = {value.name: value for value in reference.get_inputs()}
-    if set(expected) != {spec.name for spec in session.inputs}:
+    if set(expected) != {spec.name for spec in inputs}:
         raise DataError(
             f"model '{name}' has inputs {', '.join(sorted(expected))}, the artifact "
-            f"{', '.join(sorted(spec.name for spec in session.inputs))}: give the model the artifact was compiled from"
+            f"{', '.join(sorted(spec.name for spec in inputs))}: give the model the artifact was compiled from"
         )
-    for spec in session.inputs:
+    for spec in inputs:
         shape = expected[spec.name].shape
         fits = len(shape) == len(spec.shape) and all(
             not isinstance(there, int) or there == here for there, here in zip(shape, spec.shape, strict=True)

@@ -91,10 +91,10 @@ class Place(Protocol):
     machine: str  # what `uname -m` says there; empty where that was not asked
 
     def put(self, name: str, contents: bytes) -> None:
-        """Writes a file that may be executed."""
+        """Writes a file."""
 
     def run(self, name: str, arguments: Sequence[str], seconds: float) -> Ended:
-        """Runs a file in the folder; `NotRunError` when it takes longer than `seconds`."""
+        """Runs a file of the folder there; `NotRunError` when it takes longer than `seconds`."""
 
     def get(self, name: str) -> bytes:
         """Reads a file."""
@@ -114,11 +114,10 @@ class Qemu:
         self._folder = tempfile.TemporaryDirectory(prefix="lwc-")
 
     def put(self, name: str, contents: bytes) -> None:
-        path = Path(self._folder.name) / name
-        path.write_bytes(contents)
-        path.chmod(0o700)
+        (Path(self._folder.name) / name).write_bytes(contents)
 
     def run(self, name: str, arguments: Sequence[str], seconds: float) -> Ended:
+        (Path(self._folder.name) / name).chmod(0o700)
         done = _call([*self._command, f"./{name}", *arguments], self.name, seconds, cwd=self._folder.name)
         status = done.returncode if done.returncode >= 0 else 128 - done.returncode
         return Ended(status, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
@@ -151,14 +150,14 @@ class _Shell:
 
     def put(self, name: str, contents: bytes) -> None:
         path = f"{self._folder}/{name}"
-        done = self._start(f"cat > {path} && chmod 700 {path}", contents, _COPY_SECONDS)
+        done = self._start(f"cat > {path}", contents, _COPY_SECONDS)
         if done.returncode != 0:
             size = len(contents)
             raise NotRunError(f"{self.name}: cannot write {size:,} bytes to {path}: {_said(done.stderr)}")
 
     def run(self, name: str, arguments: Sequence[str], seconds: float) -> Ended:
         # `exit` keeps the shell from becoming the program: then it says by which signal that ended.
-        script = f"cd {self._folder} && ./{name} {shlex.join(arguments)}; exit $?"
+        script = f"cd {self._folder} && chmod 700 {name} && ./{name} {shlex.join(arguments)}; exit $?"
         done = self._start(script, b"", seconds)
         return Ended(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
@@ -236,7 +235,6 @@ class Adb(_Shell):
         with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
             path = Path(folder) / name
             path.write_bytes(contents)
-            path.chmod(0o700)
             self._copy("push", str(path), f"{self._folder}/{name}")
 
     def get(self, name: str) -> bytes:

@@ -49,7 +49,8 @@ def open_session(artifact: Artifact, threads: int | None = None) -> Session:
     other = missing_platform(find_target(manifest.target))
     if other:
         raise TargetError(
-            f"{artifact.directory} is for {manifest.target} ({other}), which this machine is not: run it there"
+            f"{artifact.directory} is for {manifest.target} ({other}), which this machine is not: run it there, or by "
+            "--via qemu or --via ssh://USER@HOST"
         )
     return Session(
         artifact.library,

@@ -1,10 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lwc_compiler.codegen.result import TensorSpec
-from lwc_compiler.errors import UnsupportedError, VerificationError
+from lwc_compiler.errors import TargetError, ToolchainError, UnsupportedError, VerificationError
 from lwc_compiler.runtime import verify as module
+from lwc_compiler.runtime.elsewhere import NotRunError
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.verify import relative_error, verify
 
@@ -26,6 +29,53 @@ def test_code_for_another_cpu_is_not_run(make_lowered, twice_model, monkeypatch)
     verification = verify(twice_model, make_lowered(2.1))
     assert verification.errors == {}
     assert verification.skipped == "this CPU cannot run code for x86-64-v3: no avx512f"
+
+
+class Emulated:
+    """What stands in for a session in an emulator."""
+
+    where = "qemu-arm"
+
+    def __init__(self, factor=2.0, error=None):
+        self.factor, self.error = factor, error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def run(self, inputs):
+        if self.error:
+            raise self.error
+        return {"doubled": self.factor * inputs["values"], "same": inputs["ids"]}
+
+
+def emulate(monkeypatch, session):
+    monkeypatch.setattr(module, "open_lowered_elsewhere", lambda lowered, via, threads, cc: session)
+
+
+def test_code_for_another_machine_is_checked_in_an_emulator(twice, twice_model, monkeypatch):
+    foreign = replace(twice, target="cortex-a7")
+    emulate(monkeypatch, Emulated())
+    verification = verify(twice_model, foreign)
+    assert verification.errors == {"doubled": 0.0, "same": 0.0}
+    assert (verification.skipped, verification.emulator, verification.rounds) == ("", "qemu-arm", 2)
+    emulate(monkeypatch, Emulated(2.1))
+    with pytest.raises(VerificationError, match="output 'doubled' of the generated code is off"):
+        verify(twice_model, foreign)
+    emulate(monkeypatch, Emulated(error=TargetError("it crashed")))
+    with pytest.raises(TargetError, match="it crashed"):
+        verify(twice_model, foreign)
+
+
+@pytest.mark.parametrize("error", [NotRunError("still at work after 120 s"), ToolchainError("no qemu-arm")])
+def test_an_emulator_that_cannot_say_skips_the_check(twice, twice_model, monkeypatch, error):
+    emulate(monkeypatch, Emulated(error=error))
+    verification = verify(twice_model, replace(twice, target="cortex-a7"))
+    assert (verification.errors, verification.rounds, verification.emulator) == ({}, 0, "")
+    assert verification.skipped.startswith("this CPU cannot run code for cortex-a7: no armv7")
+    assert verification.skipped.endswith(f"; in an emulator: {error}")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,9 @@ def test_targets_are_consistent():
         assert find_target(target.name) is target
         assert bool(target.machines) == (target.os != "none")
         assert not target.ram_bytes
+        if target.emulator:
+            assert target.emulator[0].startswith("qemu-")
+            assert target.os == "linux"
         assert not target.flash_bytes
         assert target.family in targets._FAMILIES
         if target.variants:
