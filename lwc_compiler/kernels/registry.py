@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from lwc_compiler.kernels.lookup import FEATURES as LOOKUP_FEATURES
+
 
 class Entry(NamedTuple):
     """One kernel.
@@ -12,11 +14,13 @@ class Entry(NamedTuple):
         name: `Kernel.name`.
         format: `Plan.format` of the layers it computes; empty for a step without weights.
         summary: what it computes.
+        features: instruction sets without which no plan has it, by the names of `Target.features`.
     """
 
     name: str
     format: str
     summary: str
+    features: frozenset[str] = frozenset()
 
 
 KERNELS = (
@@ -35,7 +39,7 @@ KERNELS = (
     Entry("subsample", "", "picks the pixels that a pointwise convolution with a stride reads"),
     Entry("gemm", "dense", "matrix product with every weight"),
     Entry("matvec_csr", "csr", "sparse matrix times vector, loading single inputs"),
-    Entry("matvec_lookup", "csr", "sparse matrix times vector, looking inputs up in registers"),
+    Entry("matvec_lookup", "csr", "sparse matrix times vector, looking inputs up in registers", LOOKUP_FEATURES),
     Entry("matvec_shared", "csr", "sparse matrix times a few vectors that lie side by side"),
     Entry("transpose", "", "turns the input and the output of a sparse product of many rows"),
     Entry("gemm_batched", "", "products of two computed matrices"),

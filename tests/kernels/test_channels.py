@@ -23,7 +23,11 @@ def planned(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, layo
     return plan_channels(weight.reshape(geometry.groups, -1, weight[0].size), epilogue, layout)
 
 
-CASES = random_layouts(5 * GEOMETRIES, 2, lambda geometry, target: layouts(canonical(geometry), target), planned)
+def every_layout(geometry: ConvGeometry, target):
+    return layouts(canonical(geometry), target)
+
+
+CASES = random_layouts(5 * GEOMETRIES, 2, every_layout, planned)
 
 
 class TestEveryLayout(KernelTests):

@@ -179,25 +179,29 @@ def make_case(number: int, geometry: ConvGeometry, density: object, kind: str, p
     return Case(name, lambda target: plan(weight, geometry, epilogue, target), [x, *further], expected, scale)
 
 
-def random_layouts(geometries: list[ConvGeometry], shift: int, layouts, planned) -> list[Case]:
-    """A case for every geometry, each with a layout at random of all that the cost model weighs.
+def random_layout(number: int, layouts, planned):
+    """A planner that takes one at random of the layouts that the cost model weighs.
 
     Args:
-        geometries: of the layers.
-        shift: as of `variant`.
+        number: the seed.
         layouts: gives the layouts for a geometry and a target.
         planned: makes a plan of a weight, its geometry, an epilogue and a layout.
     """
 
-    def planner(number: int):
-        def plan(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, target: Target) -> Plan:
-            candidates = list(layouts(geometry, target))
-            layout = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
-            return planned(weight, geometry, epilogue, layout)
+    def plan(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, target: Target) -> Plan:
+        candidates = list(layouts(geometry, target))
+        layout = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
+        return planned(weight, geometry, epilogue, layout)
 
-        return plan
+    return plan
 
-    return [make_case(number, g, *variant(number, shift), planner(number)) for number, g in enumerate(geometries)]
+
+def random_layouts(geometries: list[ConvGeometry], shift: int, layouts, planned) -> list[Case]:
+    """A case for every geometry, each with a layout at random; `shift` as of `variant`."""
+    return [
+        make_case(number, g, *variant(number, shift), random_layout(number, layouts, planned))
+        for number, g in enumerate(geometries)
+    ]
 
 
 def make_cases() -> list[Case]:

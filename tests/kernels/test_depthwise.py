@@ -28,15 +28,20 @@ GEOMETRIES = [
 EPILOGUES = ("bias_relu", "residual_clip", "none", "bias_residual_leaky_relu", "hard_swish")
 
 
-def band_case(number: int, which: int) -> Case:
-    """A geometry in one of the bands the planner weighs."""
+def one_band(which: int):
+    """A planner that takes one of the bands that the cost model weighs."""
 
     def plan(weight, geometry, epilogue, target):
         every = list(dict.fromkeys(bands(canonical(geometry), target)))
         return plan_band(weight, geometry, epilogue, every[which % len(every)])
 
+    return plan
+
+
+def band_case(number: int, which: int) -> Case:
+    """A geometry in one of the bands."""
     epilogue = EPILOGUES[(number + which) % len(EPILOGUES)]
-    return make_case(4 * number + which, GEOMETRIES[number], 1.0, epilogue, plan)
+    return make_case(4 * number + which, GEOMETRIES[number], 1.0, epilogue, one_band(which))
 
 
 CASES = [band_case(number, which) for number in range(len(GEOMETRIES)) for which in range(4)]

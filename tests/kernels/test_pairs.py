@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from harness import TARGETS, KernelTests, build, check_same_kernels, run, sparse, variant
-from test_conv import conv, make_case
+from test_conv import conv, make_case, random_layout
 
 from lwc_compiler.kernels.kernel import Input, Output, Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
@@ -27,18 +27,10 @@ def planned(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, layo
     return plan_pairs(matrix, epilogue, layout, Input(0), residual, Output(0))
 
 
-def random_layout(number: int):
-    """A planner that takes a layout at random from all that the cost model weighs."""
-
-    def plan(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, target) -> Plan:
-        choices = list(layouts(geometry, target))
-        return planned(weight, geometry, epilogue, choices[int(np.random.default_rng(number).integers(len(choices)))])
-
-    return plan
-
-
 CASES = [
-    make_case(number, geometry, *variant(number, number // len(GEOMETRIES)), random_layout(number))
+    make_case(
+        number, geometry, *variant(number, number // len(GEOMETRIES)), random_layout(number, layouts, planned)
+    )
     for number, geometry in enumerate(5 * GEOMETRIES)
 ]
 

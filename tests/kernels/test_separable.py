@@ -44,6 +44,12 @@ def make_parts(generator: np.random.Generator, number: int, density: float) -> l
     ]
 
 
+def has_cuts(number: int, target) -> bool:
+    """Whether the target has the registers for a chain's rows."""
+    *_, depthwise, _ = make_parts(np.random.default_rng(0), number, 0.1)
+    return bool(cuts(canonical(depthwise.geometry), target))
+
+
 def make_case(number: int, which: int) -> Case:
     """A chain in one of the cuts the planner weighs."""
     generator = np.random.default_rng(10 * number + which)
