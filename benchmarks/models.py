@@ -132,6 +132,21 @@ def vgg16() -> onnx.ModelProto:
     return net.model(net.classifier(x, (25088, 4096, 4096, 1000), ("fc6", "fc7", "fc8")), (1, 1000))
 
 
+def resnet18(size: int = 224) -> onnx.ModelProto:
+    """ResNet-18 on images of so many pixels a side (He et al. 2015, arXiv:1512.03385)."""
+    net = Network("resnet18", (1, 3, size, size))
+    x, inputs = net.max_pool(net.relu(net.conv(net.x, "stem", (3, 64), 7, 2, 3)), 3, 2, 1), 64
+    for layer, width in enumerate((64, 128, 256, 512), 1):
+        for block in range(2):
+            stride, name = 2 if block == 0 and layer > 1 else 1, f"layer{layer}.{block}"
+            y = net.relu(net.conv(x, f"{name}.conv1", (inputs, width), 3, stride, 1))
+            y = net.conv(y, f"{name}.conv2", (width, width), 3, 1, 1)
+            shortcut = x if inputs == width else net.conv(x, f"{name}.shortcut", (inputs, width), 1, stride)
+            x, inputs = net.relu(net.node("Add", y, shortcut)), width
+    x = net.node("GlobalAveragePool", x)
+    return net.model(net.classifier(x, (512, 1000), ("fc",)), (1, 1000))
+
+
 def resnet50() -> onnx.ModelProto:
     """ResNet-50 with the stride on the 3x3 convolutions (He et al. 2015, arXiv:1512.03385)."""
     net = Network("resnet50", (1, 3, 224, 224))
@@ -160,9 +175,9 @@ def mobilenet_v1() -> onnx.ModelProto:
     return net.model(net.classifier(x, (1024, 1000), ("fc",)), (1, 1000))
 
 
-def mobilenet_v2() -> onnx.ModelProto:
-    """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381, table 2)."""
-    net = Network("mobilenet_v2", (1, 3, 224, 224))
+def mobilenet_v2(size: int = 224) -> onnx.ModelProto:
+    """MobileNetV2 on images of so many pixels a side (Sandler et al. 2018, arXiv:1801.04381, table 2)."""
+    net = Network("mobilenet_v2", (1, 3, size, size))
     x, inputs = net.relu6(net.conv(net.x, "stem", (3, 32), 3, 2, 1)), 32
     table = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
     for stage, (factor, outputs, count, first_stride) in enumerate(table):
@@ -223,6 +238,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "lenet5": lenet5,
     "alexnet": alexnet,
     "vgg16": vgg16,
+    "resnet18": resnet18,
     "resnet50": resnet50,
     "mobilenet_v1": mobilenet_v1,
     "mobilenet_v2": mobilenet_v2,

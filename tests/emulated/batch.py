@@ -1,8 +1,8 @@
 """Many plans in one program for another machine: linked once, started once, compared here.
 
 A case is an image of its memory: buffers at 64-byte boundaries between guards, inputs and constants filled in, all else
-NaNs. The program reads the image, runs the plan on it and writes it back, which shows the result and every access outside
-of a buffer.
+NaNs. The program reads the image, runs the plan on it and writes it back, which shows the result and every access
+outside of a buffer.
 """
 
 from dataclasses import dataclass, field
@@ -114,7 +114,9 @@ class Result:
 
     def outputs(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """The output of both."""
-        whole, split = (memory[self.image.output].view(np.float32).reshape(shape) for memory in (self.whole, self.split))
+        whole, split = (
+            memory[self.image.output].view(np.float32).reshape(shape) for memory in (self.whole, self.split)
+        )
         return whole, split
 
 
@@ -122,7 +124,6 @@ class Result:
 class Batch:
     """All cases of a target, run."""
 
-    target: Target
     plans: dict[str, Plan]
     results: dict[str, Result]
 
@@ -159,7 +160,7 @@ def run_batch(cases: list[Case], target: Target) -> Batch:
         results[name] = Result(image, memory[start:middle], memory[middle:end])
         start = end
     assert start == memory.size
-    return Batch(target, plans, results)
+    return Batch(plans, results)
 
 
 def _write(case: Case, plan: Plan, image: Image, kernels: dict, declarations: list[str]) -> str:

@@ -1,5 +1,6 @@
 """Every kernel is right on every class of processors, at the edges of its tiles and from no weights to all of them."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -14,7 +15,7 @@ import test_separable
 import test_subsample
 import test_taps
 import test_winograd
-from batch import TARGETS, run_batch
+from batch import TARGETS, Batch, run_batch
 from harness import EPILOGUES, Case
 
 from lwc_compiler.kernels.conv import plan_conv_transpose
@@ -26,8 +27,8 @@ DENSITIES = (0.0, 0.05, 0.5, 1.0)
 
 
 def taps(fmt: str):
-    return lambda number: lambda weight, geometry, epilogue, target: test_taps.forced(
-        weight, geometry, epilogue, fmt, number, target
+    return lambda number: (
+        lambda weight, geometry, epilogue, target: test_taps.forced(weight, geometry, epilogue, fmt, number, target)
     )
 
 
@@ -89,10 +90,10 @@ def cases_for(target: Target) -> list[Case]:
 CASES = {target.name: cases_for(target) for target in TARGETS}
 
 
-@pytest.fixture(scope="module")
-def batch(request):
+@functools.cache
+def batch_of(target: Target) -> Batch:
     """All cases of a target, compiled and run in one program."""
-    return run_batch(CASES[request.param.name], request.param)
+    return run_batch(CASES[target.name], target)
 
 
 # One worker of pytest-xdist gets all of a target.
@@ -104,10 +105,10 @@ EVERY_CASE = [
 ]
 
 
-@pytest.mark.parametrize(("batch", "case"), EVERY_CASE, indirect=["batch"])
-def test_same_as_float64(batch, case: Case) -> None:
+@pytest.mark.parametrize(("target", "case"), EVERY_CASE)
+def test_same_as_float64(target: Target, case: Case) -> None:
     """To 1e-5 of the scale, whole and with its tiles in two parts, and nothing else is touched."""
-    result = batch.results[case.name]
+    result = batch_of(target).results[case.name]
     whole, split = result.outputs(case.expected.shape)
     error = np.abs(whole - case.expected)
     assert np.isfinite(error).all(), f"{np.isnan(error).sum()} of {error.size} results are not finite"
@@ -116,8 +117,8 @@ def test_same_as_float64(batch, case: Case) -> None:
     result.check_bounds()
 
 
-@pytest.mark.parametrize("batch", EVERY_TARGET, indirect=True)
-def test_every_kernel_was_run(batch) -> None:
+@pytest.mark.parametrize("target", EVERY_TARGET)
+def test_every_kernel_was_run(target: Target) -> None:
     """The registry's, but for those that need instructions of other processors."""
-    ran = {step.kernel.name for plan in batch.plans.values() for step in plan.steps}
-    assert ran == {entry.name for entry in KERNELS if entry.features <= batch.target.features}
+    ran = {step.kernel.name for plan in batch_of(target).plans.values() for step in plan.steps}
+    assert ran == {entry.name for entry in KERNELS if entry.features <= target.features}

@@ -28,9 +28,7 @@ def planned(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, layo
 
 
 CASES = [
-    make_case(
-        number, geometry, *variant(number, number // len(GEOMETRIES)), random_layout(number, layouts, planned)
-    )
+    make_case(number, geometry, *variant(number, number // len(GEOMETRIES)), random_layout(number, layouts, planned))
     for number, geometry in enumerate(5 * GEOMETRIES)
 ]
 
