@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import lwc_compiler
@@ -177,6 +178,25 @@ def test_an_emulator_is_found_by_either_name(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ToolchainError, match=r"needs qemu-aarch64, .*package qemu-user-static"):
         emulator_of(find_target("rpi4"))
+
+
+@pytest.mark.skipif(
+    not shutil.which("qemu-aarch64") and not shutil.which("qemu-aarch64-static"),
+    reason="needs qemu-aarch64 (Debian: qemu-user-static)",
+)
+def test_code_for_another_machine_is_compiled_checked_run_and_timed(mlp, tmp_path, lwc):
+    done = lwc("compile", mlp, "-o", tmp_path / "mlp.lwc", "--sparsity", "0.5", "--target", "rpi4")
+    assert "from ONNX Runtime (0.0001 allowed), run by qemu-aarch64" in done.out
+    x = np.random.default_rng(0).standard_normal((1, 16)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    arguments = ("--input", f"x={tmp_path}/x.npy", "--output-dir", tmp_path / "out")
+    assert "run it there, or by --via qemu" in lwc("run", tmp_path / "mlp.lwc", *arguments).err
+    assert lwc("run", tmp_path / "mlp.lwc", *arguments, "--via", "qemu").code == 0
+    expected = onnxruntime.InferenceSession(tmp_path / "mlp.lwc" / "mlp.onnx").run(None, {"x": x})[0]
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "y.npy"), expected, atol=1e-5)
+    done = lwc("bench", tmp_path / "mlp.lwc", "--via", "qemu", "--seconds", "0", "--threads", "2")
+    assert "2 threads by qemu-aarch64" in done.out
+    assert "an emulator's times say little of a processor's" in done.out
 
 
 @pytest.mark.parametrize("name", ["x86-64-v4", "apple-m1"])
