@@ -6,6 +6,8 @@ from lwc_compiler.targets.host import first_cpu
 from lwc_compiler.targets.target import Target
 
 _MACHINES = ("riscv64",)
+# QEMU's processor has more than the targets.
+_EMULATED = "rv64,zba=false,zbb=false,zbc=false,zbs=false"
 
 
 def _rv64(name: str, extensions: str, bits: int, features: str, description: str) -> Target:
@@ -23,7 +25,7 @@ def _rv64(name: str, extensions: str, bits: int, features: str, description: str
         machines=_MACHINES,
         zig="riscv64-linux-gnu.2.28",
         zig_cpu="generic_rv64" + extensions.replace(" ", ""),
-        emulator=("qemu-riscv64", "-cpu", "rv64,v=true,vlen=128" if "v" in features else "rv64,v=false"),
+        emulator=("qemu-riscv64", "-cpu", _EMULATED + (",v=true,vlen=128" if "v" in features else ",v=false")),
         llvm_options=(("mattr", tuple(extensions.split())), ("mabi", "lp64d")),
     )
 
