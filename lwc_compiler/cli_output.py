@@ -39,7 +39,9 @@ def show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
         "accuracy": _accuracy(report["passes"]),
     }.items():
         click.echo(f"  {name:<9} {text}")
-    click.echo(f"next: lwc bench {artifact.directory} --against MODEL.onnx, lwc inspect {artifact.directory}")
+    elsewhere = check.emulator and not check.emulator.startswith("qemu-system")
+    how = "--via ssh://USER@HOST" if elsewhere else "--against MODEL.onnx"
+    click.echo(f"next: lwc bench {artifact.directory} {how}, lwc inspect {artifact.directory}")
 
 
 def show_packed(path: Path, sizes: PackedSizes, as_json: bool) -> None:

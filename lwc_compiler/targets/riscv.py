@@ -10,6 +10,8 @@ _U74 = Core(1, 1, 2, 5, in_order=True, near_line=12, far_line=60)
 _X60 = Core(1, 1, 2, 5, in_order=True, near_line=12, far_line=60)
 
 _MACHINES = ("riscv64",)
+# QEMU's processor has more than the targets.
+_EMULATED = "rv64,zba=false,zbb=false,zbc=false,zbs=false"
 
 
 def _rv64(name: str, core: Core, extensions: str, bits: int, features: str, description: str) -> Target:
@@ -28,7 +30,7 @@ def _rv64(name: str, core: Core, extensions: str, bits: int, features: str, desc
         zig="riscv64-linux-gnu.2.28",
         core=core,
         zig_cpu="generic_rv64" + extensions.replace(" ", ""),
-        emulator=("qemu-riscv64", "-cpu", "rv64,v=true,vlen=128" if "v" in features else "rv64,v=false"),
+        emulator=("qemu-riscv64", "-cpu", _EMULATED + (",v=true,vlen=128" if "v" in features else ",v=false")),
         llvm_options=(("mattr", tuple(extensions.split())), ("mabi", "lp64d")),
     )
 

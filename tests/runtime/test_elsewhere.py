@@ -187,6 +187,7 @@ def test_an_emulator_is_found_by_either_name(monkeypatch):
 def test_code_for_another_machine_is_compiled_checked_run_and_timed(mlp, tmp_path, lwc):
     done = lwc("compile", mlp, "-o", tmp_path / "mlp.lwc", "--sparsity", "0.5", "--target", "rpi4")
     assert "from ONNX Runtime (0.0001 allowed), run by qemu-aarch64" in done.out
+    assert f"next: lwc bench {tmp_path}/mlp.lwc --via ssh://USER@HOST" in done.out
     x = np.random.default_rng(0).standard_normal((1, 16)).astype(np.float32)
     np.save(tmp_path / "x.npy", x)
     arguments = ("--input", f"x={tmp_path}/x.npy", "--output-dir", tmp_path / "out")
