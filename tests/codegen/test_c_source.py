@@ -188,3 +188,16 @@ def test_numbers_keep_all_their_digits():
 def test_source_is_not_run_as_a_library(artifact):
     with pytest.raises(TargetError, match=r"net.lwc is C source: compile it into a program"):
         lwc_compiler.load(artifact.directory)
+
+
+def test_a_transposition_needs_no_vectors(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Transpose", ["x"], ["t"]), helper.make_node("Abs", ["t"], ["y"])],
+        "turn",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [16, 24])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [24, 16])],
+    )
+    model = Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "turn")
+    artifact = lwc_compiler.compile(model, tmp_path / "turn.lwc", Recipe(lower=LowerOptions(target="c")))
+    assert artifact.manifest.verification.worst == 0
+    assert "fabsf(" in artifact.source.read_text()

@@ -6,6 +6,7 @@ import pytest
 
 from lwc_compiler.codegen import link
 from lwc_compiler.errors import ToolchainError
+from lwc_compiler.targets import find_target
 
 SOURCE = b"int answer(void);\nint hidden_part(void) { return 41; }\nint answer(void) { return hidden_part() + 1; }\n"
 EXPORT = b'__attribute__((visibility("default"))) '
@@ -53,3 +54,11 @@ def test_what_the_compiler_says_is_in_the_error() -> None:
     with pytest.raises(ToolchainError, match="could not link the library") as error:
         link.link_library(link.find_compiler(), {"a.c": b"int f(void) { return nonsense; }"})
     assert "nonsense" in str(error.value)
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "cortex-m4"])
+def test_archives_are_reproducible(target: str) -> None:
+    compiler = link.find_compiler(find_target(target))
+    first, second = (link.make_archive(compiler, {"a.c": SOURCE}) for _ in range(2))
+    assert first == second
+    assert b"/tmp" not in first
