@@ -134,6 +134,7 @@ _BLOCK = _fitted(
 
 
 # Without vectors: instructions of the code for Cortex-M7, counted.
+_SCALAR_SPARE = 12  # registers beside the sums: for the weights, and for inputs that are loaded ahead
 _SCALAR_REACH = 255  # float32 from an address on that a load reaches without an addition
 _SCALAR_COPIES = {"copy": 64.0, "copy_strided": 64.0, "far_copy": 0.0}
 _SCALAR_SINGLE = _Weights(
@@ -209,7 +210,10 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
             if problem.images > 1 and lanes != problem.images:
                 continue
             # The sums stay in registers, beside the broadcast weights and a vector of input.
-            most = max(1, (target.vector_registers - 4 if r == 1 else target.vector_registers * 3 // 4) // r)
+            sums = target.vector_registers - 4 if r == 1 else target.vector_registers * 3 // 4
+            if lanes == 1:
+                sums = target.vector_registers - _SCALAR_SPARE
+            most = max(1, sums // r)
             vectors = -(-problem.width.out * problem.images // lanes)
             for across in sorted({-(-vectors // n) for n in range(1, vectors + 1)}):
                 for down in range(1, min(problem.height.out, most // across) + 1):
@@ -258,7 +262,7 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
     missed = min(1.0, max(0.0, c.full * 4 * layout.packed / target.l1_bytes - c.room))
     load = vectors * (c.load + c.split * split + c.missed * missed)
     if t.lanes == 1:
-        load += sum(read > _SCALAR_REACH for read in layout.reads)
+        load += sum(read > _SCALAR_REACH for read in layout.reads) + (t.tile_vectors == 1) * vectors / 2
     if t.rows == 1:
         tap = c.tap + max(load, c.latency)
     else:
