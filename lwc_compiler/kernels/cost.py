@@ -201,6 +201,7 @@ _BLOCK = _fitted(
 
 
 # Without vectors: instructions of the code for Cortex-M7, counted.
+_SCALAR_SPARE = 12  # registers beside the sums: for the weights, and for inputs that are loaded ahead
 _SCALAR_REACH = 255  # float32 from an address on that a load reaches without an addition
 _SCALAR_COPIES = {"copy": 64.0, "copy_strided": 64.0, "far_copy": 0.0}
 _SCALAR_SINGLE = _Weights(
@@ -289,6 +290,8 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
 def _room(target: Target, rows: int, by_lane: bool) -> int:
     """How many vectors of sums stay in registers, beside the weights of a tap and a vector of input or more."""
     registers, core = target.vector_registers, target.core
+    if target.vector_bits == 32:
+        return registers - _SCALAR_SPARE
     if (rows == 1 or by_lane) and not (core and core.in_order):
         return registers - 4
     if core is None or rows == 1 or by_lane:
@@ -344,7 +347,7 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
     missed = min(1.0, max(0.0, c.full * 4 * layout.packed / target.l1_bytes - c.room))
     load = vectors * (c.load + c.split * split + c.missed * missed)
     if t.lanes == 1:
-        load += sum(read > _SCALAR_REACH for read in layout.reads)
+        load += sum(read > _SCALAR_REACH for read in layout.reads) + (t.tile_vectors == 1) * vectors / 2
     if t.rows == 1:
         tap = c.tap + max(load, latency)
     else:

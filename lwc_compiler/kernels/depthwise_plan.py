@@ -26,7 +26,7 @@ _MOST_STRIDE = 2  # a load of pixels further apart would read too far past the e
 # Cycles: of a multiply-add, of a vector of input, of a vector of output, and of that in memory beyond the level-2
 # cache; of a band.
 _MULTIPLY, _LOAD, _STORE, _FAR, _BAND = 0.6, 1.3, 3.5, 8.0, 20.0
-_SPARE_REGISTERS = 3  # of scalar code, beside the kernel's weights and the sums
+_SPARE_REGISTERS = 8  # of scalar code, beside the kernel's weights and the sums
 
 
 def depthwise_candidates(

@@ -293,7 +293,7 @@ def _gemm_layout(
     lanes = target.vector_bits // 32
     while lanes > n:
         lanes //= 2
-    budget = target.vector_registers * 3 // 4
+    budget = target.vector_registers * 3 // 4 if lanes > 1 else target.vector_registers // 2
     most = 4 if target.vector_registers >= 32 else 2
     vectors = min(-(-n // lanes), most if m > 1 else budget // 2)
     rows = min(m, budget // vectors)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 LINE = 16  # float32 in a cache line
 _FEW_SUMS = 4  # so many multiply-adds are done before the first of them is
+_SCALAR_LOADS_AHEAD = 3  # of the multiply-add that needs one: processors without vectors work in order
 _AHEAD = 512  # float32 by which dense weights are asked for before they are used
 
 
@@ -381,8 +382,9 @@ class TapSums:
                 tap = b.let("tap", taps * chains + chain)
                 offset = b.let("offset", b.load(self._offsets, tap).astype("int32") + (0 if base is fixed else base))
                 weights = self._weights(first + tap * t.rows)
+                values = _Inputs(b, scratch, offset, at, t.lanes)
                 for v in range(vectors):
-                    value = b.let("value", b.load(scratch, offset + at[v], t.lanes))
+                    value = values[v]
                     for r in range(t.rows):
                         into[r][v].set(into[r][v].get() + weights[r] * value)
         for other in others:
@@ -395,13 +397,16 @@ class TapSums:
         return sums
 
     def _weights(self, at: Any) -> list[Any]:
-        """Vectors of a tap's weights, one of each row, that lie from `at` on."""
+        """A tap's weights, one of each row, that lie from `at` on; as vectors where the kernel has vectors."""
         b, t = self.b, self.layout.tiling
-        if not t.by_lane:
-            loaded = [b.let("w", b.load(self._values, at + r)) for r in range(t.rows)]
-            return [splat(weight, t.lanes) for weight in loaded]
-        packed = [b.let("w", b.load(self._values, at + start, t.lanes)) for start in range(0, t.rows, t.lanes)]
-        return [lane(packed[r // t.lanes], r % t.lanes, t.lanes) for r in range(t.rows)]
+        if t.by_lane:
+            packed = [b.let("w", b.load(self._values, at + start, t.lanes)) for start in range(0, t.rows, t.lanes)]
+            return [lane(packed[r // t.lanes], r % t.lanes, t.lanes) for r in range(t.rows)]
+        if t.lanes == 1 and t.rows > 1:
+            # One vector, which keeps LLVM from unrolling the loop: it would run out of registers.
+            vector = b.let("w", b.load(self._values, at, t.rows))
+            return [b.let("w", tirx.Shuffle([vector], [tirx.const(r, "int32")])) for r in range(t.rows)]
+        return [splat(b.let("w", b.load(self._values, at + r)), t.lanes) for r in range(t.rows)]
 
     def store(
         self,
@@ -433,6 +438,27 @@ class TapSums:
                 for piece, lanes in pieces(min(t.lanes, lay.tile_width - start), t.lanes):
                     value = register.get() if lanes == t.lanes else register.part(piece, lanes)
                     store_result(self.b, y, at + piece, value, residual, activation, lanes)
+
+
+class _Inputs:
+    """The inputs of a tap. Without vectors they are loaded some ahead of their use, and in pairs where they adjoin."""
+
+    def __init__(self, b: KernelBuilder, buffer: Any, offset: Any, reads: list[int], lanes: int) -> None:
+        self._b, self._buffer, self._offset, self._reads, self._lanes = b, buffer, offset, reads, lanes
+        self._loaded: list[Any] = []
+
+    def __getitem__(self, number: int) -> Any:
+        b, reads, loaded = self._b, self._reads, self._loaded
+        last = number if self._lanes > 1 else min(number + _SCALAR_LOADS_AHEAD, len(reads) - 1)
+        while len(loaded) <= last:
+            at, after = reads[len(loaded)], reads[len(loaded) + 1 : len(loaded) + 2]
+            if self._lanes == 1 and after == [at + 1]:
+                # A vector of two, which keeps LLVM from unrolling the loop: it would run out of registers.
+                pair = b.let("pair", b.load(self._buffer, self._offset + at, 2))
+                loaded += [b.let("value", tirx.Shuffle([pair], [tirx.const(i, "int32")])) for i in range(2)]
+            else:
+                loaded.append(b.let("value", b.load(self._buffer, self._offset + at, self._lanes)))
+        return loaded[number]
 
 
 class _Writer:

@@ -123,7 +123,8 @@ TARGETS = (
         "thumbv7em-none-eabihf",
         "fp_armv8d16sp",
         "microcontrollers: STM32F7, STM32H7, i.MX RT",
-        attributes="-fp64",  # which some of them lack
+        # Some have no double precision; LLVM's scheduler would put every load right before its use, which waits for it.
+        attributes="-fp64 -use-misched",
     ),
     _cortex_m(
         "cortex-m33",

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler as lwc
 from benchmarks.models import MODELS
+from lwc_compiler.codegen.footprint import footprint
 from lwc_compiler.codegen.link import find_compiler, make_archive
 from lwc_compiler.errors import ArtifactError, DataError, TargetError, ToolchainError
 from lwc_compiler.model import load_model
@@ -56,6 +57,10 @@ def test_lenets_run_on_emulated_boards(tmp_path, name, target):
     kept = sum(layer.flops for layer in artifact.manifest.layers) / 2
     assert done.instructions is not None
     assert kept < done.instructions < 12 * kept
+    memory = footprint(artifact.archive.read_bytes())
+    assert memory.flash <= sum(layer.dense_bytes for layer in artifact.manifest.layers) / 8
+    assert memory.code <= 16 << 10
+    assert memory.static_ram == 0
 
 
 def _layers():

@@ -19,6 +19,7 @@
 
 enum { SYS_OPEN = 0x01, SYS_CLOSE = 0x02, SYS_WRITE0 = 0x04, SYS_WRITE = 0x05, SYS_READ = 0x06 };
 enum { SYS_EXIT_EXTENDED = 0x20, READ_BINARY = 1, WRITE_BINARY = 5, APPLICATION_EXIT = 0x20026 };
+enum { ELEMENT = 8 /* bytes of the largest element */, WORKSPACE_ALIGNMENT = 64 };
 enum { MOST_TICKS = 0xffffff, RUNNING = 128 /* bytes of stack that `run` itself may be using */ };
 enum { INPUTS = sizeof((size_t[]){LWC_INPUT_BYTES}) / sizeof(size_t) };
 enum { OUTPUTS = sizeof((size_t[]){LWC_OUTPUT_BYTES}) / sizeof(size_t) };
@@ -80,11 +81,11 @@ static void transfer(int operation, uintptr_t handle, const void *data, size_t b
 static void close_file(uintptr_t handle) { semihosting(SYS_CLOSE, &handle); }
 
 /* Memory behind the static data; there is no other use of it, and none is given back. */
-static void *take(unsigned char **next, size_t bytes) {
-    unsigned char *taken = *next;
-    if (bytes > (size_t)(lwc_free_end - taken)) finish("the board has too little memory");
-    *next = taken + (bytes + 63) / 64 * 64;
-    return taken;
+static void *take(uintptr_t *next, size_t bytes, size_t alignment) {
+    const uintptr_t taken = (*next + alignment - 1) / alignment * alignment, end = (uintptr_t)lwc_free_end;
+    if (taken > end || bytes > end - taken) finish("the board has too little memory");
+    *next = taken + bytes;
+    return (void *)taken;
 }
 
 /* A function of its own: the marks begin below its frame. */
@@ -107,20 +108,20 @@ __attribute__((noinline)) static int run(
 }
 
 void lwc_main(void) {
-    unsigned char *next = lwc_free;
+    uintptr_t next = (uintptr_t)lwc_free + ELEMENT; /* tensors are aligned to their elements, to no more */
     const void *inputs[INPUTS];
     void *outputs[OUTPUTS];
     uint32_t measured[2];
     uintptr_t file = open_file("inputs", READ_BINARY);
     for (int i = 0; i < INPUTS; i++) {
-        void *data = take(&next, input_bytes[i]);
+        void *data = take(&next, input_bytes[i], ELEMENT);
         transfer(SYS_READ, file, data, input_bytes[i]);
         inputs[i] = data;
     }
     close_file(file);
-    for (int i = 0; i < OUTPUTS; i++) outputs[i] = take(&next, output_bytes[i]);
+    for (int i = 0; i < OUTPUTS; i++) outputs[i] = take(&next, output_bytes[i], ELEMENT);
     const size_t bytes = NET(workspace_bytes)(1);
-    void *workspace = take(&next, bytes);
+    void *workspace = take(&next, bytes, WORKSPACE_ALIGNMENT);
     const int code = run(inputs, outputs, workspace, bytes, measured);
     if (code != 0) finish(NET(error_string)(code));
     file = open_file("outputs", WRITE_BINARY);
