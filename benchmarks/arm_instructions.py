@@ -112,9 +112,10 @@ def table(results: dict[str, Any]) -> str:
     ]
     for row in results["rows"]:
         goal = f"{GOALS[row['model']]:.3f}" if row["model"] in GOALS and row["sparsity"] == 0.9 else ""
+        dense, sparse = row["dense"], row["sparse"]
         lines.append(
-            f"| {row['model']} | {row['sparsity']:g} | {row['structure']} | {row['dense'] / 1e6:.1f} | {row['sparse'] / 1e6:.1f} | "
-            f"{row['sparse'] / row['dense']:.3f} | {goal} |"
+            f"| {row['model']} | {row['sparsity']:g} | {row['structure']} | {dense / 1e6:.1f} | {sparse / 1e6:.1f} | "
+            f"{sparse / dense:.3f} | {goal} |"
         )
     return "\n".join([*lines, ""])
 

@@ -6,8 +6,8 @@ C library.
 
 Every buffer a kernel gets starts at a 64-byte boundary and has `SLACK_BYTES` readable bytes past its end, with
 arbitrary contents: a vector load may run over the end, but what it reads there must not reach a result. Stores never
-leave the buffer. No two pointers alias, but for what `Kernel.over` says. Kernels without vectors read nothing past the end;
-on microcontrollers the graph's inputs and outputs are the caller's own memory, aligned as their elements are.
+leave the buffer. No two pointers alias, but for what `Kernel.over` says. Kernels without vectors read nothing past the
+end; on microcontrollers the graph's inputs and outputs are the caller's own memory, aligned as their elements are.
 """
 
 from __future__ import annotations
