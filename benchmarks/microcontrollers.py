@@ -24,6 +24,7 @@ from lwc_compiler.codegen.link import find_compiler, make_archive
 from lwc_compiler.model import load_model
 from lwc_compiler.runtime.artifact import Artifact
 from lwc_compiler.runtime.bare_metal import emulate
+from lwc_compiler.runtime.linkable import Linkable
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.verify import relative_error
 from lwc_compiler.targets import find_target
@@ -63,7 +64,7 @@ def row(name: str, target: str, kind: str, artifact: Artifact) -> str:
     """A line of the table."""
     proto, manifest = load_model(artifact.model).proto, artifact.manifest
     inputs = random_inputs(proto, manifest.inputs, 0)
-    done = emulate(artifact, inputs, timeout=_TIMEOUT)
+    done = emulate(Linkable.of_artifact(artifact), inputs, timeout=_TIMEOUT)
     (output,) = done.outputs.items()
     error = relative_error(output[1], reference_session(proto, 1).run([output[0]], inputs)[0])
     memory = footprint(artifact.archive.read_bytes())

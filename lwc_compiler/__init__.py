@@ -46,8 +46,7 @@ if TYPE_CHECKING:
         load_recipe,
     )
     from lwc_compiler.runtime.artifact import Artifact
-    from lwc_compiler.runtime.elsewhere import RemoteSession
-    from lwc_compiler.runtime.session import Session
+    from lwc_compiler.runtime.session import Network, Session
     from lwc_compiler.sparsity.curves import Sensitivity
     from lwc_compiler.training.progress import Progress
 
@@ -60,11 +59,11 @@ __all__ = [
     "LwcError",
     "Model",
     "ModelError",
+    "Network",
     "OptionError",
     "PackOptions",
     "PruneOptions",
     "Recipe",
-    "RemoteSession",
     "RetrainOptions",
     "Sensitivity",
     "SensitivityOptions",
@@ -97,7 +96,7 @@ _LAZY = {
     "PackOptions": "recipe",
     "PruneOptions": "recipe",
     "Recipe": "recipe",
-    "RemoteSession": "runtime.elsewhere",
+    "Network": "runtime.session",
     "RetrainOptions": "recipe",
     "Sensitivity": "sparsity.curves",
     "SensitivityOptions": "recipe",
@@ -313,10 +312,10 @@ def load(directory: str | Path, threads: int | None = None) -> Session: ...
 
 
 @overload
-def load(directory: str | Path, threads: int | None = None, *, via: str) -> RemoteSession: ...
+def load(directory: str | Path, threads: int | None = None, *, via: str) -> Network: ...
 
 
-def load(directory: str | Path, threads: int | None = None, *, via: str | None = None) -> Session | RemoteSession:
+def load(directory: str | Path, threads: int | None = None, *, via: str | None = None) -> Network:
     """Opens an artifact for running: `load(directory).run({input name: array})` gives {output name: array}.
 
     Args:
@@ -332,9 +331,12 @@ def load(directory: str | Path, threads: int | None = None, *, via: str | None =
     """
     if via is not None:
         from lwc_compiler.runtime.artifact import read_artifact
-        from lwc_compiler.runtime.elsewhere import load_elsewhere
+        from lwc_compiler.runtime.elsewhere import open_elsewhere
+        from lwc_compiler.runtime.linkable import Linkable
 
-        return load_elsewhere(read_artifact(directory), via, threads)
+        artifact = read_artifact(directory)
+        network = Linkable.of_artifact(artifact)
+        return open_elsewhere(network, via, artifact.manifest.threads if threads is None else threads)
     from lwc_compiler.runtime import session
 
     return session.load(directory, threads)

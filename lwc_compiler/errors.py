@@ -51,6 +51,10 @@ class TargetError(LwcError):
     exit_code = 7
 
 
+class NotRunError(TargetError):
+    """A network was not run to its end in an emulator or on a board, for a reason that says nothing of its code."""
+
+
 class ToolchainError(LwcError):
     """A tool lwc needs is missing or broken: a C compiler, or a clean installation of ONNX Runtime."""
 

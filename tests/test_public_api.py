@@ -21,7 +21,7 @@ SIGNATURES = {
     "iterate": "(model: str | Path | Model, train_data: str, val_data: str | None = None, *, prune: PruneOptions, "
     "retrain: RetrainOptions | None = None, options: IterateOptions | None = None, "
     "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Model",
-    "load": "(directory: str | Path, threads: int | None = None, *, via: str | None = None) -> Session | RemoteSession",
+    "load": "(directory: str | Path, threads: int | None = None, *, via: str | None = None) -> Network",
     "load_recipe": "(path: str | Path) -> Recipe",
     "lower": "(model: str | Path | Model, output: str | Path, options: LowerOptions | None = None, *, "
     "force: bool = False) -> Artifact",
@@ -47,7 +47,6 @@ CLASSES = {
     "PackOptions",
     "PruneOptions",
     "Recipe",
-    "RemoteSession",
     "RetrainOptions",
     "Sensitivity",
     "SensitivityOptions",

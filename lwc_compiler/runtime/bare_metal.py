@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.codegen.link import find_compiler
-from lwc_compiler.errors import ArtifactError, TargetError, ToolchainError
+from lwc_compiler.errors import ArtifactError, NotRunError, OptionError, ToolchainError
 from lwc_compiler.runtime.session import Network
-from lwc_compiler.targets import find_target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,9 +26,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lwc_compiler.codegen.result import TensorSpec
-    from lwc_compiler.runtime.artifact import Artifact
+    from lwc_compiler.runtime.linkable import Linkable
+    from lwc_compiler.targets.target import Target
 
 _QEMU = "qemu-system-arm"
+_RUN_SECONDS = 600
 _FLAGS = ("-std=c99", "-Os", "-ffreestanding", "-fno-builtin", "-nostdlib", "-Wl,--gc-sections")
 
 
@@ -69,50 +70,62 @@ class Emulation:
     instructions: int | None
 
 
-def run_emulated(
-    artifact: Artifact, inputs: Mapping[str, NDArray[np.generic]], *, timeout: float
-) -> dict[str, NDArray[np.generic]]:
-    """Runs an artifact for a microcontroller in the emulator; arguments and errors are those of `emulate`.
+class BoardSession(Network):
+    """A network for a microcontroller that runs on an emulated board, one program a run.
 
-    Returns:
-        Output name -> array.
+    Attributes:
+        where: the emulator.
+        limit_seconds: a run that takes longer is ended.
     """
-    return emulate(artifact, inputs, timeout=timeout).outputs
+
+    where = _QEMU
+
+    def __init__(self, network: Linkable, threads: int) -> None:
+        if threads != 1:
+            raise OptionError(f"threads is {threads}: {network.target.name} has one")
+        super().__init__(network.inputs, network.outputs, threads)
+        self.limit_seconds = _RUN_SECONDS
+        self._network = network
+
+    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        return emulate(self._network, inputs, timeout=self.limit_seconds).outputs
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
-def emulate(artifact: Artifact, inputs: Mapping[str, NDArray[np.generic]], *, timeout: float) -> Emulation:
-    """Runs an artifact for a microcontroller in the emulator, and measures the run.
+def emulate(network: Linkable, inputs: Mapping[str, NDArray[np.generic]], *, timeout: float) -> Emulation:
+    """Runs a network for a microcontroller in the emulator, and measures the run.
 
     Args:
-        artifact: for a Cortex-M.
+        network: for a Cortex-M.
         inputs: input name -> array of exactly the input's dtype and shape.
         timeout: seconds after which the emulator is stopped.
 
     Raises:
         DataError: an input is missing, unknown, or of another dtype or shape.
-        TargetError: no machine that is emulated here runs the artifact's code.
+        NotRunError: no machine that is emulated here runs the code, or it took too long.
         ToolchainError: QEMU or the compiler is missing, or the program cannot be linked (it may not fit the memory of
             the emulated machine).
-        ArtifactError: the program crashed, took too long, or says that the library failed.
+        ArtifactError: the program crashed, or says that the library failed.
     """
-    manifest = artifact.manifest
-    machine = machine_for(manifest.target)
-    arrays = Network(manifest.inputs, manifest.outputs, 1).arrays(inputs)
+    machine = machine_for(network.target)
+    arrays = Network(network.inputs, network.outputs, 1).arrays(inputs)
     if not shutil.which(_QEMU):
         raise ToolchainError(
-            f"running code for {manifest.target} needs {_QEMU}: install QEMU's emulator for Arm systems (Debian and "
-            "Ubuntu: the package qemu-system-arm)"
+            f"running code for {network.target.name} needs {_QEMU}: install QEMU's emulator for Arm systems (Debian "
+            "and Ubuntu: the package qemu-system-arm)"
         )
     with tempfile.TemporaryDirectory(prefix="lwc-") as name:
         folder = Path(name)
-        _link(artifact, machine, folder)
+        _link(network, machine, folder)
         (folder / "inputs").write_bytes(b"".join(array.tobytes() for array in arrays))
         _run(machine, folder, timeout)
         contents = (folder / "outputs").read_bytes()
         stack, ticks = np.fromfile(folder / "measured", np.uint32).tolist()
     outputs: dict[str, NDArray[np.generic]] = {}
     offset = 0
-    for spec, size in zip(manifest.outputs, _sizes(manifest.outputs), strict=True):
+    for spec, size in zip(network.outputs, _sizes(network.outputs), strict=True):
         outputs[spec.name] = np.frombuffer(contents[offset : offset + size], spec.dtype).reshape(spec.shape).copy()
         offset += size
     # Every instruction takes a nanosecond of the machine's time (`-icount shift=0`).
@@ -120,18 +133,18 @@ def emulate(artifact: Artifact, inputs: Mapping[str, NDArray[np.generic]], *, ti
     return Emulation(outputs, stack, instructions)
 
 
-def machine_for(target: str) -> Machine:
+def machine_for(target: Target) -> Machine:
     """The emulated machine that runs a target's code.
 
     Raises:
-        TargetError: there is none.
+        NotRunError: there is none.
     """
-    triple = find_target(target).triple
     for machine in MACHINES:
-        if triple in machine.triples:
+        if target.triple in machine.triples:
             return machine
-    raise TargetError(
-        f"no machine that lwc emulates runs code for {target} ({triple}): it emulates Cortex-M4, M7, M33 and M55"
+    raise NotRunError(
+        f"no machine that lwc emulates runs code for {target.name} ({target.triple}): it emulates Cortex-M4, M7, M33 "
+        "and M55"
     )
 
 
@@ -139,27 +152,28 @@ def _sizes(specs: Sequence[TensorSpec]) -> list[int]:
     return [int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize for spec in specs]
 
 
-def _link(artifact: Artifact, machine: Machine, folder: Path) -> None:
-    """Makes `program.elf` of an artifact's archive in a folder."""
-    manifest = artifact.manifest
+def _link(network: Linkable, machine: Machine, folder: Path) -> None:
+    """Makes `program.elf` of a network in a folder."""
+    if network.weights is not None:
+        raise NotRunError("the emulated boards have no place for a file of weights: compile with --weights embed")
     sources = resources.files("lwc_compiler.runtime").joinpath("c")
     for file in ("semihosting.c", "sections.ld", f"{machine.name}.ld"):
         (folder / file).write_bytes(sources.joinpath(file).read_bytes())
     defines = [
-        f"-DMODEL={manifest.symbol}",
-        "-DLWC_INPUT_BYTES=" + ",".join(map(str, _sizes(manifest.inputs))),
-        "-DLWC_OUTPUT_BYTES=" + ",".join(map(str, _sizes(manifest.outputs))),
+        f"-DMODEL={network.symbol}",
+        "-DLWC_INPUT_BYTES=" + ",".join(map(str, _sizes(network.inputs))),
+        "-DLWC_OUTPUT_BYTES=" + ",".join(map(str, _sizes(network.outputs))),
     ]
-    header = folder / f"{manifest.symbol}.h"
-    header.write_bytes(artifact.header.read_bytes())
+    (folder / f"{network.symbol}.h").write_bytes(network.header)
+    (folder / "network.a").write_bytes(network.archive)
     command = [
-        *find_compiler(find_target(manifest.target)).command, *_FLAGS, *defines, "semihosting.c",
-        str(artifact.archive.absolute()), f"-Wl,-T,{machine.name}.ld", "-o", "program.elf",
+        *find_compiler(network.target).command, *_FLAGS, *defines, "semihosting.c", "network.a",
+        f"-Wl,-T,{machine.name}.ld", "-o", "program.elf",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = done.stderr.strip()[-2000:]
-        raise ToolchainError(f"{artifact.archive} cannot be linked into a program for {machine.name}:\n{said}")
+        raise ToolchainError(f"the network cannot be linked into a program for {machine.name}:\n{said}")
 
 
 def _run(machine: Machine, folder: Path, timeout: float) -> None:
@@ -173,7 +187,7 @@ def _run(machine: Machine, folder: Path, timeout: float) -> None:
             command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise ArtifactError(f"the program did not end within {timeout:g} seconds in {machine.name}") from error
+        raise NotRunError(f"the program did not end within {timeout:g} seconds in {machine.name}") from error
     if done.returncode != 0:
         said = done.stderr.strip()[-2000:] or "it said nothing"
         raise ArtifactError(f"the program failed in {machine.name} (exit {done.returncode}): {said}")

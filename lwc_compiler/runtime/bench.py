@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime
 
-from lwc_compiler.errors import DataError
+from lwc_compiler.errors import DataError, TargetError
 from lwc_compiler.model import Model, load_model
 from lwc_compiler.runtime.artifact import Artifact, Manifest, read_artifact
-from lwc_compiler.runtime.elsewhere import RemoteSession, load_elsewhere, open_lowered_elsewhere
+from lwc_compiler.runtime.elsewhere import RemoteSession, open_elsewhere
 from lwc_compiler.runtime.layer_times import LayerTime, layer_times, milliseconds
+from lwc_compiler.runtime.linkable import Linkable
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.session import Session, open_lowered, open_session
 
@@ -137,15 +138,22 @@ def _bench_elsewhere(
     layers: bool,
 ) -> Bench:
     manifest = artifact.manifest
+
+    def opened(network: Linkable) -> RemoteSession:
+        session = stack.enter_context(open_elsewhere(network, via, manifest.threads if threads is None else threads))
+        if not isinstance(session, RemoteSession):
+            raise TargetError(f"{manifest.target} is emulated without a clock: measure on the board itself")
+        return session
+
     with ExitStack() as stack:
-        session = stack.enter_context(load_elsewhere(artifact, via, threads))
+        session = opened(Linkable.of_artifact(artifact))
         engines = {"lwc": _Remote(session, manifest.programs)}
         if against is not None:
             model = _model(against)
             _check_inputs(session.inputs, reference_session(model.proto, session.threads), model.name)
             lowered = _lowered(model, manifest)
-            dense = open_lowered_elsewhere(lowered, via, session.threads, manifest.options.lower.cc)
-            engines[_DENSE] = _Remote(stack.enter_context(dense), lowered.programs)
+            dense = opened(Linkable.of_lowered(lowered, manifest.options.lower.cc))
+            engines[_DENSE] = _Remote(dense, lowered.programs)
         inputs = random_inputs(load_model(artifact.model).proto, session.inputs, seed=0)
         for _ in range(_TURNS):
             for engine in engines.values():

@@ -28,15 +28,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from lwc_compiler.codegen.link import find_compiler, link_program
-from lwc_compiler.errors import ArtifactError, OptionError, TargetError, ToolchainError
+from lwc_compiler.errors import ArtifactError, NotRunError, OptionError, TargetError, ToolchainError
+from lwc_compiler.runtime.bare_metal import BoardSession
 from lwc_compiler.runtime.session import Network
-from lwc_compiler.targets import find_target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from lwc_compiler.codegen.result import Lowered, TensorSpec
-    from lwc_compiler.runtime.artifact import Artifact
+    from lwc_compiler.runtime.linkable import Linkable
     from lwc_compiler.targets.target import Target
 
 logger = logging.getLogger(__name__)
@@ -45,12 +44,9 @@ _CONNECT_SECONDS = 10
 _COPY_SECONDS = 600
 _RUN_SECONDS = 600
 _SPARE_SECONDS = 30  # the program ends itself in time; what started it gets so much longer
+_WEIGHTS = "weights"
 # Of <sysexits.h>, by which the runner says what was wrong.
 _EX_UNAVAILABLE, _EX_SOFTWARE, _EX_OSERR, _EX_IOERR = 69, 70, 71, 74
-
-
-class NotRunError(TargetError):
-    """The network was not run to its end, for a reason that says nothing of its code."""
 
 
 @dataclass(frozen=True)
@@ -271,70 +267,37 @@ def emulator_of(target: Target) -> tuple[str, ...]:
     )
 
 
-def load_elsewhere(artifact: Artifact, via: str, threads: int | None = None) -> RemoteSession:
-    """Opens an artifact to be run by `via`.
+def open_elsewhere(network: Linkable, via: str, threads: int) -> RemoteSession | BoardSession:
+    """Opens a network to be run by `via`.
 
     Args:
-        artifact: read and checked.
+        network: what is run.
         via: `qemu`, `ssh://[user@]host[:port]` or `adb`.
-        threads: as for `load`.
+        threads: of a run, at least 1.
 
     Raises:
         OptionError: `via` is none of these, or `threads` is below 1.
         TargetError: the place cannot be reached, or does not run the code.
         ToolchainError: a program that this needs here is missing: QEMU, ssh, adb, a C compiler.
     """
-    manifest = artifact.manifest
-    return _opened(
-        via,
-        find_target(manifest.target),
-        manifest.symbol,
-        artifact.archive.read_bytes(),
-        artifact.header.read_bytes(),
-        manifest.inputs,
-        manifest.outputs,
-        manifest.threads if threads is None else threads,
-        manifest.options.lower.cc,
-    )
-
-
-def open_lowered_elsewhere(lowered: Lowered, via: str, threads: int, cc: str | None) -> RemoteSession:
-    """`load_elsewhere` for a library in memory, linked by the compiler `cc` when one is named."""
-    assert lowered.archive is not None
-    return _opened(
-        via,
-        find_target(lowered.target),
-        lowered.symbol,
-        lowered.archive,
-        lowered.header.encode(),
-        lowered.inputs,
-        lowered.outputs,
-        threads,
-        cc,
-    )
-
-
-def _opened(
-    via: str,
-    target: Target,
-    symbol: str,
-    archive: bytes,
-    header: bytes,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    threads: int,
-    cc: str | None,
-) -> RemoteSession:
+    target = network.target
     if target.os == "none":
-        raise NotRunError(
-            f"the code is for {target.name}, which has no operating system: --via runs programs for Linux"
-        )
+        if via != "qemu":
+            raise NotRunError(
+                f"the code is for {target.name}, which has no operating system: {via} runs programs for Linux; "
+                "--via qemu emulates a board"
+            )
+        return BoardSession(network, threads)
     place = _place(via, target)
     try:
         source = (resources.files("lwc_compiler.runtime") / "c" / "runner.c").read_bytes()
-        files = {"runner.c": source, f"{symbol}.h": header, "network.a": archive}
-        place.put("runner", link_program(find_compiler(target, cc, static=True), files, [f"-DMODEL={symbol}"]))
-        return RemoteSession(place, target, inputs, outputs, threads)
+        files = {"runner.c": source, f"{network.symbol}.h": network.header, "network.a": network.archive}
+        flags = [f"-DMODEL={network.symbol}"]
+        if network.weights is not None:
+            flags.append(f"-DWEIGHTS={len(network.weights)}")
+            place.put(_WEIGHTS, network.weights)
+        place.put("runner", link_program(find_compiler(target, network.cc, static=True), files, flags))
+        return RemoteSession(place, network, threads)
     except BaseException:
         place.close()
         raise
@@ -358,19 +321,13 @@ class RemoteSession(Network):
         limit_seconds: a run that takes longer is ended.
     """
 
-    def __init__(
-        self,
-        place: Place,
-        target: Target,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-        threads: int,
-    ) -> None:
-        super().__init__(inputs, outputs, threads)
+    def __init__(self, place: Place, network: Linkable, threads: int) -> None:
+        super().__init__(network.inputs, network.outputs, threads)
         self.where = place.name
         self.limit_seconds = _RUN_SECONDS
         self._place: Place | None = place
-        self._target = target
+        self._target = network.target
+        self._first = [] if network.weights is None else [_WEIGHTS]
         self._lock = threading.Lock()
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
@@ -419,6 +376,7 @@ class RemoteSession(Network):
         for number, array in enumerate(arrays):
             place.put(f"input{number}", array.tobytes())
         files = [f"input{i}" for i in range(len(arrays))] + [f"output{i}" for i in range(len(self.outputs))]
+        files = [*self._first, *files]
         limit = math.ceil(self.limit_seconds + more_seconds)
         arguments = ["-t", str(self.threads), "-l", str(limit), *options, *files]
         ended = place.run("runner", arguments, limit + _SPARE_SECONDS)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from lwc_compiler.codegen.bundle import TestVector
-from lwc_compiler.errors import ToolchainError, VerificationError
+from lwc_compiler.errors import NotRunError, ToolchainError, VerificationError
 from lwc_compiler.runtime.artifact import Verification
-from lwc_compiler.runtime.elsewhere import NotRunError, open_lowered_elsewhere
+from lwc_compiler.runtime.elsewhere import open_elsewhere
+from lwc_compiler.runtime.linkable import Linkable
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.session import open_lowered
 from lwc_compiler.runtime.source import compiled_source
@@ -57,10 +58,10 @@ def verify(model: Model, lowered: Lowered, cc: str | None = None) -> Verificatio
         with compiled_source(lowered) as run:
             return _compared(model, lowered, lambda inputs: [run(inputs)], ROUNDS)
     reason = f"this CPU cannot run code for {lowered.target}: no {', '.join(missing)}"
-    if not target.emulator:
+    if not target.emulator and target.os != "none":
         return Verification({}, TOLERANCE, 0, reason)
     try:
-        with open_lowered_elsewhere(lowered, "qemu", lowered.threads, cc) as emulated:
+        with open_elsewhere(Linkable.of_lowered(lowered, cc), "qemu", lowered.threads) as emulated:
             emulated.limit_seconds = _EMULATED_SECONDS
             verification = _compared(model, lowered, lambda inputs: [emulated.run(inputs)], _EMULATED_ROUNDS)
             return replace(verification, emulator=emulated.where)

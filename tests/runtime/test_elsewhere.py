@@ -18,10 +18,11 @@ import lwc_compiler
 from lwc_compiler.codegen.header import emit_header
 from lwc_compiler.codegen.link import find_compiler, make_archive
 from lwc_compiler.codegen.result import TensorSpec
-from lwc_compiler.errors import ArtifactError, DataError, OptionError, TargetError, ToolchainError
+from lwc_compiler.errors import ArtifactError, DataError, NotRunError, OptionError, TargetError, ToolchainError
 from lwc_compiler.runtime import elsewhere
 from lwc_compiler.runtime.bench import bench
-from lwc_compiler.runtime.elsewhere import NotRunError, Qemu, RemoteSession, emulator_of, open_lowered_elsewhere
+from lwc_compiler.runtime.elsewhere import Qemu, RemoteSession, emulator_of, open_elsewhere
+from lwc_compiler.runtime.linkable import Linkable
 from lwc_compiler.runtime.session import load
 from lwc_compiler.targets import find_target
 
@@ -106,7 +107,7 @@ def here(monkeypatch):
 
 
 def test_run_computes_every_output(odd, here):
-    with open_lowered_elsewhere(odd, "qemu", 1, None) as session:
+    with open_elsewhere(Linkable.of_lowered(odd), "qemu", 1) as session:
         assert isinstance(session, RemoteSession)
         assert (session.inputs, session.outputs, session.threads, session.where) == (INPUTS, OUTPUTS, 1, "env")
         for factor in (1, 2):
@@ -119,22 +120,22 @@ def test_run_computes_every_output(odd, here):
 
 
 def test_threads_share_a_run(odd, here):
-    with open_lowered_elsewhere(odd, "qemu", 7, None) as session:
+    with open_elsewhere(Linkable.of_lowered(odd), "qemu", 7) as session:
         assert session.run({"values": VALUES, "ids": IDS})["doubled"][0, 0] == 7
     for threads, words in ((98, "threads cannot be started"), (99, "out of memory, with 99 threads")):
-        with open_lowered_elsewhere(odd, "qemu", threads, None) as session, pytest.raises(NotRunError, match=words):
+        with open_elsewhere(Linkable.of_lowered(odd), "qemu", threads) as session, pytest.raises(NotRunError, match=words):
             session.run({"values": VALUES, "ids": IDS})
     with pytest.raises(OptionError, match="threads is 0: at least 1"):
-        open_lowered_elsewhere(odd, "qemu", 0, None)
+        open_elsewhere(Linkable.of_lowered(odd), "qemu", 0)
 
 
 def test_inputs_that_do_not_fit_are_refused(odd, here):
-    with open_lowered_elsewhere(odd, "qemu", 1, None) as session, pytest.raises(DataError, match="'ids' is missing"):
+    with open_elsewhere(Linkable.of_lowered(odd), "qemu", 1) as session, pytest.raises(DataError, match="'ids' is missing"):
         session.run({"values": VALUES})
 
 
 def test_time_gives_runs_and_steps(odd, here):
-    with open_lowered_elsewhere(odd, "qemu", 1, None) as session:
+    with open_elsewhere(Linkable.of_lowered(odd), "qemu", 1) as session:
         times = session.time({"values": VALUES, "ids": IDS}, 0.01, steps=True)
         assert times.target == "x86-64-v3"
         assert len(times.runs) > 5
@@ -155,7 +156,7 @@ def test_time_gives_runs_and_steps(odd, here):
     ],
 )
 def test_what_went_wrong_is_said(odd, here, first, error, words):
-    with open_lowered_elsewhere(odd, "qemu", 1, None) as session:
+    with open_elsewhere(Linkable.of_lowered(odd), "qemu", 1) as session:
         session.limit_seconds = 1
         with pytest.raises(error, match=words) as caught:
             session.run({"values": np.full((2, 3), first, np.float32), "ids": IDS})
@@ -165,7 +166,7 @@ def test_what_went_wrong_is_said(odd, here, first, error, words):
 
 def test_processor_without_the_instructions_is_said(here):
     with (
-        open_lowered_elsewhere(make_odd(supported=0), "qemu", 1, None) as session,
+        open_elsewhere(Linkable.of_lowered(make_odd(supported=0)), "qemu", 1) as session,
         pytest.raises(NotRunError, match=r"cannot run code for x86-64-v3, which needs avx, avx2.*`lwc targets`"),
     ):
         session.run({"values": VALUES, "ids": IDS})
@@ -208,20 +209,20 @@ def test_other_platforms_have_no_emulator(name):
 
 def test_code_without_an_operating_system_is_no_program(odd):
     with pytest.raises(NotRunError, match="cortex-m7, which has no operating system"):
-        open_lowered_elsewhere(replace(odd, target="cortex-m7"), "qemu", 1, None)
+        open_elsewhere(Linkable.of_lowered(replace(odd, target="cortex-m7")), "qemu", 1)
 
 
 @pytest.mark.parametrize("via", ["telnet", "ssh://", "ssh://-oProxyCommand=x", "ssh://a b", "QEMU"])
 def test_other_places_are_refused(odd, via):
     with pytest.raises(OptionError, match=r"is no place to run: an address is ssh://USER@HOST"):
-        open_lowered_elsewhere(odd, via, 1, None)
+        open_elsewhere(Linkable.of_lowered(odd), via, 1)
 
 
 def test_missing_clients_are_named(odd, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     for via, words in (("ssh://board", "package openssh-client"), ("adb", "package adb")):
         with pytest.raises(ToolchainError, match=words):
-            open_lowered_elsewhere(odd, via, 1, None)
+            open_elsewhere(Linkable.of_lowered(odd), via, 1)
 
 
 # By ssh, to a server of the test's own on this machine.
@@ -288,7 +289,7 @@ def ssh(board, monkeypatch):
 
 
 def test_ssh_copies_runs_fetches_and_cleans_up(odd, ssh):
-    with open_lowered_elsewhere(odd, ssh.address, 2, None) as session:
+    with open_elsewhere(Linkable.of_lowered(odd), ssh.address, 2) as session:
         folder = Path(session._place._folder)
         np.testing.assert_array_equal(
             session.run({"values": VALUES, "ids": IDS})["doubled"].ravel()[1:], [2, 4, 6, 8, 10]
@@ -319,14 +320,14 @@ def test_ssh_cleans_up_when_linking_fails(odd, ssh, monkeypatch):
 
     monkeypatch.setattr(elsewhere.Ssh, "_open", opened)
     with pytest.raises(ToolchainError, match="could not link a static program"):
-        open_lowered_elsewhere(replace(odd, archive=b"!<arch>\n"), ssh.address, 1, None)
+        open_elsewhere(Linkable.of_lowered(replace(odd, archive=b"!<arch>\n")), ssh.address, 1)
     assert not made[0].exists()
 
 
 def test_ssh_to_another_kind_of_machine(odd, ssh, monkeypatch):
     monkeypatch.setattr(elsewhere, "link_program", lambda *_: b"\x7fELF for nothing that there is")
     with (
-        open_lowered_elsewhere(odd, ssh.address, 1, None) as session,
+        open_elsewhere(Linkable.of_lowered(odd), ssh.address, 1) as session,
         pytest.raises(NotRunError, match=rf"could not be started.*machine there is {os.uname().machine}, the code is"),
     ):
         session.run({"values": VALUES, "ids": IDS})
@@ -342,7 +343,7 @@ def test_ssh_to_another_kind_of_machine(odd, ssh, monkeypatch):
 def test_ssh_that_is_not_let_in(odd, ssh, key, known, words):
     use_key(ssh.folder, key, known)
     with pytest.raises(NotRunError, match=words):
-        open_lowered_elsewhere(odd, ssh.address, 1, None)
+        open_elsewhere(Linkable.of_lowered(odd), ssh.address, 1)
 
 
 def test_ssh_to_nobody(odd, ssh):
@@ -352,7 +353,7 @@ def test_ssh_to_nobody(odd, ssh):
         with pytest.raises(
             NotRunError, match=f"{address} cannot be reached: .*refused; check that `ssh {address} true`"
         ):
-            open_lowered_elsewhere(odd, address, 1, None)
+            open_elsewhere(Linkable.of_lowered(odd), address, 1)
 
 
 def test_an_artifact_runs_and_is_timed_by_ssh(mlp, ssh, tmp_path, lwc):
@@ -381,7 +382,7 @@ def test_an_artifact_runs_and_is_timed_by_ssh(mlp, ssh, tmp_path, lwc):
 
 def test_bench_elsewhere_refuses_a_model_with_other_inputs(mlp, artifact, here, monkeypatch, odd):
     monkeypatch.setattr(
-        "lwc_compiler.runtime.bench.load_elsewhere", lambda *_: open_lowered_elsewhere(odd, "qemu", 1, None)
+        "lwc_compiler.runtime.bench.load_elsewhere", lambda *_: open_elsewhere(Linkable.of_lowered(odd), "qemu", 1)
     )
     with pytest.raises(DataError, match="has inputs x, the artifact ids, values"):
         bench(artifact.directory, against=mlp, seconds=0, via="qemu")
@@ -413,7 +414,7 @@ def adb(tmp_path, monkeypatch):
 
 
 def test_adb_copies_runs_fetches_and_cleans_up(odd, adb, tmp_path):
-    with open_lowered_elsewhere(odd, "adb", 1, None) as session:
+    with open_elsewhere(Linkable.of_lowered(odd), "adb", 1) as session:
         assert len(list((tmp_path / "device").iterdir())) == 1
         outputs = session.run({"values": VALUES, "ids": IDS})
         np.testing.assert_array_equal(outputs["doubled"], 2 * VALUES)
@@ -425,10 +426,10 @@ def test_adb_copies_runs_fetches_and_cleans_up(odd, adb, tmp_path):
 def test_adb_without_a_device(odd, adb):
     adb.write_text('#!/bin/sh\necho "error: no devices/emulators found" >&2\nexit 1\n', encoding="utf-8")
     with pytest.raises(NotRunError, match=r"no device: error: no devices/emulators found; `adb devices` lists"):
-        open_lowered_elsewhere(odd, "adb", 1, None)
+        open_elsewhere(Linkable.of_lowered(odd), "adb", 1)
 
 
 def test_adb_that_cannot_copy(odd, adb):
     adb.write_text(adb.read_text(encoding="utf-8").replace("push | pull)", "pull)"), encoding="utf-8")
     with pytest.raises(NotRunError, match=r"adb cannot push .*runner: adb: unknown command push"):
-        open_lowered_elsewhere(odd, "adb", 1, None)
+        open_elsewhere(Linkable.of_lowered(odd), "adb", 1)

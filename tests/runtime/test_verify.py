@@ -5,9 +5,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from lwc_compiler.codegen.result import TensorSpec
-from lwc_compiler.errors import TargetError, ToolchainError, UnsupportedError, VerificationError
+from lwc_compiler.errors import NotRunError, TargetError, ToolchainError, UnsupportedError, VerificationError
 from lwc_compiler.runtime import verify as module
-from lwc_compiler.runtime.elsewhere import NotRunError
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.verify import relative_error, verify
 
@@ -52,7 +51,7 @@ class Emulated:
 
 
 def emulate(monkeypatch, session):
-    monkeypatch.setattr(module, "open_lowered_elsewhere", lambda lowered, via, threads, cc: session)
+    monkeypatch.setattr(module, "open_elsewhere", lambda network, via, threads: session)
 
 
 def test_code_for_another_machine_is_checked_in_an_emulator(twice, twice_model, monkeypatch):

@@ -1,15 +1,16 @@
 /* Runs any network that lwc compiled: reads its inputs from files of raw little-endian numbers, writes the outputs.
  *
- *   runner [-t THREADS] [-s SECONDS] [-p] [-l SECONDS] INPUT... OUTPUT...
+ *   runner [-t THREADS] [-s SECONDS] [-p] [-l SECONDS] [WEIGHTS] INPUT... OUTPUT...
  *
- * One file for each input, then one for each output, in the order of the header.
+ * The file of weights where the library does not hold them, one file for each input, then one for each output, in the
+ * order of the header.
  *   -t THREADS   threads of a run; 1 when it is not given
  *   -s SECONDS   then times runs for so long, after a warm-up, and prints the seconds of each as JSON
  *   -p           with -s: times every step of some more runs
  *   -l SECONDS   ends itself by SIGALRM when it is still at work after so long
  *
- * Built with -DMODEL=<name>, the prefix of the library's functions (manifest.json: symbol); needs POSIX. It ends with 0
- * or a code of <sysexits.h>.
+ * Built with -DMODEL=<name>, the prefix of the library's functions (manifest.json: symbol), and -DWEIGHTS=<bytes> of a
+ * file of weights; needs POSIX. It ends with 0 or a code of <sysexits.h>.
  */
 #include <stdint.h>
 #include <stdio.h>
@@ -75,9 +76,18 @@ static void *workspace;
 static size_t workspace_bytes;
 static NET(pool) *pool;
 
+#ifdef WEIGHTS
+enum { OWN_FILES = 1 };
+static void *weights;
+#define CALL(function, ...) NET(function)(weights, __VA_ARGS__)
+#else
+enum { OWN_FILES = 0 };
+#define CALL(function, ...) NET(function)(__VA_ARGS__)
+#endif
+
 static void run(double *steps) {
-    const int code = steps ? NET(profile)(in, out, workspace, workspace_bytes, pool, steps)
-                           : NET(run)(in, out, workspace, workspace_bytes, pool);
+    const int code = steps ? CALL(profile, in, out, workspace, workspace_bytes, pool, steps)
+                           : CALL(run, in, out, workspace, workspace_bytes, pool);
     if (code != 0) fail(EX_SOFTWARE, NET(error_string)(code));
 }
 
@@ -124,9 +134,9 @@ int main(int argc, char **argv) {
         else return EX_USAGE;
     }
     argv += optind;
-    if (argc - optind != inputs + outputs) {
-        fprintf(stderr, "runner: %d files are given, the network has %d inputs and %d outputs\n", argc - optind, inputs,
-                outputs);
+    if (argc - optind != OWN_FILES + inputs + outputs) {
+        fprintf(stderr, "runner: %d files are given; it takes %d of weights, %d inputs and %d outputs\n", argc - optind,
+                OWN_FILES, inputs, outputs);
         return EX_USAGE;
     }
     if (!NET(cpu_supported)()) fail(EX_UNAVAILABLE, "this processor lacks instructions that the library uses");
@@ -134,6 +144,10 @@ int main(int argc, char **argv) {
     out = allocate((size_t)outputs * sizeof *out);
     workspace_bytes = NET(workspace_bytes)(threads);
     workspace = allocate(workspace_bytes);
+#ifdef WEIGHTS
+    weights = allocate(WEIGHTS);
+    transfer(*argv++, weights, WEIGHTS, 1);
+#endif
     for (int i = 0; i < inputs; i++) {
         const size_t bytes = tensor_bytes(&NET(inputs)()[i]);
         void *data = allocate(bytes);
