@@ -117,6 +117,9 @@ def _layers():
     layer("AveragePool", (1, 3, 7, 9), [], (1, 3, 7, 9), kernel_shape=[3, 3], pads=[1] * 4)
     for operator in ("Sigmoid", "Tanh", "Erf", "Exp", "Softmax"):
         layer(operator, (2, 37), [], (2, 37))
+    layer("Identity", (3, 5), [], (3, 5))  # an input that is an output
+    nodes.append(helper.make_node("Identity", ["y0"], ["again"], name="again"))  # an output that is there twice
+    outputs.append(helper.make_tensor_value_info("again", TensorProto.FLOAT, (1, 5, 5, 1)))
     graph = helper.make_graph(nodes, "edges", inputs, outputs, weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
