@@ -5,7 +5,8 @@ from __future__ import annotations
 from lwc_compiler.targets.host import first_cpu
 from lwc_compiler.targets.target import Core, Target
 
-# SiFive's U74, in order, one float unit; SpacemiT's X60, whose vectors are as wide as two of the target's, likewise.
+# Estimates, not checked: SiFive's U74, in order, one float unit; SpacemiT's X60, whose vectors are as
+# wide as two of the target's, likewise.
 _U74 = Core(1, 1, 2, 5, in_order=True, near_line=12, far_line=60)
 _X60 = Core(1, 1, 2, 5, in_order=True, near_line=12, far_line=60)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 
 @dataclass(frozen=True)
 class Core:
-    """What bounds an inner loop on a core: from the optimization guide of its maker, as far as there is one.
+    """What bounds an inner loop on a core; each target's file says where its numbers come from.
 
     A vector is one of the target's `vector_bits`; a scalar where kernels are scalar.
 
