@@ -44,6 +44,7 @@ CLASSES = {
     "IterateOptions",
     "LowerOptions",
     "Model",
+    "Network",
     "PackOptions",
     "PruneOptions",
     "Recipe",

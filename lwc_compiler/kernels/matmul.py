@@ -159,7 +159,7 @@ def plan_gathered(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, ta
     """`plan_matmul` row by row: every non-zero loads its input."""
     k, n = weight.shape
     block, chunk = min(k, target.l1_bytes * 3 // 16), min(n, 64)
-    gathered = target.core is not None and target.vector_bits == 32 * _CHAINS
+    gathered = target.core is not None and target.vector_bits == 32 * _CHAINS and target.os != "none"
     layout = MatvecLayout(rows, 1, k, n, 1, block, chunk, _CHAINS if gathered else 8, gathered=gathered)
     constants, stored = pack_matvec(np.ascontiguousarray(weight.T), layout)
     if target.os == "none":

@@ -24,8 +24,6 @@ _V1 = Core(2, 2, 8, 4, near_line=4, far_line=20)  # in vectors of SVE, whose mul
 _M1 = Core(4, 3, 8, 4, near_line=4, far_line=20, by_lane=True)
 _A7 = Core(0.25, 0.5, 2, 8, in_order=True, near_line=12, far_line=60)
 _A9 = Core(0.5, 0.5, 2, 9, in_order=True, near_line=12, far_line=60)
-# Cortex-M have no level-2 cache; the M55 does half a vector in a cycle.
-_M55 = Core(0.5, 0.5, 1, 4, in_order=True)
 
 # LLVM takes multiply-adds apart on a Cortex-A7, as one that waits for the last is slow; ours do not wait.
 _ARMV7_ATTRIBUTES = ("+neon", "-slowfpvfmx")
@@ -87,7 +85,6 @@ def _cortex_m(
     bits: int = 32,
     registers: int = 32,
     attributes: str = "",
-    core: Core | None = None,
 ) -> Target:
     """A microcontroller; `float_unit` is what the C compiler, which leaves it out by default, calls its float unit."""
     options: tuple[tuple[str, Any], ...] = (
@@ -108,7 +105,6 @@ def _cortex_m(
         l2_bytes=64 << 10,
         description=description,
         os="none",
-        core=core,
         zig="thumb-freestanding-eabihf",
         zig_cpu=f"{name.replace('-', '_')}+{float_unit}",
         llvm_options=options,
@@ -140,7 +136,6 @@ TARGETS = (
         "microcontrollers with Helium vectors",
         128,
         8,
-        core=_M55,
     ),
     _armv7("armv7", "cortex-a8", _A9, 256, "neon", "32-bit ARMv7-A with NEON, hard float, under Linux"),
     _armv7("cortex-a9", "cortex-a9", _A9, 512, "neon", "32-bit: Zynq-7000, i.MX6, Cyclone V"),

@@ -15,11 +15,12 @@ import onnxruntime
 import pytest
 
 import lwc_compiler
+from lwc_compiler.codegen.emit import Emitted
 from lwc_compiler.codegen.header import emit_header
 from lwc_compiler.codegen.link import find_compiler, make_archive
 from lwc_compiler.codegen.result import TensorSpec
 from lwc_compiler.errors import ArtifactError, DataError, NotRunError, OptionError, TargetError, ToolchainError
-from lwc_compiler.runtime import elsewhere
+from lwc_compiler.runtime import elsewhere, linkable
 from lwc_compiler.runtime.bench import bench
 from lwc_compiler.runtime.elsewhere import Qemu, RemoteSession, emulator_of, open_elsewhere
 from lwc_compiler.runtime.linkable import Linkable
@@ -85,10 +86,11 @@ class Odd:
     inputs: tuple[TensorSpec, ...] = INPUTS
     outputs: tuple[TensorSpec, ...] = OUTPUTS
     target: str = "x86-64-v3"
+    weights: bytes | None = None
 
 
 def make_odd(supported=1):
-    header = emit_header("odd", "odd", INPUTS, OUTPUTS, 64, threads=True)
+    header = emit_header("odd", "odd", INPUTS, OUTPUTS, Emitted("", b"", "", 64, 64), threads=True)
     source = f"#define SUPPORTED {supported}\n{SOURCE}"
     files = {"odd.h": header.encode(), "odd.c": source.encode()}
     return Odd(make_archive(find_compiler(), files), header)
@@ -103,7 +105,7 @@ def odd():
 def here(monkeypatch):
     """An emulator that is none: `env` runs a program as it is."""
     target = replace(find_target("x86-64-v3"), emulator=("env",))
-    monkeypatch.setattr(elsewhere, "find_target", lambda name: target)
+    monkeypatch.setattr(linkable, "find_target", lambda name: target)
 
 
 def test_run_computes_every_output(odd, here):
@@ -123,14 +125,20 @@ def test_threads_share_a_run(odd, here):
     with open_elsewhere(Linkable.of_lowered(odd), "qemu", 7) as session:
         assert session.run({"values": VALUES, "ids": IDS})["doubled"][0, 0] == 7
     for threads, words in ((98, "threads cannot be started"), (99, "out of memory, with 99 threads")):
-        with open_elsewhere(Linkable.of_lowered(odd), "qemu", threads) as session, pytest.raises(NotRunError, match=words):
+        with (
+            open_elsewhere(Linkable.of_lowered(odd), "qemu", threads) as session,
+            pytest.raises(NotRunError, match=words),
+        ):
             session.run({"values": VALUES, "ids": IDS})
     with pytest.raises(OptionError, match="threads is 0: at least 1"):
         open_elsewhere(Linkable.of_lowered(odd), "qemu", 0)
 
 
 def test_inputs_that_do_not_fit_are_refused(odd, here):
-    with open_elsewhere(Linkable.of_lowered(odd), "qemu", 1) as session, pytest.raises(DataError, match="'ids' is missing"):
+    with (
+        open_elsewhere(Linkable.of_lowered(odd), "qemu", 1) as session,
+        pytest.raises(DataError, match="'ids' is missing"),
+    ):
         session.run({"values": VALUES})
 
 
@@ -185,8 +193,10 @@ def test_an_emulator_is_found_by_either_name(monkeypatch):
     not shutil.which("qemu-aarch64") and not shutil.which("qemu-aarch64-static"),
     reason="needs qemu-aarch64 (Debian: qemu-user-static)",
 )
-def test_code_for_another_machine_is_compiled_checked_run_and_timed(mlp, tmp_path, lwc):
-    done = lwc("compile", mlp, "-o", tmp_path / "mlp.lwc", "--sparsity", "0.5", "--target", "rpi4")
+@pytest.mark.parametrize("weights", ["embed", "file"])
+def test_code_for_another_machine_is_compiled_checked_run_and_timed(mlp, tmp_path, lwc, weights):
+    options = ("--sparsity", "0.5", "--target", "rpi4", "--weights", weights)
+    done = lwc("compile", mlp, "-o", tmp_path / "mlp.lwc", *options)
     assert "from ONNX Runtime (0.0001 allowed), run by qemu-aarch64" in done.out
     assert f"next: lwc bench {tmp_path}/mlp.lwc --via ssh://USER@HOST" in done.out
     x = np.random.default_rng(0).standard_normal((1, 16)).astype(np.float32)
@@ -208,8 +218,26 @@ def test_other_platforms_have_no_emulator(name):
 
 
 def test_code_without_an_operating_system_is_no_program(odd):
-    with pytest.raises(NotRunError, match="cortex-m7, which has no operating system"):
-        open_elsewhere(Linkable.of_lowered(replace(odd, target="cortex-m7")), "qemu", 1)
+    network = Linkable.of_lowered(replace(odd, target="cortex-m7"))
+    with pytest.raises(NotRunError, match=r"cortex-m7, which has no operating system.*--via qemu emulates a board"):
+        open_elsewhere(network, "ssh://board", 1)
+    with pytest.raises(OptionError, match="threads is 2: cortex-m7 has one"):
+        open_elsewhere(network, "qemu", 2)
+
+
+@pytest.mark.skipif(not shutil.which("qemu-system-arm"), reason="qemu-system-arm is not installed")
+def test_code_for_a_microcontroller_is_checked_and_run_on_an_emulated_board(mlp, tmp_path, lwc):
+    done = lwc("compile", mlp, "-o", tmp_path / "mlp.lwc", "--sparsity", "0.5", "--target", "stm32f4")
+    assert "from ONNX Runtime (0.0001 allowed), run by qemu-system-arm" in done.out
+    x = np.random.default_rng(0).standard_normal((1, 16)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    arguments = ("--input", f"x={tmp_path}/x.npy", "--output-dir", tmp_path / "out")
+    assert lwc("run", tmp_path / "mlp.lwc", *arguments, "--via", "qemu").code == 0
+    expected = onnxruntime.InferenceSession(tmp_path / "mlp.lwc" / "mlp.onnx").run(None, {"x": x})[0]
+    np.testing.assert_allclose(np.load(tmp_path / "out" / "y.npy"), expected, atol=1e-5)
+    done = lwc("bench", tmp_path / "mlp.lwc", "--via", "qemu")
+    assert done.code == TargetError.exit_code
+    assert "stm32f4 is emulated without a clock: measure on the board itself" in done.err
 
 
 @pytest.mark.parametrize("via", ["telnet", "ssh://", "ssh://-oProxyCommand=x", "ssh://a b", "QEMU"])
@@ -382,7 +410,7 @@ def test_an_artifact_runs_and_is_timed_by_ssh(mlp, ssh, tmp_path, lwc):
 
 def test_bench_elsewhere_refuses_a_model_with_other_inputs(mlp, artifact, here, monkeypatch, odd):
     monkeypatch.setattr(
-        "lwc_compiler.runtime.bench.load_elsewhere", lambda *_: open_elsewhere(Linkable.of_lowered(odd), "qemu", 1)
+        "lwc_compiler.runtime.bench.open_elsewhere", lambda *_: open_elsewhere(Linkable.of_lowered(odd), "qemu", 1)
     )
     with pytest.raises(DataError, match="has inputs x, the artifact ids, values"):
         bench(artifact.directory, against=mlp, seconds=0, via="qemu")
