@@ -65,6 +65,7 @@ def bundle_files(lowered: Lowered, vector: TestVector) -> dict[str, bytes]:
         "upper": lowered.symbol.upper(),
         "version": __version__,
         "target": target.name,
+        "library": target.library_file(lowered.name),
         "description": target.description,
         "weights_argument": "weights, " if weights else "",
         "weights_argument_number": "2" if as_file else "1",

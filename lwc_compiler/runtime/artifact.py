@@ -86,7 +86,7 @@ class Manifest(BaseModel):
     Attributes:
         schema_version: version of this layout; a reader refuses others.
         lwc_version: version of lwc that wrote the directory.
-        name: model name; the files are `lib<name>.so`, `lib<name>.a`, `<name>.h` and `<name>.onnx`.
+        name: model name; the files are `lib<name>.so` (`.dylib` on macOS), `lib<name>.a`, `<name>.h` and `<name>.onnx`.
         symbol: prefix of the library's C functions.
         target: name of the target.
         threads: threads used when the caller does not say.
@@ -135,7 +135,7 @@ class Artifact:
     @property
     def library(self) -> Path:
         """The shared library, where the target has an operating system."""
-        return self.directory / f"lib{self.manifest.name}.so"
+        return self.directory / find_target(self.manifest.target).library_file(self.manifest.name)
 
     @property
     def archive(self) -> Path:
@@ -264,7 +264,7 @@ def write_artifact(
     check_destination(directory, force=force)
     with written_whole(directory) as new:
         if lowered.library is not None:
-            (new / f"lib{lowered.name}.so").write_bytes(lowered.library)
+            (new / find_target(lowered.target).library_file(lowered.name)).write_bytes(lowered.library)
         if lowered.archive is not None:
             (new / f"lib{lowered.name}.a").write_bytes(lowered.archive)
         if lowered.source is not None:

@@ -70,7 +70,7 @@ def open_lowered(lowered: Lowered, threads: int) -> Session:
     """A session of a library in memory, for this machine, on `threads` threads."""
     assert lowered.library is not None
     with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
-        library = Path(folder) / f"lib{lowered.name}.so"
+        library = Path(folder) / find_target(lowered.target).library_file(lowered.name)
         library.write_bytes(lowered.library)
         weights = None
         if lowered.weights is not None:

@@ -88,6 +88,10 @@ class Target:
     flash_bytes: int = 0
     ram_bytes: int = 0
 
+    def library_file(self, name: str) -> str:
+        """File name of the shared library of a model called `name`."""
+        return f"lib{name}.dylib" if self.os == "macos" else f"lib{name}.so"
+
     def llvm(self) -> dict[str, Any]:
         """TVM's description of this target."""
         options = {key: list(value) if isinstance(value, tuple) else value for key, value in self.llvm_options}

@@ -26,7 +26,7 @@ if(NOT TARGET @symbol@::@symbol@)
 
     add_library(@symbol@::@symbol@_shared SHARED IMPORTED GLOBAL)
     set_target_properties(@symbol@::@symbol@_shared PROPERTIES
-        IMPORTED_LOCATION "${CMAKE_CURRENT_LIST_DIR}/lib@name@.so"
+        IMPORTED_LOCATION "${CMAKE_CURRENT_LIST_DIR}/@library@"
         IMPORTED_NO_SONAME TRUE
         INTERFACE_INCLUDE_DIRECTORIES "${CMAKE_CURRENT_LIST_DIR}")
 @else
