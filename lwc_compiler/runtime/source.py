@@ -67,7 +67,7 @@ def _aligned(contents: bytes) -> NDArray[np.uint8]:
     memory = np.empty(len(contents) + ALIGNMENT_BYTES, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT_BYTES
     memory[start : start + len(contents)] = np.frombuffer(contents, np.uint8)
-    return memory[start : start + len(contents)]
+    return memory[start:]  # not cut to its length: NumPy moves an array without elements
 
 
 def _addresses(arrays: Any) -> Any:

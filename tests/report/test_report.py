@@ -297,7 +297,23 @@ def pruned():
 
 
 def lowered(*decisions):
-    return Lowered("net", "net", b"\x7fELF", "", (), (), 512, 99, decisions, (), "host", 1, "cc")
+    return Lowered(
+        name="net",
+        symbol="net",
+        library=b"\x7fELF",
+        archive=b"!<arch>\n",
+        header="",
+        inputs=(),
+        outputs=(),
+        workspace_bytes=512,
+        least_workspace_bytes=512,
+        weight_bytes=99,
+        layers=decisions,
+        programs=(),
+        target="host",
+        threads=1,
+        compiler="cc",
+    )
 
 
 def decision(site, node, why, *trials):
