@@ -11,6 +11,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
+from lwc_compiler.codegen.device_build import split_device
 from lwc_compiler.codegen.kernel_build import split_function
 from lwc_compiler.codegen.layers import layer_index
 from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Ref, Stage
@@ -134,10 +135,11 @@ class _Builder:
         same = self._by_hash.setdefault(tvm_ffi.structural_hash(kernel.func), [])
         for symbol in same:
             other = self.kernels[symbol]
-            if (other.tiles, other.thread_bytes, other.bands) == (
+            if (other.tiles, other.thread_bytes, other.bands, other.launch) == (
                 kernel.tiles,
                 kernel.thread_bytes,
                 kernel.bands,
+                kernel.launch,
             ) and tvm_ffi.structural_equal(other.func, kernel.func):
                 return symbol
         name = re.sub(r"\W", "_", kernel.name)[:60]
@@ -218,7 +220,10 @@ class _Builder:
         if name not in self._plans:
             func = self.module[function]
             assert isinstance(func, tirx.PrimFunc)
-            self._plans[name] = split_function(name, schedule(func, self.target), inputs)
+            if self.target.gpu is not None:
+                self._plans[name] = split_device(name, func, inputs)
+            else:
+                self._plans[name] = split_function(name, schedule(func, self.target), inputs)
         return self._plans[name]
 
 

@@ -25,12 +25,12 @@ _ANY_LENGTH = 1 << 30
 
 
 class Register:
-    """One vector of float32 (a scalar for one lane)."""
+    """One vector (a scalar for one lane)."""
 
-    def __init__(self, builder: KernelBuilder, lanes: int) -> None:
+    def __init__(self, builder: KernelBuilder, lanes: int, dtype: str = "float32") -> None:
         self._builder = builder
         self._lanes = lanes
-        self._buffer = tirx.decl_buffer((lanes,), "float32", name="r")
+        self._buffer = tirx.decl_buffer((lanes,), dtype, name="r", scope=builder.register_scope)
         builder.emit(AllocBuffer(self._buffer))
 
     def get(self) -> Expr:
@@ -47,7 +47,15 @@ class Register:
 
 
 class KernelBuilder:
-    """Builds one kernel: declare its pointers, then emit the work of the tiles `first` to `last` - 1."""
+    """Builds one kernel: declare its pointers, then emit the work of the tiles `first` to `last` - 1.
+
+    Attributes:
+        register_scope: TVM's name of the memory that registers are.
+        has_erf: the hardware's library has the error function.
+    """
+
+    register_scope = "global"
+    has_erf = False
 
     def __init__(self) -> None:
         self._pointers: list[Expr] = []
@@ -87,9 +95,9 @@ class KernelBuilder:
         self.emit(BufferStore(cell, _int(value).astype("int64"), [tirx.const(0, "int32")]))
         return cell.vload([tirx.const(0, "int32")])
 
-    def register(self, lanes: int) -> Register:
+    def register(self, lanes: int, dtype: str = "float32") -> Register:
         """A new register; its value is undefined until it is set."""
-        return Register(self, lanes)
+        return Register(self, lanes, dtype)
 
     def load(self, buffer: Expr, index: Expr, lanes: int = 1, stride: int = 1) -> Expr:
         """`lanes` elements of a buffer from `index` on, `stride` apart; reads the elements between them too."""

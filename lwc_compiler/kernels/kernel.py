@@ -7,6 +7,9 @@ C library.
 Every buffer a kernel gets starts at a 64-byte boundary and has `SLACK_BYTES` readable bytes past its end, with
 arbitrary contents: a vector load may run over the end, but what it reads there must not reach a result. Stores never
 leave the buffer. No two pointers alias.
+
+On a GPU it is a device function of the pointers alone: its `Launch` says how many threads compute it, and all of its work
+is done by one launch.
 """
 
 from __future__ import annotations
@@ -25,6 +28,31 @@ _SECONDS_A_CYCLE = 4e-10
 
 
 @dataclass(frozen=True)
+class Launch:
+    """The threads of a kernel on a GPU.
+
+    Attributes:
+        grid: blocks along x, y and z.
+        block: threads of a block along x, y and z.
+        shared_bytes: of shared memory that a block uses; declared in the kernel.
+    """
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int = 0
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the grid."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.block[0] * self.block[1] * self.block[2]
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A TIR function that will be compiled to a plain C function.
 
@@ -36,6 +64,7 @@ class Kernel:
         thread_bytes: bytes of private scratch memory each thread needs.
         bands: parts of equally many tiles, in order, each of which computes one of so many equal parts of the output,
             the last pointer, and reads only the same part of every computed input.
+        launch: on a GPU: its threads, and `params` are pointers alone.
     """
 
     name: str
@@ -43,6 +72,7 @@ class Kernel:
     tiles: int
     thread_bytes: int = 0
     bands: int = 1
+    launch: Launch | None = None
 
 
 @dataclass(frozen=True)
