@@ -1,7 +1,7 @@
 """From TIR functions to the text of device functions: CUDA C++, and OpenCL C, in which the same kernels can be tested.
 
-`compile_device` gives the text; every function takes its pointers in the order of the kernel's parameters. `split_device`
-schedules a function as Relax makes it for a GPU and takes it apart into kernels.
+`compile_device` gives the text; every function takes its pointers in the order of the kernel's parameters.
+`split_device` schedules a function as Relax makes it for a GPU and takes it apart into kernels.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tvm.tirx.stmt import AllocBuffer, AttrStmt, SeqStmt
 
 from lwc_compiler.codegen.device_schedules import schedule_device
 from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, split_function
+from lwc_compiler.errors import UnsupportedError
 from lwc_compiler.kernels.kernel import Kernel, Launch
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from lwc_compiler.kernels.kernel import Plan
 
+_MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 _LAUNCHED = 2  # TVM's CallingConv::kDeviceKernelLaunch
 
 # What TVM's text takes from headers of the CUDA toolkit, which are not needed so.
@@ -40,6 +42,8 @@ typedef unsigned char uint8_t;
 typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
+#define CUDART_INF_F __int_as_float(0x7f800000)
+#define CUDART_NAN_F __int_as_float(0x7fffffff)
 
 """
 
@@ -88,6 +92,22 @@ def compile_device(kernels: Mapping[str, Kernel], language: Literal["cuda", "ope
     return text
 
 
+def check_launches(kernels: Mapping[str, Kernel]) -> None:
+    """Refuses kernels that no GPU can launch.
+
+    Raises:
+        UnsupportedError: a tensor is so large that a kernel has too many blocks.
+    """
+    for kernel in kernels.values():
+        assert kernel.launch is not None
+        if any(blocks > most for blocks, most in zip(kernel.launch.grid, _MOST_BLOCKS, strict=True)):
+            grid, most = (" x ".join(map(str, sizes)) for sizes in (kernel.launch.grid, _MOST_BLOCKS))
+            raise UnsupportedError(
+                f"{kernel.name} would be launched with {grid} blocks, and a GPU takes at most {most}: compile the "
+                "model for a smaller batch"
+            )
+
+
 def split_device(name: str, func: PrimFunc, inputs: int) -> Plan:
     """Schedules a function and takes it apart into kernels, as `split_function` does on a processor."""
     return split_function(name, schedule_device(func), inputs, _make_device_kernel)
@@ -108,7 +128,11 @@ def _make_device_kernel(name: str, nest: Stmt, buffers: list[Var]) -> Kernel:
             shared += buffer_bytes(node.buffer)
 
     tvm_ffi.structural_walk(nest, [(AttrStmt, see_threads), (AllocBuffer, see_memory)], order="pre")
-    grid, block = (tuple(extents.get(f"{kind}Idx.{axis}", 1) for axis in "xyz") for kind in ("block", "thread"))
+
+    def along(kind: str) -> tuple[int, int, int]:
+        x, y, z = (extents.get(f"{kind}Idx.{axis}", 1) for axis in "xyz")
+        return x, y, z
+
     pointers, declared = pointers_to(buffers)
     func = tirx.PrimFunc(pointers, SeqStmt([*declared, nest])).with_attr("tirx.noalias", True)
-    return Kernel(name, func, 1, launch=Launch(grid, block, shared))
+    return Kernel(name, func, 1, launch=Launch(along("block"), along("thread"), shared))

@@ -149,7 +149,7 @@ def emit(
         threads: threads `workspace_bytes` of the result is counted for.
     """
     with_os = programs[0][0].os != "none"
-    weights = _Weights()
+    weights = Weights()
     parts = [_ProgramText(i, target, program, weights) for i, (target, program) in enumerate(programs)]
     runtime = [
         resources.files("lwc_compiler.runtime").joinpath(f"c/{name}.c").read_text(encoding="utf-8")
@@ -173,7 +173,7 @@ def emit(
             _EPILOGUE.format(
                 programs="\n".join(part.row() for part in parts),
                 version=__version__,
-                tensors=_tensor_table("input", inputs) + "\n" + _tensor_table("output", outputs),
+                tensors=tensor_table("input", inputs) + "\n" + tensor_table("output", outputs),
             ),
         ]
     )
@@ -181,8 +181,12 @@ def emit(
     return Emitted(source, bytes(weights.data), *needed)
 
 
-class _Weights:
-    """The constants of all programs; equal ones are stored once."""
+class Weights:
+    """The constants of all programs; equal ones are stored once.
+
+    Attributes:
+        data: all of them, each at a 64-byte boundary.
+    """
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -201,7 +205,7 @@ class _Weights:
 class _ProgramText:
     """The C text of one program."""
 
-    def __init__(self, index: int, target: Target, program: Program, weights: _Weights) -> None:
+    def __init__(self, index: int, target: Target, program: Program, weights: Weights) -> None:
         self._index, self._target = index, target
         self.between_bytes, before = 0, None
         self._stages = []
@@ -210,7 +214,7 @@ class _ProgramText:
             if number < len(program.stages) - 1:
                 ((spec, _),) = stage.outputs
                 after = self.between_bytes
-                self.between_bytes += aligned(stage.runs * _bytes(spec) + SLACK_BYTES)
+                self.between_bytes += aligned(stage.runs * tensor_bytes(spec) + SLACK_BYTES)
             self._stages.append(_StageText(f"{index}_{number}", stage, weights, before, after))
             before = after
         self._shared_bytes = max(stage.arena for stage in self._stages)
@@ -256,14 +260,14 @@ class _StageText:
         steps: how many there are.
     """
 
-    def __init__(self, name: str, stage: Stage, weights: _Weights, before: int | None, after: int | None) -> None:
+    def __init__(self, name: str, stage: Stage, weights: Weights, before: int | None, after: int | None) -> None:
         self._name, self._stage, self.runs, self.steps = name, stage, stage.runs, len(stage.steps)
         self._between: dict[Ref, tuple[int, int]] = {}  # offset, and bytes of a run
         self._inputs = [] if before is not None else list(stage.inputs)
         self._outputs = [] if after is not None else list(stage.outputs)
         for offset, ((spec, ref), *_) in ((before, stage.inputs), (after, stage.outputs)):
             if offset is not None:
-                self._between[ref] = (offset, _bytes(spec))
+                self._between[ref] = (offset, tensor_bytes(spec))
         self._offsets, self.arena = plan_workspace(stage, [r for r in self._between if isinstance(r, BufferRef)])
         self._constants = [weights.place(constant) for constant in stage.constants]
         self.thread_bytes = max(
@@ -291,15 +295,16 @@ class _StageText:
             functions="\n".join(functions),
             steps="\n".join(self._step(n, step) for n, step in enumerate(stage.steps)) or "    {NULL, 0, 0},",
             copy_in="\n".join(
-                f"    memcpy({self._place(ref)}, (const char *)f->inputs[{n}] + f->run * {_bytes(spec)}, "
-                f"{_bytes(spec)});"
+                f"    memcpy({self._place(ref)}, (const char *)f->inputs[{n}] + f->run * {tensor_bytes(spec)}, "
+                f"{tensor_bytes(spec)});"
                 for n, (spec, ref) in enumerate(self._inputs)
-                if _bytes(spec)
+                if tensor_bytes(spec)
             ),
             copy_out="\n".join(
-                f"    memcpy((char *)f->outputs[{n}] + f->run * {_bytes(spec)}, {self._place(ref)}, {_bytes(spec)});"
+                f"    memcpy((char *)f->outputs[{n}] + f->run * {tensor_bytes(spec)}, {self._place(ref)}, "
+                f"{tensor_bytes(spec)});"
                 for n, (spec, ref) in enumerate(self._outputs)
-                if _bytes(spec)
+                if tensor_bytes(spec)
             ),
         )
 
@@ -345,11 +350,13 @@ class _StageText:
         return f"LWC(weights) + {self._constants[ref.index]}"
 
 
-def _bytes(spec: TensorSpec) -> int:
+def tensor_bytes(spec: TensorSpec) -> int:
+    """Bytes of a dense tensor."""
     return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
 
 
-def _tensor_table(direction: str, specs: Iterable[TensorSpec]) -> str:
+def tensor_table(direction: str, specs: Iterable[TensorSpec]) -> str:
+    """The C table of the inputs or outputs."""
     lines, rows = [], []
     for i, spec in enumerate(specs):
         dims = ", ".join(map(str, spec.shape)) or "0"

@@ -24,8 +24,7 @@ _HEADER = """\
  * Outputs:
 {outputs}
  *
- * {symbol}_run computes the outputs from the inputs. It allocates nothing and keeps no state between calls: calls with
- * different workspaces and pools may run at the same time.
+{about}
  */
 #ifndef {guard}
 #define {guard}
@@ -38,8 +37,6 @@ extern "C" {{
 #endif
 
 #define {upper}_VERSION "{version}"
-#define {upper}_WORKSPACE_ALIGNMENT {alignment}
-#define {upper}_WORKSPACE_BYTES {workspace_bytes} /* for one thread */
 {constants}
 
 typedef struct {{
@@ -49,6 +46,22 @@ typedef struct {{
     const int64_t *dims; /* row-major */
 }} {symbol}_tensor;
 
+{body}int {symbol}_input_count(void);
+int {symbol}_output_count(void);
+const {symbol}_tensor *{symbol}_inputs(void);
+const {symbol}_tensor *{symbol}_outputs(void);
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+_ABOUT = """\
+ * {symbol}_run computes the outputs from the inputs. It allocates nothing and keeps no state between calls: calls with
+ * different workspaces and pools may run at the same time."""
+_BODY = """\
 typedef struct {symbol}_pool {symbol}_pool;
 {pool}
 /* Bytes of the workspace a run on so many threads needs. */
@@ -65,17 +78,7 @@ const char *{symbol}_version(void);
 const char *{symbol}_target(void); /* whose code runs here */
 int {symbol}_cpu_supported(void); /* 1 when this processor can run the library */
 
-{profile}int {symbol}_input_count(void);
-int {symbol}_output_count(void);
-const {symbol}_tensor *{symbol}_inputs(void);
-const {symbol}_tensor *{symbol}_outputs(void);
-
-#ifdef __cplusplus
-}}
-#endif
-
-#endif
-"""
+{profile}"""
 
 _POOL = """\
 
@@ -94,6 +97,36 @@ int {symbol}_step_count(void);
 int {symbol}_profile(
     const void *const *inputs, void *const *outputs, void *workspace, size_t workspace_bytes, {symbol}_pool *pool,
     double *seconds);
+
+"""
+
+
+_DEVICE_ABOUT = """\
+ * {symbol}_run computes the outputs from the inputs on an NVIDIA GPU. The library needs the driver, libcuda.so.1, when
+ * it runs, and nothing of CUDA before. Contexts are independent of each other; one is used by one thread at a time."""
+_DEVICE_BODY = """\
+/* The network on a GPU: its code, weights and memory there. */
+typedef struct {symbol}_context {symbol}_context;
+
+/* Loads the driver, and the network on to GPU number `device` of the process, of whose memory it takes
+ * {symbol}_device_bytes(). NULL when that is not possible; *error is then a code for {symbol}_error_string, and 0
+ * otherwise; the pointer may be NULL. */
+{symbol}_context *{symbol}_create(int device, int *error);
+void {symbol}_destroy({symbol}_context *context);
+size_t {symbol}_device_bytes(void);
+
+/* Runs the network: one pointer for each input and output, in the order above, tensors dense and row-major, in the
+ * memory of the processor. Returns when the outputs are there: 0, or a code for {symbol}_error_string. After an error
+ * that the GPU does not recover from every run gives the same code; the context can be destroyed. */
+int {symbol}_run({symbol}_context *context, const void *const *inputs, void *const *outputs);
+
+/* The same with tensors in the memory of the GPU. Only starts the work, on a stream of the caller (a CUstream or
+ * cudaStream_t; NULL: the default one); the next run of the context has to be on the same stream, or after it. */
+int {symbol}_run_device({symbol}_context *context, const void *const *inputs, void *const *outputs, void *stream);
+
+const char *{symbol}_error_string(int code);
+const char *{symbol}_version(void);
+const char *{symbol}_target(void);
 
 """
 
@@ -124,13 +157,38 @@ def emit_header(
         threads: the target has an operating system: threads, and a clock to time steps with.
     """
     upper = symbol.upper()
-    constants = [*_constants(f"{upper}_INPUT", inputs), *_constants(f"{upper}_OUTPUT", outputs)]
+    parts = {
+        "pool": _POOL.format(symbol=symbol) if threads else "",
+        "profile": _PROFILE.format(symbol=symbol) if threads else "",
+    }
+    body = _BODY.format(symbol=symbol, alignment=ALIGNMENT_BYTES, **parts)
+    defines = [
+        f"#define {upper}_WORKSPACE_ALIGNMENT {ALIGNMENT_BYTES}",
+        f"#define {upper}_WORKSPACE_BYTES {workspace_bytes} /* for one thread */",
+    ]
+    return _header(name, symbol, inputs, outputs, _ABOUT.format(symbol=symbol), defines, body)
+
+
+def emit_device_header(name: str, symbol: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+    """The header of a library for GPUs; the arguments are those of `emit_header`."""
+    about, body = _DEVICE_ABOUT.format(symbol=symbol), _DEVICE_BODY.format(symbol=symbol)
+    return _header(name, symbol, inputs, outputs, about, [], body)
+
+
+def _header(
+    name: str,
+    symbol: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    about: str,
+    defines: list[str],
+    body: str,
+) -> str:
+    upper = symbol.upper()
+    constants = [*defines, *_constants(f"{upper}_INPUT", inputs), *_constants(f"{upper}_OUTPUT", outputs)]
     return _HEADER.format(
         name=name.replace("*/", "* /"), symbol=symbol, guard=f"{upper}_H", upper=upper, version=__version__,
-        alignment=ALIGNMENT_BYTES, inputs=_describe(inputs), outputs=_describe(outputs),
-        workspace_bytes=workspace_bytes, constants="\n".join(constants),
-        pool=_POOL.format(symbol=symbol) if threads else "",
-        profile=_PROFILE.format(symbol=symbol) if threads else "",
+        about=about, inputs=_describe(inputs), outputs=_describe(outputs), constants="\n".join(constants), body=body,
     )  # fmt: skip
 
 

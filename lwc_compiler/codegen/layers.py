@@ -3,7 +3,8 @@
 A layer is a Conv, ConvTranspose, Gemm or MatMul with what follows it as long as nothing else reads what is in between:
 a bias, one residual Add and an activation are computed where the kernel stores its result. Chains of a depthwise
 convolution and pointwise ones become one layer where one kernel for all is faster. MatMuls of two activations
-(attention) become layers too. On a GPU such chains, ConvTranspose, and products and transpositions of activations do not. Everything works on float32 with static shapes; what does not fit is left to Relax.
+(attention) become layers too. Everything works on float32 with static shapes; what does not fit is left to Relax, and
+for a GPU so are these chains, ConvTranspose, and products and transpositions of activations.
 """
 
 from __future__ import annotations

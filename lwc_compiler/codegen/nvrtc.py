@@ -90,7 +90,7 @@ def compile_all(source: str, architectures: Iterable[int], *, ptx: bool, threads
 def _compile(source: str, architecture: int, ptx: bool) -> Code:
     library, program = _library(), ctypes.c_void_p()
     kind = "compute" if ptx else "sm"
-    options = [f"--gpu-architecture={kind}_{architecture}".encode(), b"--ptxas-options=-v", b"--std=c++17"]
+    options = [f"--gpu-architecture={kind}_{architecture}".encode(), b"--ptxas-options=-v", b"--std=c++17", b"-w"]
     code = library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
     if code:
         raise ToolchainError(f"NVRTC cannot compile: {_said(code)}")
@@ -99,8 +99,8 @@ def _compile(source: str, architecture: int, ptx: bool) -> Code:
         log = _read(program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
         if code:
             raise ToolchainError(
-                f"{nvrtc_version()} could not compile for sm_{architecture} ({_said(code)}); a newer {PACKAGE} may know "
-                f"the architecture: {_INSTALL}\n{log.strip()[-2000:]}"
+                f"{nvrtc_version()} could not compile for sm_{architecture} ({_said(code)}); a newer {PACKAGE} may "
+                f"know it: {_INSTALL}\n{log.strip()[-2000:]}"
             )
         image = _read(program, "PTX" if ptx else "CUBIN")
     finally:

@@ -8,8 +8,8 @@ Every buffer a kernel gets starts at a 64-byte boundary and has `SLACK_BYTES` re
 arbitrary contents: a vector load may run over the end, but what it reads there must not reach a result. Stores never
 leave the buffer. No two pointers alias.
 
-On a GPU it is a device function of the pointers alone: its `Launch` says how many threads compute it, and all of its work
-is done by one launch.
+On a GPU it is a device function of the pointers alone: its `Launch` says how many threads compute it, and one launch
+does all of its work.
 """
 
 from __future__ import annotations

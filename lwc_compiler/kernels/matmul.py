@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
-from lwc_compiler.kernels.gpu import plan as gpu
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
+from lwc_compiler.kernels.gpu import plan as gpu
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.lookup import FEATURES, LANES, STEP_BYTES, LookupLayout, lookup_kernel, pack_lookup

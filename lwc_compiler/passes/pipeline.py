@@ -174,8 +174,15 @@ def _check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> 
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.link import find_compiler
 
-    find_compiler(find_target(options.target), options.cc)
+    target = find_target(options.target)
+    find_compiler(target, options.cc)
     check_supported(static.proto)
+    if target.gpu is not None:
+        from lwc_compiler.codegen.nvrtc import nvrtc_version
+        from lwc_compiler.passes.lower import check_for_device
+
+        check_for_device(static.proto.graph, options)
+        nvrtc_version()
     if thorough:
         import_onnx(static.proto)
 

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,11 +46,18 @@ def load(directory: str | Path, threads: int | None = None) -> Session:
 def open_session(artifact: Artifact, threads: int | None = None) -> Session:
     """What `load` does, for an artifact that is read and checked already."""
     manifest = artifact.manifest
-    other = missing_platform(find_target(manifest.target))
+    target = find_target(manifest.target)
+    other = missing_platform(target)
     if other:
         raise TargetError(
             f"{artifact.directory} is for {manifest.target} ({other}), which this machine is not: run it there"
         )
+    if target.gpu is not None:
+        from lwc_compiler.runtime.device_session import DeviceSession
+
+        _check_threads(threads)
+        library, threads = artifact.library, threads or manifest.threads
+        return DeviceSession(library, manifest.symbol, manifest.inputs, manifest.outputs, threads)
     return Session(
         artifact.library,
         manifest.symbol,
@@ -67,6 +74,10 @@ def open_lowered(lowered: Lowered, threads: int) -> Session:
     with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
         library = Path(folder) / f"lib{lowered.name}.so"
         library.write_bytes(lowered.library)
+        if find_target(lowered.target).gpu is not None:
+            from lwc_compiler.runtime.device_session import DeviceSession
+
+            return DeviceSession(library, lowered.symbol, lowered.inputs, lowered.outputs, threads)
         return Session(library, lowered.symbol, lowered.inputs, lowered.outputs, threads, lowered.target)
 
 
@@ -91,13 +102,11 @@ class Session:
         threads: int,
         target: str,
     ) -> None:
-        if threads < 1:
-            raise OptionError(f"threads is {threads}: at least 1")
-        self.inputs = inputs
-        self.outputs = outputs
+        _check_threads(threads)
+        self._set_tensors(inputs, outputs)
         self.threads = threads
-        self._library = library = _Library(path, symbol)
-        self._lock = threading.Lock()
+        self._functions: Functions
+        self._functions = self._library = library = _Library(path, symbol)
         if not library.cpu_supported():
             library.close()
             raise TargetError(_unsupported_cpu(target))
@@ -106,20 +115,26 @@ class Session:
         if threads > 1 and not self._pool:
             library.close()
             raise TargetError(f"this machine could not start {threads} threads: ask for fewer")
-        self._close = weakref.finalize(self, _free, library, self._pool)
+        self._close: weakref.finalize[..., Session] = weakref.finalize(self, _free, library, self._pool)
         # One block of bytes that holds an aligned workspace; NumPy alone promises 16 bytes.
         self._memory = np.empty(library.workspace_bytes(threads) + ALIGNMENT_BYTES, np.uint8)
         self._workspace = ctypes.c_void_p(-(-self._memory.ctypes.data // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
-        self._arguments = (ctypes.c_void_p * len(inputs))()
-        self._results = (ctypes.c_void_p * len(outputs))()
         # Values of ctypes, which a call takes as they are.
-        self._passed = (
+        self._passed: tuple[object, ...] = (
             self._arguments,
             self._results,
             self._workspace,
             ctypes.c_size_t(library.workspace_bytes(threads)),
             ctypes.c_void_p(self._pool),
         )
+
+    def _set_tensors(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        """What the network takes and gives, and the pointers to both that a run passes."""
+        self.inputs = inputs
+        self.outputs = outputs
+        self._lock = threading.Lock()
+        self._arguments = (ctypes.c_void_p * len(inputs))()
+        self._results = (ctypes.c_void_p * len(outputs))()
         self._takes = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs)
         self._gives = tuple((spec.name, np.dtype(spec.dtype), spec.shape, _memory_of(spec)) for spec in outputs)
 
@@ -136,7 +151,7 @@ class Session:
             DataError: an input is missing, unknown, or of another dtype or shape.
             ArtifactError: the session is closed, or the library reports an error.
         """
-        return self._call(self._library.run, self._passed, inputs)
+        return self._call(self._functions.run, self._passed, inputs)
 
     def profile(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
         """Runs the network once and gives the seconds of each of its steps, and then of the copies of its tensors.
@@ -153,7 +168,7 @@ class Session:
     @property
     def target(self) -> str:
         """The target whose code runs: of those that the library has code for, the most capable that this CPU can."""
-        name: bytes = self._library.target()
+        name: bytes = self._functions.target()
         return name.decode()
 
     def use_target(self, name: str) -> None:
@@ -194,7 +209,7 @@ class Session:
                 self._results[index] = address
             code = function(*passed)
         if code:
-            raise ArtifactError(f"the library failed: {self._library.error_string(code).decode()} (code {code})")
+            raise ArtifactError(f"the library failed: {self._functions.error_string(code).decode()} (code {code})")
         return outputs
 
     def close(self) -> None:
@@ -227,6 +242,11 @@ class Session:
         return ", ".join(f"'{spec.name}' ({spec.dtype} {list(spec.shape)})" for spec in self.inputs)
 
 
+def _check_threads(threads: int | None) -> None:
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads is {threads}: at least 1")
+
+
 def _memory_of(spec: TensorSpec) -> type[ctypes.Array[ctypes.c_char]]:
     return ctypes.c_char * max(1, math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)
 
@@ -238,8 +258,8 @@ def _address(array: NDArray[np.generic]) -> int:
     return array.ctypes.data
 
 
-class _Library:
-    """The C functions of a library; its header documents them."""
+class Functions:
+    """The C functions that every library has; its header documents them."""
 
     def __init__(self, path: Path, symbol: str) -> None:
         # The loader takes a path it has seen for the library it has loaded, although the file may be a new one: so
@@ -248,34 +268,52 @@ class _Library:
             link = Path(folder) / path.name
             link.symlink_to(path.resolve())
             try:
-                library = ctypes.CDLL(os.fspath(link))
+                self._opened = ctypes.CDLL(os.fspath(link))
             except OSError as error:
                 raise ArtifactError(f"{path} cannot be loaded on this machine: {error}") from error
-        self._handle: int = library._handle
-        pointer = ctypes.c_void_p
+        self._path, self._symbol = path, symbol
+        self.run = self.function("run")
+        self.target = self.function("target")
+        self.error_string = self.function("error_string")
+        self.target.restype = ctypes.c_char_p
+        self.error_string.argtypes, self.error_string.restype = [ctypes.c_int], ctypes.c_char_p
+
+    def function(self, name: str) -> Any:
+        """A function of the library, whose name has the model's prefix.
+
+        Raises:
+            ArtifactError: there is none.
+        """
         try:
-            self.run = library[f"{symbol}_run"]
-            self.profile = library[f"{symbol}_profile"]
-            self.step_count = library[f"{symbol}_step_count"]
-            self.target = library[f"{symbol}_target"]
-            self.use_target = library[f"{symbol}_use_target"]
-            self.workspace_bytes = library[f"{symbol}_workspace_bytes"]
-            self.error_string = library[f"{symbol}_error_string"]
-            self.cpu_supported = library[f"{symbol}_cpu_supported"]
-            self.pool_create = library[f"{symbol}_pool_create"]
-            self.pool_destroy = library[f"{symbol}_pool_destroy"]
+            return self._opened[f"{self._symbol}_{name}"]
         except AttributeError as error:
             self.close()
-            raise ArtifactError(f"{path} lacks a function of the model: {error}; compile the model again") from None
-        self.target.restype = ctypes.c_char_p
-        self.use_target.argtypes = [ctypes.c_char_p]
-        self.workspace_bytes.argtypes, self.workspace_bytes.restype = [ctypes.c_int], ctypes.c_size_t
-        self.error_string.argtypes, self.error_string.restype = [ctypes.c_int], ctypes.c_char_p
-        self.pool_create.argtypes, self.pool_create.restype = [ctypes.c_int], pointer
-        self.pool_destroy.argtypes, self.pool_destroy.restype = [pointer], None
+            raise ArtifactError(
+                f"{self._path} lacks a function of the model: {error}; compile the model again"
+            ) from None
 
     def close(self) -> None:
-        _ctypes.dlclose(self._handle)
+        """Unloads the library."""
+        _ctypes.dlclose(self._opened._handle)
+
+
+class _Library(Functions):
+    """The C functions of a library for processors."""
+
+    def __init__(self, path: Path, symbol: str) -> None:
+        super().__init__(path, symbol)
+        pointer = ctypes.c_void_p
+        self.profile = self.function("profile")
+        self.step_count = self.function("step_count")
+        self.use_target = self.function("use_target")
+        self.workspace_bytes = self.function("workspace_bytes")
+        self.cpu_supported = self.function("cpu_supported")
+        self.pool_create = self.function("pool_create")
+        self.pool_destroy = self.function("pool_destroy")
+        self.use_target.argtypes = [ctypes.c_char_p]
+        self.workspace_bytes.argtypes, self.workspace_bytes.restype = [ctypes.c_int], ctypes.c_size_t
+        self.pool_create.argtypes, self.pool_create.restype = [ctypes.c_int], pointer
+        self.pool_destroy.argtypes, self.pool_destroy.restype = [pointer], None
 
 
 def _free(library: _Library, pool: int | None) -> None:

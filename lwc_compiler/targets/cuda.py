@@ -77,7 +77,8 @@ TARGETS = (
 def host_features() -> frozenset[str]:
     """`cuda` and the architectures whose code this machine's first GPU runs; none without a GPU and its driver.
 
-    Code for sm_XY runs on GPUs of compute capability X.Z with Z >= Y (CUDA C++ Programming Guide, Binary Compatibility).
+    Code for sm_XY runs on GPUs of compute capability X.Z with Z >= Y (CUDA C++ Programming Guide,
+    Binary Compatibility).
     """
     capability = _capability()
     if capability is None:

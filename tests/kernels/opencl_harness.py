@@ -8,7 +8,6 @@ import pytest
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Plan, Scratch
 
-pyopencl = pytest.importorskip("pyopencl", reason="pyopencl and pocl-binary-distribution run kernels without a GPU")
 _READ_ONLY, _WRITABLE = 0xFFFFFFFF, 0xFFA5A5A5  # NaNs as float32, as in `harness`
 _GUARD_BYTES = 4096
 
@@ -17,17 +16,19 @@ class Device:
     """The CPU as an OpenCL device."""
 
     def __init__(self) -> None:
-        platforms = [p for p in pyopencl.get_platforms() if p.name == "Portable Computing Language"]
-        assert platforms, "pyopencl finds no PoCL: pocl-binary-distribution is not installed"
-        self.context = pyopencl.Context(platforms[0].get_devices())
-        self.queue = pyopencl.CommandQueue(self.context)
+        reason = "pyopencl and pocl-binary-distribution run kernels for GPUs on the CPU"
+        pytest.importorskip("pocl_binary_distribution", reason=reason)
+        self.cl = pytest.importorskip("pyopencl", reason=reason)
+        (pocl,) = [p for p in self.cl.get_platforms() if p.name == "Portable Computing Language"]
+        self.context = self.cl.Context(pocl.get_devices())
+        self.queue = self.cl.CommandQueue(self.context)
 
     def build(self, kernels: dict[str, Kernel]) -> dict[str, object]:
         """Symbol -> kernel that can be launched."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PoCL's compiler says
-            program = pyopencl.Program(self.context, compile_device(kernels, "opencl")).build()
-        return {symbol: pyopencl.Kernel(program, symbol) for symbol in kernels}
+            program = self.cl.Program(self.context, compile_device(kernels, "opencl")).build()
+        return {symbol: self.cl.Kernel(program, symbol) for symbol in kernels}
 
     def launch(self, function, kernel: Kernel, buffers: "list[DeviceBuffer]") -> None:
         launch = kernel.launch
@@ -46,8 +47,8 @@ class DeviceBuffer:
         if contents is not None:
             flat = np.ascontiguousarray(contents).reshape(-1).view(np.uint8)
             self._before[_GUARD_BYTES : _GUARD_BYTES + size] = flat
-        flags = pyopencl.mem_flags.READ_WRITE | pyopencl.mem_flags.COPY_HOST_PTR
-        self._whole = pyopencl.Buffer(device.context, flags, hostbuf=self._before)
+        flags = device.cl.mem_flags.READ_WRITE | device.cl.mem_flags.COPY_HOST_PTR
+        self._whole = device.cl.Buffer(device.context, flags, hostbuf=self._before)
         self.part = self._whole.get_sub_region(_GUARD_BYTES, max(size, 4))
 
     @classmethod
@@ -58,7 +59,7 @@ class DeviceBuffer:
     def read(self, what: str) -> np.ndarray:
         """The bytes in it; nothing was written outside of it, and nothing at all when it is read-only."""
         now = np.empty_like(self._before)
-        pyopencl.enqueue_copy(self._device.queue, now, self._whole)
+        self._device.cl.enqueue_copy(self._device.queue, now, self._whole)
         changed = now != self._before
         if not self.read_only:
             changed[_GUARD_BYTES : _GUARD_BYTES + self.size] = False

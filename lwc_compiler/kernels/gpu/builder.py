@@ -64,7 +64,7 @@ class DeviceBuilder(KernelBuilder):
 
 
 def ceil_div(a: int, b: int) -> int:
-    """a / b, rounded up."""
+    """A / b, rounded up."""
     return -(-a // b)
 
 

@@ -112,9 +112,9 @@ def _candidates(
         candidates.append(_dense(weight, dense, epilogue, gpu))
     if np.all(weight):
         return candidates
-    for tile in _tap_tiles(geometry, x_strides, y_strides):
-        candidates.append(_sparse(weight, tile, epilogue, gpu))
-    return candidates
+    kept = int(np.count_nonzero(weight))
+    tiles = _tap_tiles(geometry, x_strides, y_strides)
+    return [*candidates, *(_sparse(weight, kept, tile, epilogue, gpu) for tile in tiles)]
 
 
 def _tap_tiles(geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...]) -> Iterator[TapTile]:
@@ -124,7 +124,7 @@ def _tap_tiles(geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tu
     for columns in (8, 16, 32, 64, 128) if flat else (4, 8, 16, 32):
         for pixels in (1, 2, 4, 8):
             rows = pixels * WARP // columns
-            if flat and columns != max(pixels * WARP, columns) or rows < 1:
+            if (flat and columns != max(pixels * WARP, columns)) or rows < 1:
                 continue
             for warps, many in ((8, 4), (8, 2), (8, 8), (4, 1), (4, 4)):
                 if pixels * many > 32 or warps * many >= 2 * outputs + 8:
@@ -155,9 +155,8 @@ def _cycles(gpu: Gpu, seconds: float) -> float:
     return seconds * gpu.gigahertz * 1e9
 
 
-def _sparse(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+def _sparse(weight: NDArray[np.float32], kept: int, t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
     g = t.geometry
-    kept = int(np.count_nonzero(weight))
     tiles, blocks = t.grid[0], math.prod(t.grid)
     accesses = kept * tiles * t.pixels  # of a warp to shared memory, one a cycle
     loads = 2 * kept * tiles / 4  # offset and value; four warp instructions a cycle

@@ -95,6 +95,11 @@ class TapTile:
         return least + distinct.index(max(distinct))
 
     @property
+    def row_pitches(self) -> tuple[int, ...]:
+        """Elements in shared memory from one position to the next along each dimension but the last."""
+        return tuple(math.prod(self.window[i + 1 : -1]) * self.pitch for i in range(len(self.window) - 1))
+
+    @property
     def plane(self) -> int:
         """Elements of a channel in shared memory; odd where neighbouring threads write neighbouring channels."""
         size = math.prod(self.window[:-1]) * self.pitch
@@ -160,38 +165,26 @@ def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], 
         t: the layout.
     """
     g = t.geometry
-    n = len(g.in_size)
     rows = weight.reshape(g.groups, t.group_outputs, *weight.shape[1:])
     counts = np.count_nonzero(rows.reshape(g.groups, t.group_outputs, -1), axis=2)
     order = np.argsort(-counts, axis=1, kind="stable")
-    starts, offsets, values = [0], [], []
     channels = np.zeros((g.groups, t.slots), np.int32)
     channels[:, : t.group_outputs] = order + np.arange(g.groups)[:, None] * t.group_outputs
-    for group in range(g.groups):
-        for chunk in range(t.chunks):
-            for slot in range(t.slots):
-                if slot < t.group_outputs:
-                    first = chunk * t.channels
-                    taps = rows[group, order[group, slot], first : first + t.channels]
-                    where = np.nonzero(taps)
-                    at = where[0] * t.plane
-                    pitches = (*(math.prod(t.window[i + 1 : -1]) * t.pitch for i in range(n - 1)),)
-                    for i in range(n - 1):
-                        at = at + where[1 + i] * g.dilations[i] * pitches[i]
-                    column = where[n] * g.dilations[-1]
-                    at = at + column % g.strides[-1] * t.half + column // g.strides[-1]
-                    offsets.append(at)
-                    values.append(taps[where])
-                    starts.append(starts[-1] + at.size)
-                else:
-                    starts.append(starts[-1])
-    flat = np.concatenate([np.zeros(0, np.int64), *offsets])
-    kept = np.concatenate([np.zeros(0, np.float32), *values])
-    stored = flat.size
-    if not stored:  # a pointer to nothing is none
-        flat, kept = np.zeros(1, np.int64), np.zeros(1, np.float32)
-    parts = [np.asarray(starts, np.int32), channels.reshape(-1), flat.astype(np.uint16), kept]
-    return [Constant(part) for part in parts], stored
+    slot_of = np.argsort(order, axis=1)
+
+    group, output, channel, *position = np.nonzero(rows)
+    lists = (group * t.chunks + channel // t.channels) * t.slots + slot_of[group, output]
+    sorted_ = np.argsort(lists, kind="stable")
+    starts = np.zeros(g.groups * t.chunks * t.slots + 1, np.int32)
+    np.cumsum(np.bincount(lists, minlength=starts.size - 1), out=starts[1:])
+    column = position[-1] * g.dilations[-1]
+    at = channel % t.channels * t.plane + column % g.strides[-1] * t.half + column // g.strides[-1]
+    for axis, place in enumerate(position[:-1]):
+        at += place * g.dilations[axis] * t.row_pitches[axis]
+    offsets, values = at[sorted_].astype(np.uint16), rows[np.nonzero(rows)][sorted_]
+    if not values.size:  # an array of nothing has no address
+        offsets, values = np.zeros(1, np.uint16), np.zeros(1, np.float32)
+    return [Constant(part) for part in (starts, channels.reshape(-1), offsets, values)], lists.size
 
 
 def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
@@ -281,8 +274,8 @@ def _fill(b: DeviceBuilder, t: TapTile, x: Expr, shared: Expr, image: Expr, corn
                 inside = within if inside is None else tirx.all(inside, within)
                 from_ = from_ + position * t.x_strides[2 + axis]
             to = modulo(column, g.strides[-1]) * t.half + divide(column, g.strides[-1])
-            for axis, at in enumerate(before):
-                to = to + at * (math.prod(t.window[axis + 1 : -1]) * t.pitch)
+            for at, pitch in zip(before, t.row_pitches, strict=True):
+                to = to + at * pitch
             from_, to = b.let("from", from_), b.let("to", to)
             with b.loop("j", 0, ceil_div(t.channels, down)) as j:
                 channel = b.let("channel", j * down + thread_channel)
