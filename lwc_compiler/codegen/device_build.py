@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import tvm
@@ -44,6 +45,8 @@ typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)
+#define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
+#define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
 
 """
 
@@ -87,8 +90,9 @@ def compile_device(kernels: Mapping[str, Kernel], language: Literal["cuda", "ope
     module = _PASSES(tvm.IRModule(functions))
     text = str(tvm.get_global_func(f"target.build.{language}")(module, target).inspect_source())
     if language == "cuda":
-        first = text.find('extern "C" __global__')
-        return _CUDA_PROLOGUE + text[first:]
+        # Two blocks on a multiprocessor will do: with no number, NVIDIA's compiler spills registers to have four.
+        text = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 2)", text)
+        return _CUDA_PROLOGUE + text[text.find('extern "C" __global__') :]
     return text
 
 

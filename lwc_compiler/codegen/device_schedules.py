@@ -74,7 +74,10 @@ class _Elementwise(dlight.base.ScheduleRule):  # type: ignore[misc]
             ]
             spatial = spatial or [schedule.add_unit_loop(block)]
             schedule.reorder(*spatial, *reduced, *others)
-            across, thread = schedule.split(schedule.fuse(*spatial), factors=[None, _THREADS])
+            elements = math.prod(int(schedule.get(loop).extent) for loop in spatial)
+            # No thread without an element where one block does: TVM lets it store, too, when the result is a scalar.
+            threads = min(_THREADS, elements)
+            across, thread = schedule.split(schedule.fuse(*spatial), factors=[None, threads])
             schedule.bind(across, "blockIdx.x")
             schedule.bind(thread, "threadIdx.x")
             for result in written:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from onnx import TensorProto, helper
+from onnx import helper
 
 from lwc_compiler.codegen.program import Program
 from lwc_compiler.codegen.result import LayerDecision, Lowered, ProgramInfo, TensorSpec
@@ -185,19 +185,12 @@ def check_for_device(graph: onnx.GraphProto, options: LowerOptions) -> None:
 
     Raises:
         OptionError: measurements are asked for.
-        UnsupportedError: a tensor has a type of 16 bits, or too many elements.
+        UnsupportedError: a tensor has more elements than an index of 32 bits counts.
     """
     if options.tune:
         raise OptionError(f"tune {options.tune}: kernels for GPUs are not measured; tune 0 takes what is predicted")
     for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        if tensor.elem_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
-            name = TensorProto.DataType.Name(tensor.elem_type).lower()
-            raise UnsupportedError(
-                f"'{value.name}' is {name}; for GPUs lwc lowers float32, float64, integers and booleans: convert the "
-                "model to float32"
-            )
-        elements = math.prod(d.dim_value for d in tensor.shape.dim)
+        elements = math.prod(d.dim_value for d in value.type.tensor_type.shape.dim)
         if elements > _MOST_ELEMENTS:
             raise UnsupportedError(
                 f"'{value.name}' has {elements} elements; for GPUs lwc lowers tensors of at most {_MOST_ELEMENTS}: "

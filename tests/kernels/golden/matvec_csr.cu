@@ -12,8 +12,8 @@ typedef unsigned long long uint64_t;
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)
 
-extern "C" __global__ void __launch_bounds__(128) matvec_csr(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, ushort* __restrict__ indices, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(128) matvec_csr(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, ushort* __restrict__ indices, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(128, 2) matvec_csr(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, ushort* __restrict__ indices, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(128, 2) matvec_csr(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, ushort* __restrict__ indices, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y) {
   int cse_v1 = (((int)threadIdx.x) % 32);
   int lane = (((int)threadIdx.x) % 32);
   int cse_v2 = (((int)threadIdx.x) / 32);

@@ -12,8 +12,8 @@ typedef unsigned long long uint64_t;
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)
 
-extern "C" __global__ void __launch_bounds__(256) taps(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, int* __restrict__ channels, ushort* __restrict__ offsets, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(256) taps(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, int* __restrict__ channels, ushort* __restrict__ offsets, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(256, 2) taps(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, int* __restrict__ channels, ushort* __restrict__ offsets, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(256, 2) taps(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, int* __restrict__ channels, ushort* __restrict__ offsets, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y) {
   int cse_v1 = (((int)threadIdx.x) % 32);
   int lane = (((int)threadIdx.x) % 32);
   int cse_v2 = (((int)threadIdx.x) / 32);

@@ -1,15 +1,20 @@
 """Runs kernels for GPUs on the CPU: the same TIR as OpenCL C, by PoCL."""
 
+import math
 import warnings
 
 import numpy as np
 import pytest
 
 from lwc_compiler.codegen.device_build import compile_device
+from lwc_compiler.codegen.program import BufferRef, Ref, Stage
 from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Plan, Scratch
 
 _READ_ONLY, _WRITABLE = 0xFFFFFFFF, 0xFFA5A5A5  # NaNs as float32, as in `harness`
 _GUARD_BYTES = 4096
+# Functions that TVM calls by their names in C.
+_C_FUNCTIONS = ("acos", "acosh", "asin", "asinh", "atan", "atanh", "cosh", "sinh", "tan", "log1p", "expm1", "hypot")
+_C_NAMES = "".join(f"#define {name}f {name}\n" for name in _C_FUNCTIONS)
 
 
 class Device:
@@ -27,7 +32,7 @@ class Device:
         """Symbol -> kernel that can be launched."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PoCL's compiler says
-            program = self.cl.Program(self.context, compile_device(kernels, "opencl")).build()
+            program = self.cl.Program(self.context, _C_NAMES + compile_device(kernels, "opencl")).build()
         return {symbol: self.cl.Kernel(program, symbol) for symbol in kernels}
 
     def launch(self, function, kernel: Kernel, buffers: "list[DeviceBuffer]") -> None:
@@ -87,3 +92,27 @@ def run_plan(device: Device, plan: Plan, inputs: list[np.ndarray], shape: tuple[
     for what, buffer in used.items():
         buffer.read(what)
     return output.read("output").view(np.float32).reshape(shape)
+
+
+def run_stage(device: Device, stage: Stage, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What a stage computes, call by call, each buffer in memory of its own."""
+    functions = device.build(stage.kernels)
+    buffers = [DeviceBuffer(device, size) for size in stage.buffers]
+    constants = [DeviceBuffer.of(device, constant) for constant in stage.constants]
+    for spec, ref in stage.inputs:
+        buffers[ref.index] = DeviceBuffer.of(device, inputs[spec.name])
+
+    def at(ref: Ref) -> DeviceBuffer:
+        return buffers[ref.index] if isinstance(ref, BufferRef) else constants[ref.index]
+
+    for call in stage.calls:
+        device.launch(functions[call.symbol], stage.kernels[call.symbol], [at(ref) for ref in call.args])
+    for number, buffer in enumerate([*buffers, *constants]):
+        buffer.read(f"buffer {number}")
+    return {
+        spec.name: at(ref)
+        .read(spec.name)[: math.prod(spec.shape) * np.dtype(spec.dtype).itemsize]
+        .view(spec.dtype)
+        .reshape(spec.shape)
+        for spec, ref in stage.outputs
+    }
