@@ -41,16 +41,6 @@ class Launch:
     block: tuple[int, int, int]
     shared_bytes: int = 0
 
-    @property
-    def blocks(self) -> int:
-        """Blocks of the grid."""
-        return self.grid[0] * self.grid[1] * self.grid[2]
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return self.block[0] * self.block[1] * self.block[2]
-
 
 @dataclass(frozen=True)
 class Kernel:

@@ -1,6 +1,7 @@
 """Networks for GPUs: what is launched computes what ONNX Runtime does; what is not lowered is refused in words."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -124,9 +125,8 @@ def test_kernels_depend_on_the_gpu() -> None:
     """A GPU with few multiprocessors gets larger blocks."""
     model = network(lenet5, 0.9, 64)
     large, small = (assembled(model, target) for target in ("h100", "jetson-orin-nano"))
-    launches = [[kernel.launch for kernel in stage.kernels.values()] for stage in (large, small)]
-    assert launches[0] != launches[1]
-    assert sum(launch.blocks for launch in launches[0]) > sum(launch.blocks for launch in launches[1])
+    blocks = [sum(math.prod(k.launch.grid) for k in stage.kernels.values()) for stage in (large, small)]
+    assert blocks[0] > blocks[1]
 
 
 def test_artifact(lwc, mlp, tmp_path) -> None:
@@ -136,9 +136,8 @@ def test_artifact(lwc, mlp, tmp_path) -> None:
     assert done.code == 0, done.err
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["target"] == "cuda:sm_90"
-    assert manifest["programs"][0]["steps"][0] == {
-        "node": "fc1", "kernel": "gpu_matvec_csr", "format": "csr", "further": []
-    }  # fmt: skip
+    kernels = {step["kernel"] for step in manifest["programs"][0]["steps"]}
+    assert kernels == {"gpu_matvec_csr", "gpu_matvec_dense"}
     assert all("predicted fastest" in layer["why"] for layer in manifest["layers"])
     assert "NVRTC" in manifest["tools"]["compiler"]
     header = (out / "mlp.h").read_text()

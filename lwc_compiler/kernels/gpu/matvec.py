@@ -75,11 +75,6 @@ class MatvecTile:
         """Blocks of outputs."""
         return (ceil_div(self.n, self.per_block), 1, 1)
 
-    @property
-    def shared_bytes(self) -> int:
-        """Of shared memory that a block uses."""
-        return 4 * (self.rows * self.pitch + self.partials)
-
 
 def pack_matvec(weight: NDArray[np.float32], t: MatvecTile) -> tuple[list[Constant], int]:
     """Starts (in steps), indices and values of sparse weights, or the values of all; and how many are stored.

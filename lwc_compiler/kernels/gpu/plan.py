@@ -36,6 +36,7 @@ _STAGED = 4.0  # accesses that copying an element to shared memory takes: index 
 _INDEX_BYTES = 2
 _FEW_ROWS = 8  # of a product that reads its weights once for all of them
 _TAP_SHARED_BYTES = 24 << 10  # so that a multiprocessor has two blocks or more
+_MATVEC_CUTS = ((4, 1), (8, 1), (16, 1), (16, 2))  # warps, outputs of each
 _GEMM_TILES = ((128, 128, 8), (64, 64, 4), (32, 32, 4), (32, 64, 4))  # output channels, pixels, per thread
 
 
@@ -67,8 +68,9 @@ def plan_matmul(
     candidates = []
     if rows <= _FEW_ROWS:
         candidates = [
-            _matvec(weight, rows, epilogue, gpu, sparse=sparse)
+            _matvec(weight, _matvec_tile(weight, rows, sparse, *cut), epilogue, gpu)
             for sparse in ((False, True) if density < 1 else (False,))
+            for cut in _MATVEC_CUTS
         ]
     else:
         # Rows are pixels whose channels lie side by side.
@@ -195,20 +197,19 @@ def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gp
     return Candidate("dense", name, _cycles(gpu, seconds), plan)
 
 
-def _matvec(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, gpu: Gpu, *, sparse: bool) -> Candidate:
+def _matvec_tile(weight: NDArray[np.float32], rows: int, sparse: bool, warps: int, outputs: int) -> MatvecTile:
     k, n = weight.shape
-    # A block for each multiprocessor, so that the inputs are copied as seldom as can be.
-    per_block = max(4, min(16, 1 << (ceil_div(n, gpu.multiprocessors) - 1).bit_length()))
-    outputs = 1
-    chunk = most_chunk(rows, k, per_block, MAX_SHARED_BYTES)
-    t = MatvecTile(rows, k, n, sparse, chunk, per_block, outputs)
+    return MatvecTile(rows, k, n, sparse, most_chunk(rows, k, warps * outputs, MAX_SHARED_BYTES), warps, outputs)
+
+
+def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+    rows, sparse, blocks = t.rows, t.sparse, t.grid[0]
     stored = int(np.count_nonzero(weight)) if sparse else weight.size
-    blocks = t.grid[0]
     # An access at random addresses meets the same bank about three times.
     accesses = stored * rows / WARP * (3 if sparse else 1)
     staged = blocks * rows * t.chunks * t.chunk / WARP * _STAGED
     busy = min(1.0, blocks * t.warps / (gpu.multiprocessors * _WARPS))
-    moved = stored * (4 + _INDEX_BYTES * sparse) + 4 * rows * (k + n)
+    moved = stored * (4 + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n)
     seconds = _seconds(gpu, accesses + staged, moved / busy, busy)
     format_ = "csr" if sparse else "dense"
 

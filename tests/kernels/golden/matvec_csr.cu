@@ -11,17 +11,19 @@ typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)
+#define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
+#define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
 
-extern "C" __global__ void __launch_bounds__(128, 2) matvec_csr(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, ushort* __restrict__ indices, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(128, 2) matvec_csr(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, ushort* __restrict__ indices, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(256, 2) matvec_csr(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, ushort* __restrict__ indices, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(256, 2) matvec_csr(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, ushort* __restrict__ indices, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y) {
   int cse_v1 = (((int)threadIdx.x) % 32);
   int lane = (((int)threadIdx.x) % 32);
   int cse_v2 = (((int)threadIdx.x) / 32);
   int warp = (((int)threadIdx.x) / 32);
   __shared__ alignas(64) float inputs_ptr[28];
-  __shared__ alignas(64) float partials_ptr[132];
-  int cse_v3 = (((int)blockIdx.x) * 4);
-  int first_output = (((int)blockIdx.x) * 4);
+  __shared__ alignas(64) float partials_ptr[264];
+  int cse_v3 = (((int)blockIdx.x) * 8);
+  int first_output = (((int)blockIdx.x) * 8);
   alignas(64) float r_ptr[1];
   r_ptr[0] = 0x0p+0f/*0.000000e+00*/;
   int element = ((int)threadIdx.x);
@@ -37,10 +39,10 @@ extern "C" __global__ void __launch_bounds__(128, 2) matvec_csr(float* __restric
     inputs_ptr[((int)threadIdx.x)] = condval;
   }
   __syncthreads();
-  int cse_v5 = ((((int)blockIdx.x) * 4) + (((int)threadIdx.x) / 32));
-  int output = ((((int)blockIdx.x) * 4) + (((int)threadIdx.x) / 32));
-  int first = starts[((((int)blockIdx.x) * 4) + (((int)threadIdx.x) / 32))];
-  int count = (starts[(((((int)blockIdx.x) * 4) + (((int)threadIdx.x) / 32)) + 1)] - first);
+  int cse_v5 = ((((int)blockIdx.x) * 8) + (((int)threadIdx.x) / 32));
+  int output = ((((int)blockIdx.x) * 8) + (((int)threadIdx.x) / 32));
+  int first = starts[((((int)blockIdx.x) * 8) + (((int)threadIdx.x) / 32))];
+  int count = (starts[(((((int)blockIdx.x) * 8) + (((int)threadIdx.x) / 32)) + 1)] - first);
   for (int round = 0; round < ((count + 31) / 32); ++round) {
     int cse_v6 = ((round * 32) + (((int)threadIdx.x) % 32));
     int step = ((round * 32) + (((int)threadIdx.x) % 32));
@@ -63,11 +65,11 @@ extern "C" __global__ void __launch_bounds__(128, 2) matvec_csr(float* __restric
   partials_ptr[(((((int)threadIdx.x) / 32) * 33) + (((int)threadIdx.x) % 32))] = r_ptr[0];
   __syncthreads();
   int result = ((int)threadIdx.x);
-  int cse_v7 = ((((int)blockIdx.x) * 4) + ((int)threadIdx.x));
-  int output_1 = ((((int)blockIdx.x) * 4) + ((int)threadIdx.x));
-  if ((((int)threadIdx.x) < 4) && (((((int)blockIdx.x) * 4) + ((int)threadIdx.x)) < 24)) {
+  int cse_v7 = ((((int)blockIdx.x) * 8) + ((int)threadIdx.x));
+  int output_1 = ((((int)blockIdx.x) * 8) + ((int)threadIdx.x));
+  if ((((int)threadIdx.x) < 8) && (((((int)blockIdx.x) * 8) + ((int)threadIdx.x)) < 24)) {
     alignas(64) float r_ptr_3[1];
-    r_ptr_3[0] = bias[((((int)blockIdx.x) * 4) + ((int)threadIdx.x))];
+    r_ptr_3[0] = bias[((((int)blockIdx.x) * 8) + ((int)threadIdx.x))];
     int cse_v4 = (((int)threadIdx.x) * 33);
     r_ptr_3[0] = (r_ptr_3[0] + partials_ptr[(((int)threadIdx.x) * 33)]);
     r_ptr_3[0] = (r_ptr_3[0] + partials_ptr[((((int)threadIdx.x) * 33) + 1)]);
@@ -101,8 +103,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) matvec_csr(float* __restric
     r_ptr_3[0] = (r_ptr_3[0] + partials_ptr[((((int)threadIdx.x) * 33) + 29)]);
     r_ptr_3[0] = (r_ptr_3[0] + partials_ptr[((((int)threadIdx.x) * 33) + 30)]);
     r_ptr_3[0] = (r_ptr_3[0] + partials_ptr[((((int)threadIdx.x) * 33) + 31)]);
-    int to = ((((int)blockIdx.x) * 4) + ((int)threadIdx.x));
-    y[((((int)blockIdx.x) * 4) + ((int)threadIdx.x))] = max((r_ptr_3[0] + residual[((((int)blockIdx.x) * 4) + ((int)threadIdx.x))]), 0x0p+0f/*0.000000e+00*/);
+    int to = ((((int)blockIdx.x) * 8) + ((int)threadIdx.x));
+    y[((((int)blockIdx.x) * 8) + ((int)threadIdx.x))] = max((r_ptr_3[0] + residual[((((int)blockIdx.x) * 8) + ((int)threadIdx.x))]), 0x0p+0f/*0.000000e+00*/);
   }
 }
 

@@ -11,6 +11,8 @@ typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)
+#define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
+#define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
 
 extern "C" __global__ void __launch_bounds__(256, 2) taps(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, int* __restrict__ channels, ushort* __restrict__ offsets, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y);
 extern "C" __global__ void __launch_bounds__(256, 2) taps(float* __restrict__ x, float* __restrict__ residual, int* __restrict__ starts, int* __restrict__ channels, ushort* __restrict__ offsets, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y) {
