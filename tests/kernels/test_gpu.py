@@ -40,7 +40,8 @@ def planned_taps(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
 
 
 def gemm_tiles(geometry: ConvGeometry, _target):
-    return [GemmTile(*planes(geometry), *sizes) for sizes in planning._GEMM_TILES]
+    tiles = [GemmTile(*planes(geometry), *sizes, n) for sizes in planning._GEMM_TILES for n in (1, 3)]
+    return [tile for tile in tiles if tile.splits == 1 or tile.splits * 2 <= tile.slices]
 
 
 def planned_gemm(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
@@ -61,7 +62,7 @@ def make_cases():
     cases = [make_case(i, g, *variant(i, 0), plan_conv) for i, g in enumerate(CONVOLUTIONS) if i % 3 == 0]
     cases += [make_product(i, *s, *variant(i, 1), plan_matmul) for i, s in enumerate(PRODUCTS)]
     cases += random_layouts(full[::2], 1, tap_tiles, planned_taps)
-    cases += random_layouts(full[1::4], 3, gemm_tiles, planned_gemm)
+    cases += random_layouts(full[1::3], 3, gemm_tiles, planned_gemm)
     depthwise = [g for g in CONVOLUTIONS if g.groups == g.in_channels]
     cases += [make_case(i, g, *variant(i, 2), plan_conv) for i, g in enumerate(depthwise)]
     few = [(1, 1, 1), (1, 13000, 5), (2, 7000, 17), (3, 65, 63), (5, 64, 100), (8, 1031, 33)]

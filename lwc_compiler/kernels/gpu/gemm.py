@@ -4,6 +4,9 @@ A block of threads computes a tile of output channels x pixels: it copies a slic
 they multiply to shared memory, and every thread adds the products of some channels and some pixels to sums in
 registers. The matrix of shifted inputs is never made: its entries are picked from the input while they are copied
 (implicit GEMM; Chetlur et al., *cuDNN: Efficient Primitives for Deep Learning*, 2014, section 3.1).
+
+Where that makes too few blocks, several share a sum: each adds up a part of the products, and a second kernel the
+parts.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tvm import tirx
 
-from lwc_compiler.kernels.builder import divide, modulo, splat, unravel
+from lwc_compiler.kernels.builder import divide, modulo, smaller, splat, unravel
 from lwc_compiler.kernels.gpu.builder import DeviceBuilder, ceil_div
 from lwc_compiler.kernels.kernel import Constant
 from lwc_compiler.kernels.layer import store_result
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 DEPTH = 16  # products of a sum between two barriers
 _VECTOR = 4
+_SUM_THREADS = 128
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class GemmTile:
         outputs: output channels of a block.
         pixels: of a block.
         per_thread: output channels, and pixels, of a thread; a multiple of 4.
+        splits: blocks that share a sum.
     """
 
     geometry: ConvGeometry
@@ -50,6 +55,7 @@ class GemmTile:
     outputs: int
     pixels: int
     per_thread: int
+    splits: int = 1
 
     @property
     def threads(self) -> int:
@@ -72,6 +78,21 @@ class GemmTile:
         return self.group_inputs * math.prod(self.geometry.kernel)
 
     @property
+    def slices(self) -> int:
+        """Slices of the products of a sum."""
+        return ceil_div(self.depth, DEPTH)
+
+    @property
+    def slices_of_block(self) -> int:
+        """Slices of a block, but for the last one."""
+        return ceil_div(self.slices, self.splits)
+
+    @property
+    def results(self) -> int:
+        """Elements of the output."""
+        return math.prod(self.geometry.out_shape)
+
+    @property
     def image_pixels(self) -> int:
         """Pixels of an output channel of one image."""
         return math.prod(self.geometry.out_size)
@@ -88,8 +109,8 @@ class GemmTile:
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Blocks of pixels, of output channels, groups."""
-        return (ceil_div(self.all_pixels, self.pixels), self.output_blocks, self.geometry.groups)
+        """Blocks of pixels, of output channels, groups and parts of a sum."""
+        return (ceil_div(self.all_pixels, self.pixels), self.output_blocks, self.geometry.groups * self.splits)
 
 
 def pack_gemm(weight: NDArray[np.float32], t: GemmTile) -> Constant:
@@ -100,15 +121,16 @@ def pack_gemm(weight: NDArray[np.float32], t: GemmTile) -> Constant:
         t: the layout.
     """
     matrix = weight.reshape(t.geometry.groups, t.group_outputs, t.depth).swapaxes(1, 2)
-    depth, outputs = ceil_div(t.depth, DEPTH) * DEPTH, t.output_blocks * t.outputs
+    depth, outputs = t.slices * DEPTH, t.output_blocks * t.outputs
     padded = np.zeros((t.geometry.groups, depth, outputs), np.float32)
     padded[:, : t.depth, : t.group_outputs] = matrix
     return Constant(padded)
 
 
 def gemm_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
-    """The kernel: x, [residual,] weights, [bias,] y."""
+    """The kernel: x, [residual,] weights, [bias,] y; with splits, y has one part of all sums after the other."""
     b = DeviceBuilder(t.grid, t.threads)
+    group, part = b.let("group", divide(b.block[2], t.splits)), modulo(b.block[2], t.splits)
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
     weights = b.pointer("weights")
@@ -129,16 +151,18 @@ def gemm_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
     for register in (register for registers in sums for register in registers):
         register.set(splat(0.0, 1))
 
-    with b.loop("slice", 0, ceil_div(t.depth, DEPTH)) as number:
-        first = b.let("first", number * DEPTH)
+    first_slice = b.let("first_slice", part * t.slices_of_block)
+    count = t.slices if t.splits == 1 else b.let("count", smaller(t.slices_of_block, t.slices - first_slice))
+    with b.loop("slice", 0, count) as number:
+        first = b.let("first", (first_slice + number) * DEPTH)
         b.barrier()
         row_length = t.output_blocks * t.outputs
         with b.loop("i", 0, ceil_div(DEPTH * t.outputs, t.threads)) as i:
             element = b.let("element", i * t.threads + b.thread)
             with b.when(element < DEPTH * t.outputs if DEPTH * t.outputs % t.threads else True):
-                k = b.block[2] * (ceil_div(t.depth, DEPTH) * DEPTH) + first + divide(element, t.outputs)
+                k = group * (t.slices * DEPTH) + first + divide(element, t.outputs)
                 b.store(left, element, b.load(weights, k * row_length + first_output + modulo(element, t.outputs)))
-        _fill(b, t, x, right, first, first_pixel)
+        _fill(b, t, x, right, group, first, first_pixel)
         b.barrier()
         with b.loop("k", 0, DEPTH) as k:
             a = _row(b, left, k * t.outputs + m, t.per_thread)
@@ -151,19 +175,37 @@ def gemm_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
         pixel = b.let("pixel", first_pixel + p + j)
         with b.when(pixel < t.all_pixels):
             image, *at = unravel(b, pixel, (t.geometry.batch, *t.geometry.out_size))
-            place = image * t.y_strides[0]
+            place = part * t.results + image * t.y_strides[0]
             for position, stride in zip(at, t.y_strides[2:], strict=True):
                 place = place + position * stride
             place = b.let("place", place)
             for i in many:
                 output = b.let("output", first_output + m + i)
                 with b.when(output < t.group_outputs):
-                    channel = b.let("channel", b.block[2] * t.group_outputs + output)
+                    channel = b.let("channel", group * t.group_outputs + output)
                     value = sums[i][j].get()
                     if bias is not None:
                         value = value + b.load(bias, channel)
                     to = b.let("to", place + channel * t.y_strides[1])
                     store_result(b, y, to, value, residual, epilogue.activation)
+    return b.finished(name)
+
+
+def sum_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
+    """The kernel that adds the parts up: parts, [residual,] [bias,] y."""
+    b = DeviceBuilder((ceil_div(t.results, _SUM_THREADS), 1, 1), _SUM_THREADS)
+    parts = b.pointer("parts")
+    residual = b.pointer("residual") if epilogue.residual else None
+    bias = b.pointer("bias") if epilogue.bias is not None else None
+    y = b.pointer("y")
+    result = b.let("result", b.block[0] * _SUM_THREADS + b.thread)
+    with b.when(result < t.results):
+        total = b.register(1)
+        channel = modulo(divide(result, t.y_strides[1]), t.geometry.out_channels)
+        total.set(splat(0.0, 1) if bias is None else b.load(bias, channel))
+        for part in range(t.splits):
+            total.set(total.get() + b.load(parts, result + part * t.results))
+        store_result(b, y, result, total.get(), residual, epilogue.activation)
     return b.finished(name)
 
 
@@ -177,7 +219,7 @@ def _row(b: DeviceBuilder, shared: Expr, at: Expr, count: int) -> list[Expr]:
     return values
 
 
-def _fill(b: DeviceBuilder, t: GemmTile, x: Expr, right: Expr, first: Expr, first_pixel: Expr) -> None:
+def _fill(b: DeviceBuilder, t: GemmTile, x: Expr, right: Expr, group: Expr, first: Expr, first_pixel: Expr) -> None:
     """Copies a slice of the matrix of shifted inputs to shared memory, with zeros for the padding."""
     g = t.geometry
     with b.loop("i", 0, ceil_div(DEPTH * t.pixels, t.threads)) as i:
@@ -192,7 +234,7 @@ def _fill(b: DeviceBuilder, t: GemmTile, x: Expr, right: Expr, first: Expr, firs
             channel, *taps = unravel(b, product, (t.group_inputs, *g.kernel))
             image, *at = unravel(b, column, (g.batch, *g.out_size))
             inside = tirx.all(product < t.depth, column < t.all_pixels)
-            from_ = image * t.x_strides[0] + (b.block[2] * t.group_inputs + channel) * t.x_strides[1]
+            from_ = image * t.x_strides[0] + (group * t.group_inputs + channel) * t.x_strides[1]
             for axis, (tap, place) in enumerate(zip(taps, at, strict=True)):
                 position = b.let("position", place * g.strides[axis] + tap * g.dilations[axis] - g.pads[axis])
                 inside = tirx.all(inside, position >= 0, position < g.in_size[axis])

@@ -16,10 +16,10 @@ import numpy as np
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
 from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, WARP, ceil_div, strides_of
 from lwc_compiler.kernels.gpu.depthwise import THREADS, depthwise_kernel
-from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm
+from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm, sum_kernel
 from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, most_chunk, pack_matvec
 from lwc_compiler.kernels.gpu.taps import TapTile, pack_taps, taps_kernel
-from lwc_compiler.kernels.kernel import Constant, Input, Operand, Output, Plan, Step
+from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Operand, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ _INDEX_BYTES = 2
 _FEW_ROWS = 8  # of a product that reads its weights once for all of them
 _TAP_SHARED_BYTES = 24 << 10  # so that a multiprocessor has two blocks or more
 _MATVEC_CUTS = ((4, 1), (8, 1), (16, 1), (16, 2))  # warps, outputs of each
+_SPLITS = (1, 2, 4, 8, 16)
 _GEMM_TILES = ((128, 128, 8), (64, 64, 4), (32, 32, 4), (32, 64, 4))  # output channels, pixels, per thread
 
 
@@ -110,8 +111,10 @@ def _candidates(
     """The ways to compute a convolution of two dimensions or more that is not depthwise."""
     candidates = []
     for outputs, pixels, per_thread in _GEMM_TILES:
-        dense = GemmTile(geometry, x_strides, y_strides, outputs, pixels, per_thread)
-        candidates.append(_dense(weight, dense, epilogue, gpu))
+        for splits in _SPLITS:
+            dense = GemmTile(geometry, x_strides, y_strides, outputs, pixels, per_thread, splits)
+            if splits == 1 or dense.splits * 2 <= dense.slices:
+                candidates.append(_dense(weight, dense, epilogue, gpu))
     if np.all(weight):
         return candidates
     kept = int(np.count_nonzero(weight))
@@ -180,19 +183,25 @@ def _tap_plan(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue) -> Pl
 
 def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
     g, blocks = t.geometry, math.prod(t.grid)
-    products = blocks * t.outputs * t.pixels * t.depth
+    products = blocks // t.splits * t.outputs * t.pixels * t.depth
     # A thread loads 2 n values from shared memory for n^2 products; 4 x 4 are bound by that.
     share = min(1.0, t.per_thread / 8 + 0.25)
-    staged = blocks * (t.outputs + t.pixels) * t.depth / WARP * _STAGED
+    staged = blocks // t.splits * (t.outputs + t.pixels) * t.depth / WARP * _STAGED
     busy = min(1.0, blocks * t.threads / WARP / (gpu.multiprocessors * min(_WARPS, t.threads // WARP * 2)))
     moved = 4 * (weight.size + math.prod(g.in_shape) + math.prod(g.out_shape))
     seconds = _seconds(gpu, products / (gpu.lanes * share) + staged / 4, moved, busy)
     name = f"dense {t.outputs}x{t.pixels}"
+    if t.splits > 1:
+        seconds += _seconds(gpu, 0.0, 4.0 * (2 * t.splits + 1) * t.results, 1.0)
+        name += f", sums in {t.splits} parts"
 
     def plan() -> Plan:
-        flops = 2 * weight.size * t.all_pixels
-        kernel = gemm_kernel("gpu_gemm", t, epilogue)
-        return _plan(kernel, [pack_gemm(weight, t)], epilogue, "dense", weight.size, flops)
+        flops, weights = 2 * weight.size * t.all_pixels, pack_gemm(weight, t)
+        if t.splits == 1:
+            return _plan(gemm_kernel("gpu_gemm", t, epilogue), [weights], epilogue, "dense", weight.size, flops)
+        parts = Step(gemm_kernel("gpu_gemm", t, Epilogue()), (Input(0), weights, Scratch(0)))
+        sums = Step(sum_kernel("gpu_gemm_sum", t, epilogue), (Scratch(0), *_further(epilogue), Output(0)))
+        return Plan((parts, sums), (4 * t.splits * t.results,), "dense", "", weight.size, flops)
 
     return Candidate("dense", name, _cycles(gpu, seconds), plan)
 
@@ -235,8 +244,13 @@ def _depthwise(weight: NDArray[np.float32], g: ConvGeometry, epilogue: Epilogue,
     return Candidate("dense", "dense depthwise", _cycles(gpu, seconds), plan)
 
 
-def _plan(kernel: object, constants: list[Constant], epilogue: Epilogue, format_: str, stored: int, flops: int) -> Plan:
-    residual: tuple[Operand, ...] = (Input(1),) if epilogue.residual else ()
-    bias = () if epilogue.bias is None else (Constant(epilogue.bias),)
-    step = Step(kernel, (Input(0), *residual, *constants, *bias, Output(0)))  # type: ignore[arg-type]
+def _plan(kernel: Kernel, constants: list[Constant], epilogue: Epilogue, format_: str, stored: int, flops: int) -> Plan:
+    residual, bias = _further(replace(epilogue, bias=None)), _further(replace(epilogue, residual=False))
+    step = Step(kernel, (Input(0), *residual, *constants, *bias, Output(0)))
     return Plan((step,), (), format_, "", stored, flops)
+
+
+def _further(epilogue: Epilogue) -> tuple[Operand, ...]:
+    """The residual and the bias, where there are any."""
+    residual = (Input(1),) if epilogue.residual else ()
+    return (*residual, *((Constant(epilogue.bias),) if epilogue.bias is not None else ()))
