@@ -121,6 +121,24 @@ def test_layers_alike_share_their_kernels(geometry: ConvGeometry, density: float
     check_same_kernels(*(plan_conv(np.ascontiguousarray(w), geometry, Epilogue(), GPU) for w in (weight, other)))
 
 
+def test_plans_depend_on_the_gpu() -> None:
+    """The more multiprocessors, the more blocks share the sums of a layer with few pixels."""
+    geometry = conv(1, 512, (7, 7), 512, (3, 3), pads=(1, 1, 1, 1))
+    weight = np.ones(weight_shape(geometry), np.float32)
+    many, few = (plan_conv(weight, geometry, Epilogue(), find_target(n)) for n in ("h100", "jetson-orin-nano"))
+    assert [step.kernel.name for step in many.steps] == ["gpu_gemm", "gpu_gemm_sum"]
+    assert math.prod(many.steps[0].kernel.launch.grid) > math.prod(few.steps[0].kernel.launch.grid)
+
+
+@pytest.mark.parametrize(("density", "format_"), [(0.05, "csr"), (0.9, "dense")])
+@pytest.mark.parametrize("rows", [1, 64])
+def test_the_density_decides(density: float, format_: str, rows: int) -> None:
+    weight = sparse(np.random.default_rng(0), (4096, 4096), density, 1)
+    plan = plan_matmul(weight, rows, Epilogue(), GPU)
+    assert plan.format == format_
+    assert {trial.name.split()[0] for trial in plan.trials} == {"csr", "dense"}
+
+
 def epilogue(channels: int) -> Epilogue:
     return Epilogue(np.zeros(channels, np.float32), True, Activation("relu"))
 
