@@ -84,6 +84,7 @@ def operators():
         net.node("Tile", net.node("Slice", net.x, integers("from", 1), integers("to", 5)), integers("n", 1, 1, 2, 1)),
         net.node("Where", net.node("Less", net.x, net.node("Abs", net.x)), net.x, net.node("Erf", net.x)),
         net.node("GlobalMaxPool", net.x),
+        net.node("Atan", net.node("Tan", net.x)),
     ]
     flat = [net.node("Flatten", part, axis=0) for part in parts]
     return net.model(net.node("Concat", *flat, axis=1), (1, None))

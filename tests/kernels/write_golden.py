@@ -1,4 +1,4 @@
-"""Writes the texts of kernels that `test_gpu` compares with; PYTHONPATH has to name this folder."""
+"""Writes the texts of kernels that `test_gpu` compares with; run it with PYTHONPATH=.:tests/kernels."""
 
 from test_gpu import GOLDEN, golden_kernels
 

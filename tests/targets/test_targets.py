@@ -59,6 +59,13 @@ def test_boards_with_a_gpu_have_their_own():
     assert find_target("jetson-orin-nano").machines == ("aarch64",)
 
 
+def test_the_library_for_all_gpus_has_the_code_of_each_on_its_platform():
+    every = find_target("cuda")
+    one = [t.gpu.architectures[0] for t in all_targets() if t.name.startswith("cuda:") and t.triple == every.triple]
+    assert every.gpu.architectures == tuple(one)
+    assert all(t.name == f"cuda:sm_{t.gpu.architectures[0]}" for t in all_targets() if t.gpu and t is not every)
+
+
 @pytest.mark.parametrize(
     ("capability", "runs"),
     [(None, set()), ((7, 5), {"cuda:sm_75"}), ((8, 9), {"cuda:sm_80", "cuda:sm_86", "cuda:sm_89"})],

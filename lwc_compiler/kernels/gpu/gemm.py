@@ -78,6 +78,16 @@ class GemmTile:
         return self.group_inputs * math.prod(self.geometry.kernel)
 
     @property
+    def by_channel(self) -> bool:
+        """Whether neighbours in the input's memory are of neighbouring channels."""
+        return self.x_strides[1] == 1
+
+    @property
+    def pitch(self) -> int:
+        """Elements of a row of inputs in shared memory, so that threads that write a column meet several banks."""
+        return self.pixels + _VECTOR if self.by_channel else self.pixels
+
+    @property
     def slices(self) -> int:
         """Slices of the products of a sum."""
         return ceil_div(self.depth, DEPTH)
@@ -136,7 +146,7 @@ def gemm_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
     weights = b.pointer("weights")
     bias = b.pointer("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
-    left, right = b.shared("left", DEPTH * t.outputs), b.shared("right", DEPTH * t.pixels)
+    left, right = b.shared("left", DEPTH * t.outputs), b.shared("right", DEPTH * t.pitch)
 
     # Neighbouring threads store to neighbouring places.
     if t.y_strides[1] == 1:
@@ -166,7 +176,7 @@ def gemm_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
         b.barrier()
         with b.loop("k", 0, DEPTH) as k:
             a = _row(b, left, k * t.outputs + m, t.per_thread)
-            c = _row(b, right, k * t.pixels + p, t.per_thread)
+            c = _row(b, right, k * t.pitch + p, t.per_thread)
             for i in many:
                 for j in many:
                     sums[i][j].set(sums[i][j].get() + a[i] * c[j])
@@ -225,11 +235,11 @@ def _fill(b: DeviceBuilder, t: GemmTile, x: Expr, right: Expr, group: Expr, firs
     with b.loop("i", 0, ceil_div(DEPTH * t.pixels, t.threads)) as i:
         element = b.let("element", i * t.threads + b.thread)
         with b.when(element < DEPTH * t.pixels if DEPTH * t.pixels % t.threads else True):
-            if t.x_strides[1] == 1:
+            if t.by_channel:
                 k, pixel = modulo(element, DEPTH), divide(element, DEPTH)
             else:
                 k, pixel = divide(element, t.pixels), modulo(element, t.pixels)
-            to = b.let("to", k * t.pixels + pixel)
+            to = b.let("to", k * t.pitch + pixel)
             product, column = b.let("product", first + k), b.let("column", first_pixel + pixel)
             channel, *taps = unravel(b, product, (t.group_inputs, *g.kernel))
             image, *at = unravel(b, column, (g.batch, *g.out_size))
