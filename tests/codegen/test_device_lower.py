@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler as lwc
-from benchmarks.models import Network, bert, lenet5, mobilenet_v2
+from benchmarks.models import Network, alexnet, bert, lenet5, mobilenet_v2, resnet50
 from lwc_compiler.codegen import nvrtc
 from lwc_compiler.codegen.assemble import assemble
 from lwc_compiler.codegen.batch import cut_batch
@@ -98,6 +98,9 @@ NETWORKS = {
     "small_mobilenet, sparse": (small_mobilenet, 0.6, 2),
     "bert, sparse": (lambda: bert(1, 64, 2, 40), 0.9, 1),
     "operators": (operators, 0.0, 1),
+    "alexnet, sparse": (alexnet, 0.9, 1),
+    "mobilenet_v2, sparse": (mobilenet_v2, 0.9, 1),
+    "resnet50, sparse": (resnet50, 0.9, 1),
 }
 
 
@@ -128,10 +131,9 @@ def test_launches_compute_what_onnx_runtime_does(device, name) -> None:
         assert relative_error(outputs[output], values) <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["small_resnet, sparse", "bert, sparse", "operators", "mobilenet_v2"])
+@pytest.mark.parametrize("name", ["small_resnet, sparse", "bert, sparse", "operators", "mobilenet_v2, sparse"])
 def test_networks_compile_without_spills(name) -> None:
-    make, sparsity, batch = NETWORKS.get(name, (mobilenet_v2, 0.9, 1))
-    stage = assembled(network(make, sparsity, batch))
+    stage = assembled(network(*NETWORKS[name]))
     for code in compile_all(compile_device(stage.kernels, "cuda"), ARCHITECTURES, ptx=False, threads=2):
         assert set(code.resources) == set(stage.kernels)
         assert not [name for name, used in code.resources.items() if used.spill_bytes]
