@@ -10,12 +10,11 @@ import re
 from typing import TYPE_CHECKING, Any, Literal
 
 import tvm
-import tvm_ffi
 from tvm import s_tir, tirx
-from tvm.tirx.stmt import AllocBuffer, AttrStmt, SeqStmt
+from tvm.tirx.stmt import AllocBuffer, AttrStmt, Evaluate, SeqStmt
 
 from lwc_compiler.codegen.device_schedules import schedule_device
-from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, split_function
+from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, rewrite, split_function
 from lwc_compiler.errors import UnsupportedError
 from lwc_compiler.kernels.kernel import Kernel, Launch
 
@@ -120,23 +119,23 @@ def split_device(name: str, func: PrimFunc, inputs: int) -> Plan:
 def _make_device_kernel(name: str, nest: Stmt, buffers: list[Var]) -> Kernel:
     """A loop nest that is bound to blocks and threads as a kernel."""
     extents: dict[str, int] = {}
-    shared = 0
+    shared: list[Stmt] = []
 
-    def see_threads(node: Any) -> None:
-        if node.attr_key == "thread_extent":
+    def change(node: Stmt) -> Stmt:
+        if isinstance(node, AttrStmt) and node.attr_key == "thread_extent":
             extents[str(node.node.thread_tag)] = int(node.value)
+        if isinstance(node, AllocBuffer) and node.buffer.scope() == "shared":
+            shared.append(node)  # OpenCL has it at the top of a function only
+            return Evaluate(tirx.const(0, "int32"))
+        return node
 
-    def see_memory(node: Any) -> None:
-        nonlocal shared
-        if node.buffer.scope() == "shared":
-            shared += buffer_bytes(node.buffer)
-
-    tvm_ffi.structural_walk(nest, [(AttrStmt, see_threads), (AllocBuffer, see_memory)], order="pre")
+    body = rewrite(nest, change)
+    shared_bytes = sum(buffer_bytes(allocation.buffer) for allocation in shared)
 
     def along(kind: str) -> tuple[int, int, int]:
         x, y, z = (extents.get(f"{kind}Idx.{axis}", 1) for axis in "xyz")
         return x, y, z
 
     pointers, declared = pointers_to(buffers)
-    func = tirx.PrimFunc(pointers, SeqStmt([*declared, nest])).with_attr("tirx.noalias", True)
-    return Kernel(name, func, 1, launch=Launch(along("block"), along("thread"), shared))
+    func = tirx.PrimFunc(pointers, SeqStmt([*declared, *shared, body])).with_attr("tirx.noalias", True)
+    return Kernel(name, func, 1, launch=Launch(along("block"), along("thread"), shared_bytes))

@@ -91,23 +91,23 @@ def _serial(stmt: Stmt) -> Stmt:
             return For(node.loop_var, node.min, node.extent, ForKind.SERIAL, node.body, annotations=node.annotations)
         return node
 
-    return _rewrite(stmt, change)
+    return rewrite(stmt, change)
 
 
-def _rewrite(stmt: Stmt, change: Any) -> Stmt:
+def rewrite(stmt: Stmt, change: Any) -> Stmt:
     """Rebuilds a statement from its innermost parts outwards, each passed through `change`."""
     if isinstance(stmt, SeqStmt):
-        stmt = SeqStmt([_rewrite(s, change) for s in stmt.seq])
+        stmt = SeqStmt([rewrite(s, change) for s in stmt.seq])
     elif isinstance(stmt, For):
-        body = _rewrite(stmt.body, change)
+        body = rewrite(stmt.body, change)
         stmt = For(stmt.loop_var, stmt.min, stmt.extent, stmt.kind, body, stmt.thread_binding, stmt.annotations)
     elif isinstance(stmt, IfThenElse):
-        other = _rewrite(stmt.else_case, change) if stmt.else_case is not None else None
-        stmt = IfThenElse(stmt.condition, _rewrite(stmt.then_case, change), other)
+        other = rewrite(stmt.else_case, change) if stmt.else_case is not None else None
+        stmt = IfThenElse(stmt.condition, rewrite(stmt.then_case, change), other)
     elif isinstance(stmt, AttrStmt):
-        stmt = AttrStmt(stmt.node, stmt.attr_key, stmt.value, _rewrite(stmt.body, change))
+        stmt = AttrStmt(stmt.node, stmt.attr_key, stmt.value, rewrite(stmt.body, change))
     elif isinstance(stmt, While):
-        stmt = While(stmt.condition, _rewrite(stmt.body, change))
+        stmt = While(stmt.condition, rewrite(stmt.body, change))
     return change(stmt)
 
 
@@ -141,7 +141,7 @@ def _make_kernel(name: str, nest: Stmt, buffers: list[Var]) -> Kernel:
             return DeclBuffer(node.buffer, data=data)
         return node
 
-    body = _rewrite(_serial(nest), place)
+    body = rewrite(_serial(nest), place)
     pointers, declared = pointers_to(buffers)
     params = [*pointers, *([scratch] if used else []), t0, t1]
     func = tirx.PrimFunc(params, SeqStmt([*declared, body])).with_attr("tirx.noalias", True)

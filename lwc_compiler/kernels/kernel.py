@@ -115,7 +115,7 @@ class Trial:
 
     Attributes:
         name: format and cut.
-        cycles: predicted time on one core, in cycles.
+        cycles: predicted time on one core, or on the whole of a GPU, in cycles.
         seconds: measured time on one core; None when it was not measured.
     """
 

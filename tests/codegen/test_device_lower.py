@@ -96,7 +96,7 @@ NETWORKS = {
     "small_resnet, sparse": (small_resnet, 0.8, 2),
     "small_resnet, dense": (small_resnet, 0.0, 1),
     "small_mobilenet, sparse": (small_mobilenet, 0.6, 2),
-    "bert, sparse": (lambda: bert(1, 64, 2, 40), 0.9, 1),
+    "bert, sparse": (lambda: bert(1, 128, 2, 72), 0.9, 1),
     "operators": (operators, 0.0, 1),
     "alexnet, sparse": (alexnet, 0.9, 1),
     "mobilenet_v2, sparse": (mobilenet_v2, 0.9, 1),
