@@ -12,6 +12,7 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
+from lwc_compiler.codegen.device_build import split_device
 from lwc_compiler.codegen.kernel_build import split_function
 from lwc_compiler.codegen.layers import layer_index
 from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Ref, Stage
@@ -216,7 +217,10 @@ class _Builder:
         if name not in self._plans:
             func = self.module[function]
             assert isinstance(func, tirx.PrimFunc)
-            self._plans[name] = split_function(name, schedule(func, self.target), inputs)
+            if self.target.gpu is not None:
+                self._plans[name] = split_device(name, func, inputs)
+            else:
+                self._plans[name] = split_function(name, schedule(func, self.target), inputs)
         return self._plans[name]
 
 

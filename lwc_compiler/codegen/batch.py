@@ -86,6 +86,8 @@ def cut_batch(model: Model, target: Target, pick: Pick) -> list[Part]:
         rest, layers = extract_layers(reorder_axes(network.proto), shared, pick)
         return Part(rest, tuple(layers), runs, shared.threads)
 
+    if target.gpu is not None:  # it needs all the work there is at once
+        return [part(model)]
     single, count = one_image(model) or (model, 1)
     one_pass = count > 1 and weights_outweigh(single)  # over the weights, for the whole batch
     lanes = target.vector_bits // 32

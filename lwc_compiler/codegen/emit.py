@@ -180,7 +180,7 @@ def emit(
     """
     with_os = programs[0][0].os != "none"
     asks_cpu = any(target.features for target, _ in programs)
-    weights = _Weights() if kernels is None or weights_file else _Arrays()
+    weights = Weights() if kernels is None or weights_file else _Arrays()
     parts = [
         _ProgramText(i, target, program, weights, whole=kernels is not None)
         for i, (target, program) in enumerate(programs)
@@ -225,7 +225,7 @@ def emit(
             _EPILOGUE.format(
                 programs="\n".join(part.row() for part in parts),
                 version=__version__,
-                tensors=_tensor_table("input", inputs) + "\n" + _tensor_table("output", outputs),
+                tensors=tensor_table("input", inputs) + "\n" + tensor_table("output", outputs),
             ),
         ]
     )
@@ -242,24 +242,32 @@ def _mapped(constants: bytes, slack: int) -> tuple[bytes, str, str]:
     return contents, digest.hexdigest(), _MAPPED.format(bytes=len(contents), crc=zlib.crc32(body), identity=identity)
 
 
-class _Weights:
-    """The constants of all programs; equal ones are stored once."""
+class Weights:
+    """The constants of all programs; equal ones are stored once.
+
+    Attributes:
+        data: all of them, each at a 64-byte boundary.
+    """
 
     def __init__(self) -> None:
         self.data = bytearray()
         self._places: dict[bytes, int] = {}
 
-    def place(self, constant: NDArray[np.generic]) -> str:
-        """C expression of the address of a constant."""
+    def offset(self, constant: NDArray[np.generic]) -> int:
+        """Where in `data` a constant begins."""
         contents = constant.tobytes()
         if contents not in self._places:
             self._places[contents] = len(self.data)
             self.data += contents
             self.data += bytes(aligned(len(self.data)) - len(self.data))
-        return f"f->weights + {self._places[contents]}"
+        return self._places[contents]
+
+    def place(self, constant: NDArray[np.generic]) -> str:
+        """C expression of the address of a constant."""
+        return f"f->weights + {self.offset(constant)}"
 
 
-class _Arrays(_Weights):
+class _Arrays(Weights):
     """The constants as arrays of the source; equal ones are there once."""
 
     def __init__(self) -> None:
@@ -285,7 +293,7 @@ class _Arrays(_Weights):
 class _ProgramText:
     """The C text of one program."""
 
-    def __init__(self, index: int, target: Target, program: Program, weights: _Weights, *, whole: bool) -> None:
+    def __init__(self, index: int, target: Target, program: Program, weights: Weights, *, whole: bool) -> None:
         self._index, self._target = index, target
         self.between_bytes, before = 0, None
         slack = slack_bytes(target)
@@ -295,7 +303,7 @@ class _ProgramText:
             if number < len(program.stages) - 1:
                 ((spec, _),) = stage.outputs
                 after = self.between_bytes
-                self.between_bytes += aligned(stage.runs * _bytes(spec) + slack)
+                self.between_bytes += aligned(stage.runs * tensor_bytes(spec) + slack)
             self._stages.append(_StageText(f"{index}_{number}", stage, target, weights, before, after, whole=whole))
             before = after
         self._shared_bytes = max(stage.arena for stage in self._stages)
@@ -348,7 +356,7 @@ class _StageText:
         name: str,
         stage: Stage,
         target: Target,
-        weights: _Weights,
+        weights: Weights,
         before: int | None,
         after: int | None,
         *,
@@ -361,7 +369,7 @@ class _StageText:
         self._outputs = [] if after is not None else list(enumerate(stage.outputs))
         for offset, ((spec, ref), *_) in ((before, stage.inputs), (after, stage.outputs)):
             if offset is not None:
-                self._apart[ref] = f"f->between + {offset} + f->run * {_bytes(spec)}"
+                self._apart[ref] = f"f->between + {offset} + f->run * {tensor_bytes(spec)}"
         slack = slack_bytes(target)
         if target.os == "none" and not slack:
             self._use_the_callers_memory()
@@ -374,12 +382,12 @@ class _StageText:
     def _use_the_callers_memory(self) -> None:
         """Inputs are read, and outputs written, where the caller has them: a copy would take memory."""
         for number, (spec, ref) in self._inputs:
-            self._apart[ref] = f"(const unsigned char *)f->inputs[{number}] + f->run * {_bytes(spec)}"
+            self._apart[ref] = f"(const unsigned char *)f->inputs[{number}] + f->run * {tensor_bytes(spec)}"
         self._inputs = []
         copied: list[tuple[int, tuple[TensorSpec, Ref]]] = []
         for number, (spec, place) in self._outputs:
             if isinstance(place, BufferRef) and place not in self._apart:
-                self._apart[place] = f"(unsigned char *)f->outputs[{number}] + f->run * {_bytes(spec)}"
+                self._apart[place] = f"(unsigned char *)f->outputs[{number}] + f->run * {tensor_bytes(spec)}"
             else:
                 copied.append((number, (spec, place)))
         self._outputs = copied
@@ -405,15 +413,16 @@ class _StageText:
             functions="\n".join(functions),
             steps="\n".join(self._step(n, step) for n, step in enumerate(stage.steps)) or "    {NULL, 0, 0},",
             copy_in="\n".join(
-                f"    memcpy({self._place(ref)}, (const char *)f->inputs[{n}] + f->run * {_bytes(spec)}, "
-                f"{_bytes(spec)});"
+                f"    memcpy({self._place(ref)}, (const char *)f->inputs[{n}] + f->run * {tensor_bytes(spec)}, "
+                f"{tensor_bytes(spec)});"
                 for n, (spec, ref) in self._inputs
-                if _bytes(spec)
+                if tensor_bytes(spec)
             ),
             copy_out="\n".join(
-                f"    memcpy((char *)f->outputs[{n}] + f->run * {_bytes(spec)}, {self._place(ref)}, {_bytes(spec)});"
+                f"    memcpy((char *)f->outputs[{n}] + f->run * {tensor_bytes(spec)}, {self._place(ref)}, "
+                f"{tensor_bytes(spec)});"
                 for n, (spec, ref) in self._outputs
-                if _bytes(spec)
+                if tensor_bytes(spec)
             ),
         )
 
@@ -462,11 +471,13 @@ class _StageText:
         return self._constants[ref.index]
 
 
-def _bytes(spec: TensorSpec) -> int:
+def tensor_bytes(spec: TensorSpec) -> int:
+    """Bytes of a dense tensor."""
     return int(np.prod(spec.shape, dtype=np.int64)) * np.dtype(spec.dtype).itemsize
 
 
-def _tensor_table(direction: str, specs: Iterable[TensorSpec]) -> str:
+def tensor_table(direction: str, specs: Iterable[TensorSpec]) -> str:
+    """The C table of the inputs or outputs."""
     lines, rows = [], []
     for i, spec in enumerate(specs):
         dims = ", ".join(map(str, spec.shape)) or "0"

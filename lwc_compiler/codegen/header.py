@@ -25,8 +25,7 @@ _HEADER = """\
  * Outputs:
 {outputs}
  *
- * {symbol}_run computes the outputs from the inputs. It allocates nothing and keeps no state between calls: calls with
- * different workspaces and pools may run at the same time.
+{about}
  */
 #ifndef {guard}
 #define {guard}
@@ -39,15 +38,7 @@ extern "C" {{
 #endif
 
 #define {upper}_VERSION "{version}"
-#define {upper}_WORKSPACE_ALIGNMENT {alignment}
-#define {upper}_WORKSPACE_BYTES {workspace_bytes} /* for one thread */
 {constants}
-
-/* What {symbol}_run returns; 0: the outputs are computed. */
-#define {upper}_ERROR_NULL 1
-#define {upper}_ERROR_ALIGNMENT 2
-#define {upper}_ERROR_WORKSPACE 3 /* it is too small */
-#define {upper}_ERROR_WEIGHTS 4 /* they are damaged, or those of another library */
 
 typedef struct {{
     const char *name;
@@ -55,6 +46,28 @@ typedef struct {{
     int rank;
     const int64_t *dims; /* row-major */
 }} {symbol}_tensor;
+
+{body}int {symbol}_input_count(void);
+int {symbol}_output_count(void);
+const {symbol}_tensor *{symbol}_inputs(void);
+const {symbol}_tensor *{symbol}_outputs(void);
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+_ABOUT = """\
+ * {symbol}_run computes the outputs from the inputs. It allocates nothing and keeps no state between calls: calls with
+ * different workspaces and pools may run at the same time."""
+_BODY = """\
+/* What {symbol}_run returns; 0: the outputs are computed. */
+#define {upper}_ERROR_NULL 1
+#define {upper}_ERROR_ALIGNMENT 2
+#define {upper}_ERROR_WORKSPACE 3 /* it is too small */
+#define {upper}_ERROR_WEIGHTS 4 /* they are damaged, or those of another library */
 
 typedef struct {symbol}_pool {symbol}_pool;
 {pool}
@@ -73,17 +86,7 @@ const char *{symbol}_version(void);
 const char *{symbol}_target(void); /* whose code runs here */
 int {symbol}_cpu_supported(void); /* 1 when this processor can run the library */
 
-{profile}int {symbol}_input_count(void);
-int {symbol}_output_count(void);
-const {symbol}_tensor *{symbol}_inputs(void);
-const {symbol}_tensor *{symbol}_outputs(void);
-
-#ifdef __cplusplus
-}}
-#endif
-
-#endif
-"""
+{profile}"""
 
 _POOL = """\
 
@@ -116,6 +119,35 @@ _WEIGHTS = """\
 int {symbol}_check_weights(const void *weights, size_t bytes);
 """
 
+_DEVICE_ABOUT = """\
+ * {symbol}_run computes the outputs from the inputs on an NVIDIA GPU. The library needs the driver, libcuda.so.1, when
+ * it runs, and nothing of CUDA before. Contexts are independent of each other; one is used by one thread at a time."""
+_DEVICE_BODY = """\
+/* The network on a GPU: its code, weights and memory there. */
+typedef struct {symbol}_context {symbol}_context;
+
+/* Loads the driver, and the network on to GPU number `device` of the process, of whose memory it takes
+ * {symbol}_device_bytes(). NULL when that is not possible; *error is then a code for {symbol}_error_string, and 0
+ * otherwise; the pointer may be NULL. */
+{symbol}_context *{symbol}_create(int device, int *error);
+void {symbol}_destroy({symbol}_context *context);
+size_t {symbol}_device_bytes(void);
+
+/* Runs the network: one pointer for each input and output, in the order above, tensors dense and row-major, in the
+ * memory of the processor. Returns when the outputs are there: 0, or a code for {symbol}_error_string. After an error
+ * that the GPU does not recover from every run gives the same code; the context can be destroyed. */
+int {symbol}_run({symbol}_context *context, const void *const *inputs, void *const *outputs);
+
+/* The same with tensors in the memory of the GPU. Only starts the work, on a stream of the caller (a CUstream or
+ * cudaStream_t; NULL: the default one); the next run of the context has to be on the same stream, or after it. */
+int {symbol}_run_device({symbol}_context *context, const void *const *inputs, void *const *outputs, void *stream);
+
+const char *{symbol}_error_string(int code);
+const char *{symbol}_version(void);
+const char *{symbol}_target(void);
+
+"""
+
 
 def emit_header(
     name: str,
@@ -137,7 +169,6 @@ def emit_header(
         threads: the target has an operating system: threads, and a clock to time steps with.
     """
     upper = symbol.upper()
-    constants = [*_constants(f"{upper}_INPUT", inputs), *_constants(f"{upper}_OUTPUT", outputs)]
     weights, argument = "", ""
     if emitted.identity:
         argument = "const void *weights, "
@@ -145,14 +176,39 @@ def emit_header(
             name=name, symbol=symbol, upper=upper, alignment=ALIGNMENT_BYTES, bytes=len(emitted.weights),
             identity=emitted.identity,
         )  # fmt: skip
-    return _HEADER.format(
-        name=name.replace("*/", "* /"), symbol=symbol, guard=f"{upper}_H", upper=upper, version=__version__,
-        alignment=ALIGNMENT_BYTES, inputs=_describe(inputs), outputs=_describe(outputs),
-        workspace_bytes=emitted.least_workspace_bytes, constants="\n".join(constants),
+    body = _BODY.format(
+        symbol=symbol, upper=upper, alignment=ALIGNMENT_BYTES, weights=weights, argument=argument,
         pool=_POOL.format(symbol=symbol) if threads else "",
         profile=_PROFILE.format(symbol=symbol, argument=argument) if threads else "",
-        weights=weights, argument=argument,
         where="" if threads else _WHERE,
+    )  # fmt: skip
+    defines = [
+        f"#define {upper}_WORKSPACE_ALIGNMENT {ALIGNMENT_BYTES}",
+        f"#define {upper}_WORKSPACE_BYTES {emitted.least_workspace_bytes} /* for one thread */",
+    ]
+    return _header(name, symbol, inputs, outputs, _ABOUT.format(symbol=symbol), defines, body)
+
+
+def emit_device_header(name: str, symbol: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+    """The header of a library for GPUs; the arguments are those of `emit_header`."""
+    about, body = _DEVICE_ABOUT.format(symbol=symbol), _DEVICE_BODY.format(symbol=symbol)
+    return _header(name, symbol, inputs, outputs, about, [], body)
+
+
+def _header(
+    name: str,
+    symbol: str,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    about: str,
+    defines: list[str],
+    body: str,
+) -> str:
+    upper = symbol.upper()
+    constants = [*defines, *_constants(f"{upper}_INPUT", inputs), *_constants(f"{upper}_OUTPUT", outputs)]
+    return _HEADER.format(
+        name=name.replace("*/", "* /"), symbol=symbol, guard=f"{upper}_H", upper=upper, version=__version__,
+        about=about, inputs=_describe(inputs), outputs=_describe(outputs), constants="\n".join(constants), body=body,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from tvm.tirx.stmt import AllocBuffer, AttrStmt, DeclBuffer, For, ForKind, IfThe
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, Input, Kernel, Operand, Output, Plan, Scratch, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tvm.tirx import PrimFunc, Var
 
@@ -119,6 +119,12 @@ def _round_up(size: int, to: int) -> int:
     return -(-size // to) * to
 
 
+def pointers_to(buffers: list[Var]) -> tuple[list[Var], list[Stmt]]:
+    """Parameters that point to the buffers, and the statements that say so."""
+    pointers = [tirx.Var(f"p{i}", tvm.ir.PointerType(tvm.ir.PrimType(str(b.dtype)))) for i, b in enumerate(buffers)]
+    return pointers, [DeclBuffer(b, data=p) for b, p in zip(buffers, pointers, strict=True)]
+
+
 def _make_kernel(name: str, nest: Stmt, buffers: list[Var]) -> Kernel:
     """One loop nest over `buffers` as a kernel whose outermost parallel loop is its tile range."""
     t0, t1 = tirx.Var("t0", "int32"), tirx.Var("t1", "int32")
@@ -140,14 +146,18 @@ def _make_kernel(name: str, nest: Stmt, buffers: list[Var]) -> Kernel:
         return node
 
     body = rewrite_statements(_serial(nest), place)
-    pointers = [tirx.Var(f"p{i}", tvm.ir.PointerType(tvm.ir.PrimType(str(b.dtype)))) for i, b in enumerate(buffers)]
-    declared = [DeclBuffer(b, data=p) for b, p in zip(buffers, pointers, strict=True)]
+    pointers, declared = pointers_to(buffers)
     params = [*pointers, *([scratch] if used else []), t0, t1]
     func = tirx.PrimFunc(params, SeqStmt([*declared, body])).with_attr("tirx.noalias", True)
     return Kernel(name, func, tiles, used)
 
 
-def split_function(name: str, func: PrimFunc, inputs: int) -> Plan:
+def split_function(
+    name: str,
+    func: PrimFunc,
+    inputs: int,
+    make_kernel: Callable[[str, Stmt, list[Var]], Kernel] = _make_kernel,
+) -> Plan:
     """Takes a scheduled function apart into kernels.
 
     Each top-level loop nest becomes a kernel of its own, its outermost `parallel` loop the kernel's tile range. Buffers
@@ -157,6 +167,7 @@ def split_function(name: str, func: PrimFunc, inputs: int) -> Plan:
         name: what the kernels are called.
         func: buffers as parameters (inputs, then outputs), every loop extent and shape constant.
         inputs: how many of the parameters are inputs.
+        make_kernel: makes a kernel of its name, a loop nest and the buffers in it.
     """
     if isinstance(func.body, s_tir.stmt.SBlockRealize):
         (lowered,) = _LOWER_BLOCKS(tvm.IRModule({"main": func})).functions_items()
@@ -178,7 +189,7 @@ def split_function(name: str, func: PrimFunc, inputs: int) -> Plan:
             nest = SeqStmt([*shared, statement]) if shared else statement
             free = set(undefined_vars(nest, []))
             buffers = [b for b in operands if b in free]
-            kernel = _make_kernel(name, nest, buffers)
+            kernel = make_kernel(name, nest, buffers)
             steps.append(Step(kernel, tuple(operands[b] for b in buffers)))
     return Plan(tuple(steps), tuple(scratch))
 

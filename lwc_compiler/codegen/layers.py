@@ -3,7 +3,8 @@
 A layer is a Conv, ConvTranspose, Gemm or MatMul with what follows it as long as nothing else reads what is in between:
 a bias, one residual Add and an activation are computed where the kernel stores its result. Chains of a depthwise
 convolution and pointwise ones become one layer where one kernel for all is faster. MatMuls of two activations
-(attention) become layers too. Everything works on float32 with static shapes; what does not fit is left to Relax.
+(attention) become layers too. Everything works on float32 with static shapes; what does not fit is left to Relax, and
+for a GPU so are these chains, ConvTranspose, and products and transpositions of activations.
 """
 
 from __future__ import annotations
@@ -307,7 +308,7 @@ class _Extraction:
         first = self.convolution(node)
         if first is None:
             return
-        chain = self.chain(first)
+        chain = [first] if self.target.gpu else self.chain(first)
         if len(chain) > 1:
             plan = plan_separable([layer.part for layer in chain], self.target, self.pick)
             if plan is not None:
@@ -344,6 +345,8 @@ class _Extraction:
 
     def convolution(self, node: onnx.NodeProto) -> _Convolution | None:
         """The convolution that starts at a Conv or ConvTranspose; None when it is no layer."""
+        if self.target.gpu and node.op_type == "ConvTranspose":
+            return None
         weight, x, y = self.array(node.input[1]), self.shape(node.input[0]), self.shape(node.output[0])
         bias = self.array(input_name(node, 2))
         if weight is None or x is None or y is None or (bias is None and input_name(node, 2)):
@@ -394,13 +397,13 @@ class _Extraction:
             group = self.group(node, None, a[-2], -2)
             plan = plan_conv(weight, geometry, group.epilogue, self.target, self.pick)
             self.finish(group, [node.input[1]], plan, node.input[0], 2 * left.size * b[-1] * math.prod(b[:-2]))
-        elif left is None and right is None and a[:-2] == b[:-2]:
+        elif left is None and right is None and a[:-2] == b[:-2] and not self.target.gpu:
             self.attention(node, a, b)
 
     def transpose(self, node: onnx.NodeProto) -> None:
         """A transposition of matrices, unless the only node that reads it can take it in."""
         x, perm = self.shape(node.input[0]), attributes_of(node).get("perm")
-        if x is None or len(x) < 2 or perm != _swapped(len(x)) or min(x[-2:]) < _SMALL_MATRIX:
+        if self.target.gpu or x is None or len(x) < 2 or perm != _swapped(len(x)) or min(x[-2:]) < _SMALL_MATRIX:
             return
         readers = self.readers[node.output[0]]
         if len(readers) == 1 and (("", readers[0].op_type) not in _STARTS or readers[0].input[0] == node.output[0]):

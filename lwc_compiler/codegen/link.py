@@ -117,13 +117,16 @@ def _archiver_of(compiler: str) -> str:
     return stem if stem != compiler and shutil.which(stem) else "ar"
 
 
-def link_library(compiler: Compiler, files: Mapping[str, bytes], hidden: tuple[str, ...] = ()) -> bytes:
+def link_library(
+    compiler: Compiler, files: Mapping[str, bytes], hidden: tuple[str, ...] = (), libraries: tuple[str, ...] = ("m",)
+) -> bytes:
     """Compiles and links a shared library; the same files give the same bytes.
 
     Args:
         compiler: from `find_compiler`.
         files: file name -> contents; every `.c` and `.o` is compiled in, others are there to be included.
         hidden: patterns of symbols the library keeps to itself.
+        libraries: of the system that it needs beside the C library.
 
     Raises:
         ToolchainError: the compiler failed; the message ends with what it said.
@@ -139,7 +142,11 @@ def link_library(compiler: Compiler, files: Mapping[str, bytes], hidden: tuple[s
                 "-Wl,--build-id=none", "-Wl,-s", "-Wl,-z,noexecstack", "-Wl,--version-script=symbols.map"
             ]  # fmt: skip
         flags = [*compiler.flags, "-shared", "-pthread", *linking]
-        _run([*compiler.command, *flags, *sources, "-lm", "-o", "library.so"], folder, "could not link the library")
+        _run(
+            [*compiler.command, *flags, *sources, *(f"-l{name}" for name in libraries), "-o", "library.so"],
+            folder,
+            "could not link the library",
+        )
         return (Path(folder) / "library.so").read_bytes()
 
 

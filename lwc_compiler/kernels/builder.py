@@ -31,7 +31,7 @@ class Register:
     def __init__(self, builder: KernelBuilder, lanes: int, dtype: str) -> None:
         self._builder = builder
         self._lanes = lanes
-        self._buffer = tirx.decl_buffer((lanes,), dtype, name="r")
+        self._buffer = tirx.decl_buffer((lanes,), dtype, name="r", scope=builder.register_scope)
         builder.emit(AllocBuffer(self._buffer))
 
     def get(self) -> Expr:
@@ -48,7 +48,15 @@ class Register:
 
 
 class KernelBuilder:
-    """Builds one kernel: declare its pointers, then emit the work of the tiles `first` to `last` - 1."""
+    """Builds one kernel: declare its pointers, then emit the work of the tiles `first` to `last` - 1.
+
+    Attributes:
+        register_scope: TVM's name of the memory that registers are.
+        has_erf: the hardware's library has the error function.
+    """
+
+    register_scope = "global"
+    has_erf = False
 
     def __init__(self) -> None:
         self._pointers: list[Expr] = []

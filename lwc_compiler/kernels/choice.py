@@ -37,7 +37,7 @@ class Candidate:
     Attributes:
         format: how it stores the weights.
         name: format and cut; for one layer, equal names are equal kernels.
-        cycles: predicted time on one core.
+        cycles: predicted time on one core, or on the whole of a GPU.
         build: makes the plan.
         uneven: how much longer than an even share of that time threads take for it.
     """

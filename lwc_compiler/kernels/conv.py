@@ -12,6 +12,7 @@ import numpy as np
 from lwc_compiler.kernels.channel_plan import channel_candidates
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
 from lwc_compiler.kernels.depthwise_plan import depthwise_candidates
+from lwc_compiler.kernels.gpu import plan as gpu
 from lwc_compiler.kernels.interleave import interleave_kernel
 from lwc_compiler.kernels.kernel import Input, Output, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
@@ -58,6 +59,8 @@ def plan_conv(
         tap = np.ravel_multi_index(position, geometry.kernel)
         matrix = weight.reshape(geometry.out_channels, geometry.in_channels, -1)[:, :, tap]
         return plan_matmul(matrix.T, geometry.batch, epilogue, target, pick)
+    if target.gpu is not None:
+        return gpu.plan_conv(weight, geometry, epilogue, target, pick)
     candidates = tap_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
     if geometry.images == 1:
         candidates += depthwise_candidates(weight, geometry, epilogue, target)

@@ -8,6 +8,9 @@ Every buffer a kernel gets starts at a 64-byte boundary and has `SLACK_BYTES` re
 arbitrary contents: a vector load may run over the end, but what it reads there must not reach a result. Stores never
 leave the buffer. No two pointers alias, but for what `Kernel.over` says. Kernels without vectors read nothing past the
 end; on microcontrollers the graph's inputs and outputs are the caller's own memory, aligned as their elements are.
+
+On a GPU it is a device function of the pointers alone: its `Launch` says how many threads compute it, and one launch
+does all of its work.
 """
 
 from __future__ import annotations
@@ -26,6 +29,21 @@ _SECONDS_A_CYCLE = 4e-10
 
 
 @dataclass(frozen=True)
+class Launch:
+    """The threads of a kernel on a GPU.
+
+    Attributes:
+        grid: blocks along x, y and z.
+        block: threads of a block along x, y and z.
+        shared_bytes: of shared memory that a block uses; declared in the kernel.
+    """
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared_bytes: int = 0
+
+
+@dataclass(frozen=True)
 class Kernel:
     """A TIR function that will be compiled to a plain C function.
 
@@ -39,6 +57,7 @@ class Kernel:
             the last pointer, and reads only the same part of every computed input.
         over: number of the pointer whose buffer may also be the output's, as the kernel reads every element of it once,
             before it writes that of the output; None where there is none.
+        launch: on a GPU: its threads, and `params` are pointers alone.
     """
 
     name: str
@@ -47,6 +66,7 @@ class Kernel:
     thread_bytes: int = 0
     bands: int = 1
     over: int | None = None
+    launch: Launch | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +119,7 @@ class Trial:
 
     Attributes:
         name: format and cut.
-        cycles: predicted time on one core, in cycles.
+        cycles: predicted time on one core, or on the whole of a GPU, in cycles.
         seconds: measured time on one core; None when it was not measured.
     """
 

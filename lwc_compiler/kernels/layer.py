@@ -43,6 +43,8 @@ class Activation:
 
     def apply(self, b: KernelBuilder, value: Any, lanes: int) -> Any:
         """The function of a vector expression."""
+        if self.kind == "gelu" and b.has_erf:
+            return value * 0.5 * (1.0 + tirx.erf(value * math.sqrt(0.5)))
         if self.kind == "gelu":
             return _gelu(b, value, lanes)
         zero, one = splat(0.0, lanes), splat(1.0, lanes)

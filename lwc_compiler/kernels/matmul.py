@@ -11,6 +11,7 @@ import numpy as np
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
 from lwc_compiler.kernels.cost import pace, stored_density
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
+from lwc_compiler.kernels.gpu import plan as gpu
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.lookup import FEATURES, LANES, STEP_BYTES, LookupLayout, lookup_kernel, pack_lookup
@@ -62,6 +63,8 @@ def plan_matmul(
         target: what the code is for.
         pick: chooses among the ways to compute it.
     """
+    if target.gpu is not None:
+        return gpu.plan_matmul(weight, rows, epilogue, target, pick)
     k, n = weight.shape
     density = float((weight != 0).mean())
     lanes = target.vector_bits // 32

@@ -47,4 +47,10 @@ KERNELS = (
     Entry("matvec_shared", "csr", "sparse matrix times a few vectors that lie side by side"),
     Entry("transpose", "", "turns the input and the output of a sparse product of many rows"),
     Entry("gemm_batched", "", "products of two computed matrices"),
+    Entry("gpu_taps", "csr", "GPU: convolution or product of many rows, single non-zeros"),
+    Entry("gpu_gemm", "dense", "GPU: convolution or product of many rows with every weight"),
+    Entry("gpu_gemm_sum", "dense", "GPU: adds the parts of the sums of a dense layer up"),
+    Entry("gpu_matvec_csr", "csr", "GPU: sparse matrix times a few vectors"),
+    Entry("gpu_matvec_dense", "dense", "GPU: matrix with every weight times a few vectors"),
+    Entry("gpu_depthwise", "dense", "GPU: depthwise convolution with every weight"),
 )

@@ -6,6 +6,8 @@ schedules; every buffer has its place in one workspace. The library needs no Pyt
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 _TUNE = 6
+_MOST_ELEMENTS = 2**31 - 1  # indices on a GPU have 32 bits
 
 
 def lower(model: Model, options: LowerOptions) -> Lowered:
@@ -72,6 +75,8 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.codegen.tune import Tuner
     from lwc_compiler.kernels.choice import predicted
 
+    if target.gpu is not None:
+        return _lower_device(model, target, options)
     check_supported(model.proto)
     compiler = None if target.source else find_compiler(target, options.cc)
     inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
@@ -133,6 +138,86 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         compiler=compiler.version if compiler else "",
         footprint=memory,
     )
+
+
+def _lower_device(model: Model, target: Target, options: LowerOptions) -> Lowered:
+    """`lower_static` for a target with a GPU."""
+    from lwc_compiler.codegen.assemble import assemble
+    from lwc_compiler.codegen.batch import cut_batch
+    from lwc_compiler.codegen.c_text import c_identifier
+    from lwc_compiler.codegen.device_build import check_launches, compile_device
+    from lwc_compiler.codegen.device_emit import emit_device
+    from lwc_compiler.codegen.frontend import check_supported, import_onnx
+    from lwc_compiler.codegen.header import emit_device_header
+    from lwc_compiler.codegen.layers import layer_call
+    from lwc_compiler.codegen.link import find_compiler, link_library, make_archive
+    from lwc_compiler.codegen.nvrtc import compile_all, nvrtc_version
+    from lwc_compiler.kernels.choice import predicted
+
+    assert target.gpu is not None
+    check_for_device(model.proto.graph, options)
+    check_supported(model.proto)
+    compiler, nvrtc = find_compiler(target, options.cc), nvrtc_version()
+    inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
+    symbol = c_identifier(model.name)
+    (part,) = cut_batch(model, target, predicted)
+    takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
+    stage = assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, f"{symbol}_kernel", target)
+    check_launches(stage.kernels)
+    source = compile_device(stage.kernels, "cuda")
+    codes = compile_all(source, target.gpu.architectures, ptx=target.gpu.ptx, threads=os.cpu_count() or 1)
+    emitted = emit_device(stage, codes, inputs, outputs, symbol, target)
+    needed = emitted.weight_bytes + emitted.arena_bytes
+    if target.ram_bytes and needed > target.ram_bytes:
+        raise UnsupportedError(
+            f"the network takes {needed >> 20} MiB and {target.name} has {target.ram_bytes >> 20}: compile it for a "
+            "smaller batch, or prune it further"
+        )
+    header = emit_device_header(model.name, symbol, inputs, outputs)
+    files = emitted.files | {f"{symbol}.h": header.encode()}
+    return Lowered(
+        name=model.name,
+        symbol=symbol,
+        library=link_library(compiler, files, hidden=(f"{symbol}_code_*",), libraries=("dl",)),
+        archive=make_archive(compiler, files),
+        header=header,
+        inputs=inputs,
+        outputs=outputs,
+        workspace_bytes=emitted.arena_bytes,
+        least_workspace_bytes=emitted.arena_bytes,
+        weight_bytes=emitted.weight_bytes,
+        layers=tuple(
+            _of_the_model(decision, model.proto.graph, 1) for layer in part.layers for decision in layer.decisions
+        ),
+        programs=(ProgramInfo(target.name, Program((stage,)).steps),),
+        target=target.name,
+        threads=options.threads,
+        compiler=f"{compiler.version}; {nvrtc}",
+    )
+
+
+def check_for_device(graph: onnx.GraphProto, options: LowerOptions) -> None:
+    """Refuses what cannot be lowered for a GPU, and what is not done there.
+
+    Args:
+        graph: normalized, static shapes.
+        options: of the lowering.
+
+    Raises:
+        OptionError: measurements, or weights in a file, are asked for.
+        UnsupportedError: a tensor has more elements than an index of 32 bits counts.
+    """
+    if options.tune:
+        raise OptionError(f"tune {options.tune}: kernels for GPUs are not measured; tune 0 takes what is predicted")
+    if options.weights == "file":
+        raise OptionError("weights file: a library for GPUs holds its weights, and copies them to the GPU once")
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        elements = math.prod(d.dim_value for d in value.type.tensor_type.shape.dim)
+        if elements > _MOST_ELEMENTS:
+            raise UnsupportedError(
+                f"'{value.name}' has {elements} elements; for GPUs lwc lowers tensors of at most {_MOST_ELEMENTS}: "
+                "compile the model for a smaller batch"
+            )
 
 
 def _of_the_model(decision: LayerDecision, graph: onnx.GraphProto, runs: int) -> LayerDecision:

@@ -77,7 +77,8 @@ def compile_model(
         source_sha256=source_sha256,
         report=with_lowered(_report(model, static, recipe), lowered),
         figures=_figures(original, model) if recipe.iterate else {},
-        bundle=bundle_files(lowered, make_test_vector(model, lowered)),
+        # How a library for a GPU is called, docs/cuda.md shows.
+        bundle=bundle_files(lowered, make_test_vector(model, lowered)) if target.gpu is None else {},
         verification=verification,
         force=force,
     )
@@ -180,6 +181,12 @@ def _check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> 
     # Source is compiled here to be checked.
     find_compiler(None if target.source else target, options.cc)
     check_supported(static.proto)
+    if target.gpu is not None:
+        from lwc_compiler.codegen.nvrtc import nvrtc_version
+        from lwc_compiler.passes.lower import check_for_device
+
+        check_for_device(static.proto.graph, options)
+        nvrtc_version()
     if thorough:
         import_onnx(static.proto)
 

@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -55,6 +55,11 @@ def open_session(artifact: Artifact, threads: int | None = None) -> Session:
             f"{artifact.directory} is for {manifest.target} ({other}), which this machine is not: run it there, or by "
             "--via qemu or --via ssh://USER@HOST"
         )
+    if target.gpu is not None:
+        from lwc_compiler.runtime.device_session import DeviceSession
+
+        threads = manifest.threads if threads is None else threads
+        return DeviceSession(artifact.library, manifest.symbol, manifest.inputs, manifest.outputs, threads)
     return Session(
         artifact.library,
         manifest.symbol,
@@ -72,6 +77,10 @@ def open_lowered(lowered: Lowered, threads: int) -> Session:
     with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
         library = Path(folder) / find_target(lowered.target).library_file(lowered.name)
         library.write_bytes(lowered.library)
+        if find_target(lowered.target).gpu is not None:
+            from lwc_compiler.runtime.device_session import DeviceSession
+
+            return DeviceSession(library, lowered.symbol, lowered.inputs, lowered.outputs, threads)
         weights = None
         if lowered.weights is not None:
             weights = Path(folder) / f"{lowered.name}.weights"
@@ -175,9 +184,9 @@ class Session(Network):
         target: str,
         weights: Path | None = None,
     ) -> None:
-        super().__init__(inputs, outputs, threads)
-        self._library = library = _Library(path, symbol, weights=weights is not None)
-        self._lock = threading.Lock()
+        self._set_tensors(inputs, outputs, threads)
+        self._functions: Functions
+        self._functions = self._library = library = _Library(path, symbol, weights=weights is not None)
         if not library.cpu_supported():
             library.close()
             raise TargetError(_unsupported_cpu(target))
@@ -186,14 +195,12 @@ class Session(Network):
         if threads > 1 and not self._pool:
             library.close()
             raise TargetError(f"this machine could not start {threads} threads: ask for fewer")
-        self._close = weakref.finalize(self, _free, library, self._pool)
+        self._close: weakref.finalize[..., Session] = weakref.finalize(self, _free, library, self._pool)
         # One block of bytes that holds an aligned workspace; NumPy alone promises 16 bytes.
         self._memory = np.empty(library.workspace_bytes(threads) + ALIGNMENT_BYTES, np.uint8)
         self._workspace = ctypes.c_void_p(-(-self._memory.ctypes.data // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
-        self._arguments = (ctypes.c_void_p * len(inputs))()
-        self._results = (ctypes.c_void_p * len(outputs))()
         # Values of ctypes, which a call takes as they are.
-        self._passed = (
+        self._passed: tuple[object, ...] = (
             *self._mapped(weights),
             self._arguments,
             self._results,
@@ -201,10 +208,17 @@ class Session(Network):
             ctypes.c_size_t(library.workspace_bytes(threads)),
             ctypes.c_void_p(self._pool),
         )
+
+    def _set_tensors(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int) -> None:
+        """What the network takes and gives, and the pointers to both that a run passes."""
+        super().__init__(inputs, outputs, threads)
+        self._lock = threading.Lock()
+        self._arguments = (ctypes.c_void_p * len(inputs))()
+        self._results = (ctypes.c_void_p * len(outputs))()
         self._gives = tuple((spec.name, np.dtype(spec.dtype), spec.shape, _memory_of(spec)) for spec in outputs)
 
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-        return self._call(self._library.run, self._passed, inputs)
+        return self._call(self._functions.run, self._passed, inputs)
 
     def profile(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
         """Runs the network once and gives the seconds of each of its steps, and then of the copies of its tensors.
@@ -221,7 +235,7 @@ class Session(Network):
     @property
     def target(self) -> str:
         """The target whose code runs: of those that the library has code for, the most capable that this CPU can."""
-        name: bytes = self._library.target()
+        name: bytes = self._functions.target()
         return name.decode()
 
     def use_target(self, name: str) -> None:
@@ -254,7 +268,7 @@ class Session(Network):
                 self._results[index] = address
             code = function(*passed)
         if code:
-            raise ArtifactError(f"the library failed: {self._library.error_string(code).decode()} (code {code})")
+            raise ArtifactError(f"the library failed: {self._functions.error_string(code).decode()} (code {code})")
         return outputs
 
     def _mapped(self, weights: Path | None) -> tuple[ctypes.c_void_p, ...]:
@@ -291,47 +305,65 @@ def _address(array: NDArray[np.generic]) -> int:
     return array.ctypes.data
 
 
-class _Library:
-    """The C functions of a library; its header documents them."""
+class Functions:
+    """The C functions that every library has; its header documents them."""
 
-    def __init__(self, path: Path, symbol: str, *, weights: bool) -> None:
+    def __init__(self, path: Path, symbol: str) -> None:
         # The loader takes a path it has seen for the library it has loaded, although the file may be a new one: so
         # every session opens the file by a name of its own.
         with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
             link = Path(folder) / path.name
             link.symlink_to(path.resolve())
             try:
-                library = ctypes.CDLL(os.fspath(link))
+                self._opened = ctypes.CDLL(os.fspath(link))
             except OSError as error:
                 raise ArtifactError(f"{path} cannot be loaded on this machine: {error}") from error
-        self._handle: int = library._handle
-        pointer = ctypes.c_void_p
+        self._path, self._symbol = path, symbol
+        self.run = self.function("run")
+        self.target = self.function("target")
+        self.error_string = self.function("error_string")
+        self.target.restype = ctypes.c_char_p
+        self.error_string.argtypes, self.error_string.restype = [ctypes.c_int], ctypes.c_char_p
+
+    def function(self, name: str) -> Any:
+        """A function of the library, whose name has the model's prefix.
+
+        Raises:
+            ArtifactError: there is none.
+        """
         try:
-            self.run = library[f"{symbol}_run"]
-            self.profile = library[f"{symbol}_profile"]
-            self.step_count = library[f"{symbol}_step_count"]
-            self.target = library[f"{symbol}_target"]
-            self.use_target = library[f"{symbol}_use_target"]
-            self.workspace_bytes = library[f"{symbol}_workspace_bytes"]
-            self.error_string = library[f"{symbol}_error_string"]
-            self.cpu_supported = library[f"{symbol}_cpu_supported"]
-            if weights:
-                self.check_weights = library[f"{symbol}_check_weights"]
-                self.check_weights.argtypes = [pointer, ctypes.c_size_t]
-            self.pool_create = library[f"{symbol}_pool_create"]
-            self.pool_destroy = library[f"{symbol}_pool_destroy"]
+            return self._opened[f"{self._symbol}_{name}"]
         except AttributeError as error:
             self.close()
-            raise ArtifactError(f"{path} lacks a function of the model: {error}; compile the model again") from None
-        self.target.restype = ctypes.c_char_p
-        self.use_target.argtypes = [ctypes.c_char_p]
-        self.workspace_bytes.argtypes, self.workspace_bytes.restype = [ctypes.c_int], ctypes.c_size_t
-        self.error_string.argtypes, self.error_string.restype = [ctypes.c_int], ctypes.c_char_p
-        self.pool_create.argtypes, self.pool_create.restype = [ctypes.c_int], pointer
-        self.pool_destroy.argtypes, self.pool_destroy.restype = [pointer], None
+            raise ArtifactError(
+                f"{self._path} lacks a function of the model: {error}; compile the model again"
+            ) from None
 
     def close(self) -> None:
-        _ctypes.dlclose(self._handle)
+        """Unloads the library."""
+        _ctypes.dlclose(self._opened._handle)
+
+
+class _Library(Functions):
+    """The C functions of a library for processors."""
+
+    def __init__(self, path: Path, symbol: str, *, weights: bool) -> None:
+        super().__init__(path, symbol)
+        pointer = ctypes.c_void_p
+        if weights:
+            self.check_weights = self.function("check_weights")
+            self.check_weights.argtypes = [pointer, ctypes.c_size_t]
+        self.profile = self.function("profile")
+        self.step_count = self.function("step_count")
+        self.use_target = self.function("use_target")
+        self.workspace_bytes = self.function("workspace_bytes")
+        self.cpu_supported = self.function("cpu_supported")
+        self.pool_create = self.function("pool_create")
+        self.pool_destroy = self.function("pool_destroy")
+        self.use_target.argtypes = [ctypes.c_char_p]
+        self.workspace_bytes.argtypes, self.workspace_bytes.restype = [ctypes.c_int], ctypes.c_size_t
+        self.pool_create.argtypes, self.pool_create.restype = [ctypes.c_int], pointer
+        self.pool_destroy.argtypes, self.pool_destroy.restype = [pointer], None
 
 
 def _free(library: _Library, pool: int | None) -> None:

@@ -57,6 +57,8 @@ def verify(model: Model, lowered: Lowered, cc: str | None = None) -> Verificatio
     if target.source:
         with compiled_source(lowered) as run:
             return _compared(model, lowered, lambda inputs: [run(inputs)], ROUNDS)
+    if target.gpu is not None:
+        return Verification({}, TOLERANCE, 0, f"there is no GPU here that runs code for {lowered.target}")
     reason = f"this CPU cannot run code for {lowered.target}: no {', '.join(missing)}"
     if not target.emulator and target.os != "none":
         return Verification({}, TOLERANCE, 0, reason)

@@ -41,6 +41,7 @@ def all_boards() -> tuple[Target, ...]:
             ram_bytes=board.ram_bytes,
             flash_bytes=board.flash_bytes,
             description=board.description,
+            gpu=board.gpu or targets[board.target].gpu,
         )
         for board in BOARDS
     )
@@ -79,8 +80,8 @@ def find_target(name: str) -> Target:
 
 
 def _host_target() -> Target:
-    # A machine's own code needs no variants.
-    targets = [target for target in all_targets() if not target.variants and target.machines]
+    # A machine's own code needs no variants; a GPU is not taken without being asked for.
+    targets = [t for t in all_targets() if not t.variants and t.machines and t.gpu is None]
     for target in reversed(targets):
         if not missing_features(target):
             sizes = cache_sizes()

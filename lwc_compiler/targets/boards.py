@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lwc_compiler.targets.target import Gpu
+
 _KB, _MB, _GB = 1 << 10, 1 << 20, 1 << 30
 
 
@@ -20,6 +22,7 @@ class Board:
         ram_bytes: bytes of memory.
         flash_bytes: bytes of flash for code and weights; 0 where they come from a file system.
         description: one line for `lwc targets`.
+        gpu: where its GPU is another than the one its target stands for.
     """
 
     name: str
@@ -27,6 +30,7 @@ class Board:
     ram_bytes: int
     flash_bytes: int
     description: str
+    gpu: Gpu | None = None
 
 
 BOARDS = (
@@ -48,4 +52,12 @@ BOARDS = (
     Board("esp32p4", "rv32imafc", 768 * _KB, 16 * _MB, "ESP32-P4: its level-2 memory, flash over QSPI"),
     Board("mps2-an500", "cortex-m7", 4 * _MB, 4 * _MB, "Arm MPS2 with a Cortex-M7, as QEMU emulates it"),
     Board("mps3-an547", "cortex-m55", 2 * _MB, 512 * _KB, "Arm MPS3 with a Cortex-M55, as QEMU emulates it"),
+    Board("t4", "cuda:sm_75", 16 * _GB, 0, "NVIDIA T4"),
+    Board("a100", "cuda:sm_80", 40 * _GB, 0, "NVIDIA A100, 40 GB"),
+    Board("l4", "cuda:sm_89", 24 * _GB, 0, "NVIDIA L4"),
+    Board("h100", "cuda:sm_90", 80 * _GB, 0, "NVIDIA H100 SXM"),
+    Board("h200", "cuda:sm_90", 141 * _GB, 0, "NVIDIA H200", Gpu((90,), 132, 128, 1.98, 4800.0, 50 * _MB)),
+    Board("rtx4090", "cuda:sm_89", 24 * _GB, 0, "GeForce RTX 4090", Gpu((89,), 128, 128, 2.52, 1008.0, 72 * _MB)),
+    Board("jetson-orin-nano", "cuda:sm_87", 8 * _GB, 0, "Jetson Orin Nano", Gpu((87,), 8, 128, 0.625, 68.0, 2 * _MB)),
+    Board("jetson-agx-orin", "cuda:sm_87", 64 * _GB, 0, "Jetson AGX Orin"),
 )

@@ -34,6 +34,29 @@ class Core:
 
 
 @dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU, or several with one library.
+
+    Attributes:
+        architectures: compute capabilities that there is machine code for, times ten, ascending: 75 is sm_75.
+        multiprocessors: how many.
+        lanes: float32 multiply-adds of a multiprocessor in a cycle.
+        gigahertz: its clock.
+        gigabytes_a_second: bandwidth of its memory.
+        l2_bytes: level-2 cache.
+        ptx: the library also has code that the driver of a later GPU translates.
+    """
+
+    architectures: tuple[int, ...]
+    multiprocessors: int
+    lanes: int
+    gigahertz: float
+    gigabytes_a_second: float
+    l2_bytes: int
+    ptx: bool = False
+
+
+@dataclass(frozen=True)
 class Target:
     """Hardware that machine code is made for.
 
@@ -63,6 +86,7 @@ class Target:
         source: the code is C99 text for whatever compiler, and not machine code.
         flash_bytes: bytes of flash memory that code and weights have to fit; 0: not limited by the target.
         ram_bytes: bytes of memory; 0: not limited by the target.
+        gpu: what the network is computed on; None: the processor.
     """
 
     name: str
@@ -87,6 +111,7 @@ class Target:
     source: bool = False
     flash_bytes: int = 0
     ram_bytes: int = 0
+    gpu: Gpu | None = None
 
     def library_file(self, name: str) -> str:
         """File name of the shared library of a model called `name`."""

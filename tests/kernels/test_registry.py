@@ -3,6 +3,7 @@
 import test_channels
 import test_conv
 import test_depthwise
+import test_gpu
 import test_matmul
 import test_pairs
 import test_pooled
@@ -21,8 +22,8 @@ def test_lists_every_tested_kernel_and_no_other() -> None:
         test_channels, test_conv, test_depthwise, test_matmul, test_pairs, test_pooled, test_separable, test_subsample,
         test_taps, test_winograd,
     )  # fmt: skip
-    for case in [case for module in modules for case in module.CASES]:
-        plan = case.plan(find_target("x86-64-v4"))
+    plans = [case.plan(find_target("x86-64-v4")) for module in modules for case in module.CASES]
+    for plan in [*plans, *(case.plan(find_target("a100")) for case in test_gpu.CASES)]:
         for step in plan.steps:
             formats.setdefault(step.kernel.name, set()).add(plan.format)
     assert set(formats) == {entry.name for entry in KERNELS}

@@ -8,7 +8,7 @@ import pytest
 from lwc_compiler import targets
 from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.errors import TargetError
-from lwc_compiler.targets import all_boards, all_targets, arm, find_target, host, missing_features, x86
+from lwc_compiler.targets import all_boards, all_targets, arm, cuda, find_target, host, missing_features, x86
 
 V3_FLAGS = "fpu sse2 avx avx2 bmi1 bmi2 f16c fma abm movbe"
 V4_FLAGS = V3_FLAGS + " avx512f avx512bw avx512cd avx512dq avx512vl"
@@ -34,6 +34,7 @@ def test_targets_are_consistent():
         assert target.vector_bits % 32 == 0
         assert find_target(target.name) is target
         assert bool(target.machines) == (target.os != "none")
+        assert (target.gpu is not None) == (target.family == "cuda")
         assert not target.ram_bytes
         if target.emulator:
             assert target.emulator[0].startswith("qemu-")
@@ -53,9 +54,41 @@ def test_boards_are_targets_with_memory():
     assert (find_target("rpi4").cpu, find_target("stm32f4").cpu) == ("cortex-a72", "cortex-m4")
 
 
+def test_boards_with_a_gpu_have_their_own():
+    h100, h200 = find_target("h100"), find_target("h200")
+    assert h100.gpu == find_target("cuda:sm_90").gpu
+    assert h100.gpu.architectures == h200.gpu.architectures == (90,)
+    assert h100.gpu.gigabytes_a_second < h200.gpu.gigabytes_a_second
+    assert find_target("jetson-orin-nano").machines == ("aarch64",)
+
+
+def test_the_library_for_all_gpus_has_the_code_of_each_on_its_platform():
+    every = find_target("cuda")
+    one = [t.gpu.architectures[0] for t in all_targets() if t.name.startswith("cuda:") and t.triple == every.triple]
+    assert every.gpu.architectures == tuple(one)
+    assert all(t.name == f"cuda:sm_{t.gpu.architectures[0]}" for t in all_targets() if t.gpu and t is not every)
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [(None, set()), ((7, 5), {"cuda:sm_75"}), ((8, 9), {"cuda:sm_80", "cuda:sm_86", "cuda:sm_89"})],
+)
+def test_a_gpu_runs_code_of_its_major_version_and_no_later_minor_one(monkeypatch, capability, runs):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(cuda, "_capability", lambda: capability)
+    names = {target.name for target in all_targets() if target.gpu and not missing_features(target)}
+    assert names == runs | ({"cuda"} if capability else set())
+
+
+def test_host_is_never_a_gpu(monkeypatch, cpu):
+    cpu(V3_FLAGS)
+    monkeypatch.setattr(cuda, "_capability", lambda: (9, 0))
+    assert find_target("host").gpu is None
+
+
 def test_artifacts_can_test_for_every_feature():
     runtime = (resources.files("lwc_compiler.runtime") / "c" / "cpu.c").read_text(encoding="utf-8")
-    for feature in frozenset().union(*(target.features for target in all_targets())):
+    for feature in frozenset().union(*(target.features for target in all_targets() if target.gpu is None)):
         assert f"#define LWC_HAS_{feature} " in runtime
 
 

@@ -1,0 +1,141 @@
+"""From TIR functions to the text of device functions: CUDA C++, and OpenCL C, in which the same kernels can be tested.
+
+`compile_device` gives the text; every function takes its pointers in the order of the kernel's parameters.
+`split_device` schedules a function as Relax makes it for a GPU and takes it apart into kernels.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.tirx.stmt import AllocBuffer, AttrStmt, Evaluate, SeqStmt
+
+from lwc_compiler.codegen.device_schedules import schedule_device
+from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, rewrite_statements, split_function
+from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.kernels.kernel import Kernel, Launch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tvm.tirx import PrimFunc, Var
+    from tvm.tirx.stmt import Stmt
+
+    from lwc_compiler.kernels.kernel import Plan
+
+_MOST_BLOCKS = (2**31 - 1, 65535, 65535)
+_LAUNCHED = 2  # TVM's CallingConv::kDeviceKernelLaunch
+
+# What TVM's text takes from headers of the CUDA toolkit, which are not needed so.
+_CUDA_PROLOGUE = """\
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+typedef signed char int8_t;
+typedef short int16_t;
+typedef int int32_t;
+typedef long long int64_t;
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+#define CUDART_INF_F __int_as_float(0x7f800000)
+#define CUDART_NAN_F __int_as_float(0x7fffffff)
+#define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
+#define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
+
+"""
+
+_PASSES = tvm.ir.transform.Sequential(
+    [
+        tirx.transform.StmtSimplify(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.UnrollLoop(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.VerifyMemory(),
+        s_tir.transform.ThreadSync("shared"),
+        s_tir.transform.LowerThreadAllreduce(),
+        tirx.transform.LowerWarpMemory(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.LowerIntrin(),
+    ]
+)
+
+
+def compile_device(kernels: Mapping[str, Kernel], language: Literal["cuda", "opencl"]) -> str:
+    """The text of the kernels, one device function each.
+
+    Args:
+        kernels: symbol -> kernel, each with a `launch`.
+        language: what to write.
+    """
+    description: dict[str, Any] = {"kind": language}
+    if language == "cuda":
+        description["arch"] = "sm_75"  # the text is the same for all
+    target = tvm.target.Target(description, host="llvm")
+    functions = {}
+    for symbol, kernel in kernels.items():
+        attributes = {"target": target, "calling_conv": _LAUNCHED, "tirx.is_global_func": True}
+        functions[symbol] = kernel.func.with_attr({"global_symbol": symbol, **attributes})
+    module = _PASSES(tvm.IRModule(functions))
+    text = str(tvm.get_global_func(f"target.build.{language}")(module, target).inspect_source())
+    if language == "cuda":
+        # Two blocks on a multiprocessor will do: with no number, NVIDIA's compiler spills registers to have four.
+        text = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 2)", text)
+        return _CUDA_PROLOGUE + text[text.find('extern "C" __global__') :]
+    return text
+
+
+def check_launches(kernels: Mapping[str, Kernel]) -> None:
+    """Refuses kernels that no GPU can launch.
+
+    Raises:
+        UnsupportedError: a tensor is so large that a kernel has too many blocks.
+    """
+    for kernel in kernels.values():
+        assert kernel.launch is not None
+        if any(blocks > most for blocks, most in zip(kernel.launch.grid, _MOST_BLOCKS, strict=True)):
+            grid, most = (" x ".join(map(str, sizes)) for sizes in (kernel.launch.grid, _MOST_BLOCKS))
+            raise UnsupportedError(
+                f"{kernel.name} would be launched with {grid} blocks, and a GPU takes at most {most}: compile the "
+                "model for a smaller batch"
+            )
+
+
+def split_device(name: str, func: PrimFunc, inputs: int) -> Plan:
+    """Schedules a function and takes it apart into kernels, as `split_function` does on a processor."""
+    return split_function(name, schedule_device(func), inputs, _make_device_kernel)
+
+
+def _make_device_kernel(name: str, nest: Stmt, buffers: list[Var]) -> Kernel:
+    """A loop nest that is bound to blocks and threads as a kernel."""
+    extents: dict[str, int] = {}
+    shared: list[Stmt] = []
+
+    def change(node: Stmt) -> Stmt:
+        if isinstance(node, AttrStmt) and node.attr_key == "thread_extent":
+            extents[str(node.node.thread_tag)] = int(node.value)
+        if isinstance(node, AllocBuffer) and node.buffer.scope() == "shared":
+            shared.append(node)  # OpenCL has it at the top of a function only
+            return Evaluate(tirx.const(0, "int32"))
+        return node
+
+    body = rewrite_statements(nest, change)
+    shared_bytes = sum(buffer_bytes(allocation.buffer) for allocation in shared)
+
+    def along(kind: str) -> tuple[int, int, int]:
+        x, y, z = (extents.get(f"{kind}Idx.{axis}", 1) for axis in "xyz")
+        return x, y, z
+
+    pointers, declared = pointers_to(buffers)
+    func = tirx.PrimFunc(pointers, SeqStmt([*declared, *shared, body])).with_attr("tirx.noalias", True)
+    return Kernel(name, func, 1, launch=Launch(along("block"), along("thread"), shared_bytes))

@@ -1,0 +1,73 @@
+"""Writes a kernel for a GPU: what `KernelBuilder` does, with blocks, threads, shared memory and barriers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.tirx.stmt import AllocBuffer, AttrStmt, Evaluate, SeqStmt
+
+from lwc_compiler.kernels.builder import KernelBuilder
+from lwc_compiler.kernels.kernel import Kernel, Launch
+
+Expr = Any
+
+WARP = 32
+MAX_SHARED_BYTES = 48 << 10  # of a block, on every GPU, without asking the driver for more
+
+
+class DeviceBuilder(KernelBuilder):
+    """Builds one kernel: declare its pointers, then emit the work of one thread.
+
+    Args:
+        grid: blocks along x, y and z.
+        threads: of a block.
+
+    Attributes:
+        thread: number of the thread in its block.
+        block: number of the block along x, y and z.
+    """
+
+    register_scope = "local"
+    has_erf = True
+
+    def __init__(self, grid: tuple[int, int, int], threads: int) -> None:
+        super().__init__()
+        self._grid, self._threads = grid, threads
+        self.thread = tirx.Var("thread", "int32")
+        self.block = tuple(tirx.Var(f"block_{axis}", "int32") for axis in "xyz")
+        self._shared_bytes = 0
+
+    def shared(self, name: str, elements: int) -> Expr:
+        """Float32 memory that the threads of a block share; its first contents are undefined."""
+        buffer = tirx.decl_buffer((elements,), "float32", name=name, scope="shared")
+        self.emit(AllocBuffer(buffer))
+        self._shared_bytes += 4 * elements
+        return buffer
+
+    def barrier(self) -> None:
+        """Waits for all threads of the block; what they wrote to shared memory can then be read."""
+        self.emit(Evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared")))
+
+    def finished(self, name: str) -> Kernel:
+        """The finished kernel."""
+        body = SeqStmt([*self._declared, *self._blocks[0]])
+        indices = [(self.thread, "threadIdx.x", self._threads)]
+        indices += [(var, f"blockIdx.{axis}", n) for var, axis, n in zip(self.block, "xyz", self._grid, strict=True)]
+        for var, tag, extent in indices:
+            index = tirx.IterVar(tvm.ir.Range(0, extent), var, tirx.IterVar.ThreadIndex, tag)
+            body = AttrStmt(index, "thread_extent", tirx.const(extent, "int32"), body)
+        func = tirx.PrimFunc(self._pointers, body).with_attr("tirx.noalias", True)
+        return Kernel(name, func, 1, launch=Launch(self._grid, (self._threads, 1, 1), self._shared_bytes))
+
+
+def ceil_div(a: int, b: int) -> int:
+    """A / b, rounded up."""
+    return -(-a // b)
+
+
+def strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Elements from one index to the next along each axis of a dense row-major array."""
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))

@@ -1,0 +1,256 @@
+"""Plans of linear layers on a GPU: the cuts of each kernel that may be fastest, by a roofline model.
+
+A kernel's time is the largest of what its multiply-adds, its accesses to shared memory and the bytes of its weights,
+input and output take at the rates of the data sheet (Williams et al., *Roofline*, 2009), divided by the part of the GPU
+that has work, and the time of a launch. The shares of the peak rates are assumed, not measured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
+from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, WARP, ceil_div, strides_of
+from lwc_compiler.kernels.gpu.depthwise import THREADS, depthwise_kernel
+from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm, sum_kernel
+from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, most_chunk, pack_matvec
+from lwc_compiler.kernels.gpu.taps import TapTile, pack_taps, taps_kernel
+from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Operand, Output, Plan, Scratch, Step
+from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from lwc_compiler.targets.target import Gpu, Target
+
+_LAUNCH_SECONDS = 2e-6
+_PEAK = 0.7  # share of the multiply-adds and of the bandwidth that a good kernel gets
+_WARPS = 16  # of a multiprocessor, that hide the latency of shared memory
+_STAGED = 4.0  # accesses that copying an element to shared memory takes: index arithmetic, load, store
+_INDEX_BYTES = 2
+_FEW_ROWS = 8  # of a product that reads its weights once for all of them
+_TAP_SHARED_BYTES = 24 << 10  # so that a multiprocessor has two blocks or more
+_MATVEC_CUTS = ((4, 1), (8, 1), (16, 1), (16, 2))  # warps, outputs of each
+_SPLITS = (1, 2, 4, 8, 16)
+_GEMM_TILES = ((128, 128, 8), (64, 64, 4), (32, 32, 4), (32, 64, 4))  # output channels, pixels, per thread
+
+
+def plan_conv(
+    weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target, pick: Pick = predicted
+) -> Plan:
+    """`kernels.conv.plan_conv` for a target with a GPU."""
+    g, density = geometry, float((weight != 0).mean())
+    output = 4 * math.prod(g.out_shape)
+    task = Task(
+        f"conv {g} {epilogue}", density, (4 * math.prod(g.in_shape), *((output,) if epilogue.residual else ())), output
+    )
+    if g.in_channels == g.groups:
+        return pick(task, [_depthwise(weight, g, epilogue, _gpu(target))])
+    plain = _as_planes(g)
+    x_strides, y_strides = strides_of(plain.in_shape), strides_of(plain.out_shape)
+    taps = weight.reshape(*weight.shape[:2], *plain.kernel)
+    return pick(task, _candidates(taps, plain, x_strides, y_strides, epilogue, _gpu(target)))
+
+
+def plan_matmul(
+    weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target, pick: Pick = predicted
+) -> Plan:
+    """`kernels.matmul.plan_matmul` for a target with a GPU."""
+    k, n = weight.shape
+    gpu, density = _gpu(target), float((weight != 0).mean())
+    inputs = (4 * rows * k, *((4 * rows * n,) if epilogue.residual else ()))
+    task = Task(f"matmul {rows}x{k}x{n} {epilogue}", density, inputs, 4 * rows * n)
+    candidates = []
+    if rows <= _FEW_ROWS:
+        candidates = [
+            _matvec(weight, _matvec_tile(weight, rows, sparse, *cut), epilogue, gpu)
+            for sparse in ((False, True) if density < 1 else (False,))
+            for cut in _MATVEC_CUTS
+        ]
+    else:
+        # Rows are pixels whose channels lie side by side.
+        geometry = ConvGeometry(1, k, (1, rows), n, (1, 1), (1, 1), (0,) * 4, (1, 1))
+        taps = np.ascontiguousarray(weight.T).reshape(n, k, 1, 1)
+        candidates = _candidates(taps, geometry, (rows * k, 1, 0, k), (rows * n, 1, 0, n), epilogue, gpu)
+    return pick(task, candidates)
+
+
+def _gpu(target: Target) -> Gpu:
+    assert target.gpu is not None
+    return target.gpu
+
+
+def _as_planes(g: ConvGeometry) -> ConvGeometry:
+    """The same convolution with at least two spatial dimensions; a pointwise one with all its pixels in a row."""
+    n = len(g.in_size)
+    if set(g.kernel) == set(g.strides) == {1} and not any(g.pads):
+        flat = (1, math.prod(g.in_size))
+        return replace(g, in_size=flat, kernel=(1, 1), strides=(1, 1), pads=(0,) * 4, dilations=(1, 1))
+    if n > 1:
+        return g
+    return replace(
+        g, in_size=(1, *g.in_size), kernel=(1, *g.kernel), strides=(1, *g.strides), dilations=(1, *g.dilations),
+        pads=(0, g.pads[0], 0, g.pads[1]),
+    )  # fmt: skip
+
+
+def _candidates(
+    weight: NDArray[np.float32],
+    geometry: ConvGeometry,
+    x_strides: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    epilogue: Epilogue,
+    gpu: Gpu,
+) -> list[Candidate]:
+    """The ways to compute a convolution of two dimensions or more that is not depthwise."""
+    candidates = []
+    for outputs, pixels, per_thread in _GEMM_TILES:
+        for splits in _SPLITS:
+            dense = GemmTile(geometry, x_strides, y_strides, outputs, pixels, per_thread, splits)
+            if splits == 1 or dense.splits * 2 <= dense.slices:
+                candidates.append(_dense(weight, dense, epilogue, gpu))
+    if np.all(weight):
+        return candidates
+    kept = int(np.count_nonzero(weight))
+    tiles = _tap_tiles(geometry, x_strides, y_strides)
+    return [*candidates, *(_sparse(weight, kept, tile, epilogue, gpu) for tile in tiles)]
+
+
+def _tap_tiles(geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...]) -> Iterator[TapTile]:
+    """Cuts that waste few lanes and fit shared memory."""
+    flat = geometry.out_size[-2] == 1
+    inputs, outputs = geometry.in_channels // geometry.groups, geometry.out_channels // geometry.groups
+    for columns in (8, 16, 32, 64, 128) if flat else (4, 8, 16, 32):
+        for pixels in (1, 2, 4, 8):
+            rows = pixels * WARP // columns
+            if (flat and columns != max(pixels * WARP, columns)) or rows < 1:
+                continue
+            for warps, many in ((8, 4), (8, 2), (8, 8), (4, 1), (4, 4)):
+                if pixels * many > 32 or warps * many >= 2 * outputs + 8:
+                    continue
+                one = TapTile(geometry, x_strides, y_strides, 1 if flat else rows, columns, 1, warps, many)
+                if flat and columns < WARP:
+                    one = replace(one, rows=WARP // columns)
+                channels = min(inputs, _TAP_SHARED_BYTES // (4 * one.plane)) or 1
+                tile = replace(one, channels=channels)
+                if tile.shared_bytes <= MAX_SHARED_BYTES:
+                    yield tile
+
+
+def _seconds(gpu: Gpu, lane_cycles: float, moved: float, busy: float) -> float:
+    """Time of a kernel.
+
+    Args:
+        gpu: where it runs.
+        lane_cycles: of all multiprocessors' work: cycles of one multiprocessor, added up.
+        moved: bytes of weights, input and output.
+        busy: part of the GPU that has work, at most 1.
+    """
+    compute = lane_cycles / (gpu.multiprocessors * gpu.gigahertz * 1e9 * _PEAK * busy)
+    return _LAUNCH_SECONDS + max(compute, moved / (gpu.gigabytes_a_second * 1e9 * _PEAK))
+
+
+def _cycles(gpu: Gpu, seconds: float) -> float:
+    return seconds * gpu.gigahertz * 1e9
+
+
+def _sparse(weight: NDArray[np.float32], kept: int, t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+    g = t.geometry
+    tiles, blocks = t.grid[0], math.prod(t.grid)
+    accesses = kept * tiles * t.pixels  # of a warp to shared memory, one a cycle
+    loads = 2 * kept * tiles / 4  # offset and value; four warp instructions a cycle
+    lists = t.chunks * t.slots * g.groups * tiles * 8
+    staged = blocks * t.chunks * t.channels * math.prod(t.window) / WARP * _STAGED
+    warps = blocks * t.warps
+    busy = min(1.0, warps / (gpu.multiprocessors * _WARPS))
+    moved = kept * (4 + _INDEX_BYTES) + 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
+    seconds = _seconds(gpu, accesses + loads + lists / 4 + staged, moved, busy)
+    name = f"csr {t.rows}x{t.columns} pixels, {t.warps}x{t.outputs} channels of {t.channels}"
+    return Candidate("csr", name, _cycles(gpu, seconds), lambda: _tap_plan(weight, t, epilogue))
+
+
+def _tap_plan(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue) -> Plan:
+    constants, stored = pack_taps(weight, t)
+    pixels = t.geometry.batch * math.prod(t.geometry.out_size)
+    return _plan(taps_kernel("gpu_taps", t, epilogue), constants, epilogue, "csr", stored, 2 * stored * pixels)
+
+
+def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+    g, blocks = t.geometry, math.prod(t.grid)
+    products = blocks // t.splits * t.outputs * t.pixels * t.depth
+    # A thread loads 2 n values from shared memory for n^2 products; 4 x 4 are bound by that.
+    share = min(1.0, t.per_thread / 8 + 0.25)
+    staged = blocks // t.splits * (t.outputs + t.pixels) * t.depth / WARP * _STAGED
+    busy = min(1.0, blocks * t.threads / WARP / (gpu.multiprocessors * min(_WARPS, t.threads // WARP * 2)))
+    moved = 4 * (weight.size + math.prod(g.in_shape) + math.prod(g.out_shape))
+    seconds = _seconds(gpu, products / (gpu.lanes * share) + staged / 4, moved, busy)
+    name = f"dense {t.outputs}x{t.pixels}"
+    if t.splits > 1:
+        seconds += _seconds(gpu, 0.0, 4.0 * (2 * t.splits + 1) * t.results, 1.0)
+        name += f", sums in {t.splits} parts"
+
+    def plan() -> Plan:
+        flops, weights = 2 * weight.size * t.all_pixels, pack_gemm(weight, t)
+        if t.splits == 1:
+            return _plan(gemm_kernel("gpu_gemm", t, epilogue), [weights], epilogue, "dense", weight.size, flops)
+        parts = Step(gemm_kernel("gpu_gemm", t, Epilogue()), (Input(0), weights, Scratch(0)))
+        sums = Step(sum_kernel("gpu_gemm_sum", t, epilogue), (Scratch(0), *_further(epilogue), Output(0)))
+        return Plan((parts, sums), (4 * t.splits * t.results,), "dense", "", weight.size, flops)
+
+    return Candidate("dense", name, _cycles(gpu, seconds), plan)
+
+
+def _matvec_tile(weight: NDArray[np.float32], rows: int, sparse: bool, warps: int, outputs: int) -> MatvecTile:
+    k, n = weight.shape
+    return MatvecTile(rows, k, n, sparse, most_chunk(rows, k, warps * outputs, MAX_SHARED_BYTES), warps, outputs)
+
+
+def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+    rows, sparse, blocks = t.rows, t.sparse, t.grid[0]
+    stored = int(np.count_nonzero(weight)) if sparse else weight.size
+    # An access at random addresses meets the same bank about three times.
+    accesses = stored * rows / WARP * (3 if sparse else 1)
+    staged = blocks * rows * t.chunks * t.chunk / WARP * _STAGED
+    busy = min(1.0, blocks * t.warps / (gpu.multiprocessors * _WARPS))
+    moved = stored * (4 + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n)
+    seconds = _seconds(gpu, accesses + staged, moved / busy, busy)
+    format_ = "csr" if sparse else "dense"
+
+    def plan() -> Plan:
+        constants, filled = pack_matvec(weight, t)
+        kernel = matvec_kernel(f"gpu_matvec_{format_}", t, epilogue)
+        return _plan(kernel, constants, epilogue, format_, filled, 2 * filled * rows)
+
+    return Candidate(format_, f"{format_} matvec, {t.warps}x{t.outputs} outputs", _cycles(gpu, seconds), plan)
+
+
+def _depthwise(weight: NDArray[np.float32], g: ConvGeometry, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+    results = math.prod(g.out_shape)
+    cycles = results * math.prod(g.kernel) * 2 / WARP
+    busy = min(1.0, ceil_div(results, THREADS) * THREADS / WARP / (gpu.multiprocessors * _WARPS))
+    seconds = _seconds(gpu, cycles, 4.0 * (math.prod(g.in_shape) + results), busy)
+
+    def plan() -> Plan:
+        kernel = depthwise_kernel("gpu_depthwise", g, epilogue)
+        flops = 2 * weight.size * g.batch * math.prod(g.out_size)
+        return _plan(kernel, [Constant(weight)], epilogue, "dense", weight.size, flops)
+
+    return Candidate("dense", "dense depthwise", _cycles(gpu, seconds), plan)
+
+
+def _plan(kernel: Kernel, constants: list[Constant], epilogue: Epilogue, format_: str, stored: int, flops: int) -> Plan:
+    residual, bias = _further(replace(epilogue, bias=None)), _further(replace(epilogue, residual=False))
+    step = Step(kernel, (Input(0), *residual, *constants, *bias, Output(0)))
+    return Plan((step,), (), format_, "", stored, flops)
+
+
+def _further(epilogue: Epilogue) -> tuple[Operand, ...]:
+    """The residual and the bias, where there are any."""
+    residual = (Input(1),) if epilogue.residual else ()
+    return (*residual, *((Constant(epilogue.bias),) if epilogue.bias is not None else ()))

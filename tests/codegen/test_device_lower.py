@@ -1,0 +1,230 @@
+"""Networks for GPUs: what is launched computes what ONNX Runtime does; what is not lowered is refused in words."""
+
+import json
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import lwc_compiler as lwc
+from benchmarks.models import Network, alexnet, bert, lenet5, mobilenet_v2, resnet50
+from lwc_compiler.codegen import nvrtc
+from lwc_compiler.codegen.assemble import assemble
+from lwc_compiler.codegen.batch import cut_batch
+from lwc_compiler.codegen.device_build import check_launches, compile_device
+from lwc_compiler.codegen.frontend import import_onnx
+from lwc_compiler.codegen.layers import layer_call
+from lwc_compiler.codegen.nvrtc import compile_all
+from lwc_compiler.errors import OptionError, TargetError, ToolchainError, UnsupportedError
+from lwc_compiler.kernels.choice import predicted
+from lwc_compiler.kernels.kernel import Kernel, Launch
+from lwc_compiler.model import Model
+from lwc_compiler.passes.lower import _specs, lower
+from lwc_compiler.passes.normalize import normalize
+from lwc_compiler.passes.prune import prune
+from lwc_compiler.recipe import LowerOptions, PruneOptions
+from lwc_compiler.runtime.reference import random_inputs, reference_session
+from lwc_compiler.runtime.verify import TOLERANCE, relative_error
+from lwc_compiler.targets import cuda, find_target
+from tests.opencl_harness import Device, run_stage
+
+ARCHITECTURES = (find_target("cuda").gpu.architectures[0], find_target("cuda").gpu.architectures[-1])
+
+
+def small_resnet():
+    """Two blocks with shortcuts on planes of 32 x 32, and a classifier."""
+    net = Network("small_resnet", (1, 3, 32, 32))
+    x, inputs = net.max_pool(net.relu(net.conv(net.x, "stem", (3, 16), 7, 2, 3)), 3, 2, 1), 16
+    for block, (outputs, stride) in enumerate(((16, 1), (40, 2))):
+        y = net.relu(net.conv(x, f"{block}.first", (inputs, outputs), 3, stride, 1))
+        y = net.conv(y, f"{block}.second", (outputs, outputs), 3, 1, 1)
+        shortcut = x if stride == 1 else net.conv(x, f"{block}.shortcut", (inputs, outputs), 1, stride)
+        x, inputs = net.relu(net.node("Add", y, shortcut)), outputs
+    return net.model(net.classifier(net.node("GlobalAveragePool", x), (inputs, 30), ("fc",)), (1, 30))
+
+
+def small_mobilenet():
+    """A block with a depthwise convolution."""
+    net = Network("small_mobilenet", (1, 3, 20, 20))
+    x = net.relu6(net.conv(net.x, "stem", (3, 8), 3, 2, 1))
+    y = net.relu6(net.conv(x, "expand", (8, 48), 1))
+    y = net.conv(net.relu6(net.conv(y, "depthwise", (48, 48), 3, 1, 1, 48)), "project", (48, 8), 1)
+    x = net.node("GlobalAveragePool", net.node("Add", x, y))
+    return net.model(net.classifier(x, (8, 10), ("fc",)), (1, 10))
+
+
+def operators():
+    """Operators that are no linear layers, some of which a block of threads shares."""
+    net = Network("operators", (1, 6, 10, 20))
+    shape = net.constant("shape", np.array([1, 1200], np.int64))
+
+    def integers(name, *values):
+        return net.constant(name, np.array(values[0] if name == "axis" else values, np.int64))
+
+    def vector(name):
+        return net.random(name, (6,), 1.0)
+
+    up = net.node("ConvTranspose", net.x, net.random("up", (6, 6, 2, 2), 0.3), strides=[2, 2])
+    parts = [
+        net.node("Softmax", net.node("Reshape", net.x, shape), axis=-1),
+        net.node("ReduceSum", net.x),
+        net.node("ReduceMax", net.x, axes=[1, 2]),
+        net.node("Transpose", net.x, perm=[0, 2, 3, 1]),
+        net.node("LRN", net.x, size=5),
+        net.node("Sigmoid", net.node("AveragePool", up, kernel_shape=[3, 3], strides=[2, 2])),
+        net.node("Concat", net.node("Exp", net.x), net.node("Neg", net.x), axis=2),
+        net.node("Cast", net.node("ArgMax", net.x, axis=3), to=TensorProto.FLOAT),
+        net.node("MatMul", net.x, net.node("Transpose", net.x, perm=[0, 1, 3, 2])),
+        net.node("LogSoftmax", net.node("Tanh", net.x), axis=1),
+        net.node("InstanceNormalization", net.x, vector("scale"), vector("shift")),
+        net.node("Pad", net.x, integers("pads", 0, 1, 2, 0, 0, 0, 1, 3), mode="reflect"),
+        net.node("Gather", net.x, integers("rows", 3, 0, 9, -1), axis=2),
+        net.node("CumSum", net.x, integers("axis", 3)),
+        net.node("Resize", net.x, "", net.constant("scales", np.array([1, 1, 2, 1.5], np.float32)), mode="linear"),
+        net.node("Tile", net.node("Slice", net.x, integers("from", 1), integers("to", 5)), integers("n", 1, 1, 2, 1)),
+        net.node("Where", net.node("Less", net.x, net.node("Abs", net.x)), net.x, net.node("Erf", net.x)),
+        net.node("GlobalMaxPool", net.x),
+        net.node("Atan", net.node("Tan", net.x)),
+    ]
+    flat = [net.node("Flatten", part, axis=0) for part in parts]
+    return net.model(net.node("Concat", *flat, axis=1), (1, None))
+
+
+NETWORKS = {
+    "lenet5, sparse": (lenet5, 0.9, 1),
+    "lenet5, dense": (lenet5, 0.0, 3),
+    "small_resnet, sparse": (small_resnet, 0.8, 2),
+    "small_resnet, dense": (small_resnet, 0.0, 1),
+    "small_mobilenet, sparse": (small_mobilenet, 0.6, 2),
+    "bert, sparse": (lambda: bert(1, 128, 2, 72), 0.9, 1),
+    "operators": (operators, 0.0, 1),
+    "alexnet, sparse": (alexnet, 0.9, 1),
+    "mobilenet_v2, sparse": (mobilenet_v2, 0.9, 1),
+    "resnet50, sparse": (resnet50, 0.9, 1),
+}
+
+
+def network(make, sparsity: float, batch: int) -> Model:
+    model = normalize(Model(make(), "net"), batch=batch, fold_batch_norm=True)
+    return prune(model, PruneOptions(sparsity=sparsity)) if sparsity else model
+
+
+def assembled(model: Model, target: str = "a100"):
+    (part,) = cut_batch(model, find_target(target), predicted)
+    takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
+    return assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, "net_kernel", find_target(target))
+
+
+@pytest.fixture(scope="module")
+def device():
+    return Device()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_launches_compute_what_onnx_runtime_does(device, name) -> None:
+    model = network(*NETWORKS[name])
+    stage = assembled(model)
+    inputs = random_inputs(model.proto, _specs(model.proto.graph.input), 0)
+    outputs = run_stage(device, stage, inputs)
+    expected = reference_session(model.proto, 1).run(list(outputs), inputs)
+    for output, values in zip(outputs, expected, strict=True):
+        assert relative_error(outputs[output], values) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["small_resnet, sparse", "bert, sparse", "operators", "mobilenet_v2, sparse"])
+def test_networks_compile_without_spills(name) -> None:
+    stage = assembled(network(*NETWORKS[name]))
+    for code in compile_all(compile_device(stage.kernels, "cuda"), ARCHITECTURES, ptx=False, threads=2):
+        assert set(code.resources) == set(stage.kernels)
+        assert not [name for name, used in code.resources.items() if used.spill_bytes]
+
+
+def test_artifact(lwc, mlp, tmp_path) -> None:
+    """`lwc compile` makes one, and says that nothing here could check it."""
+    out = tmp_path / "mlp.lwc"
+    done = lwc("compile", mlp, "-o", out, "--target", "cuda:sm_90", "--sparsity", 0.9)
+    assert done.code == 0, done.err
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["target"] == "cuda:sm_90"
+    kernels = {step["kernel"] for step in manifest["programs"][0]["steps"]}
+    assert kernels == {"gpu_matvec_csr", "gpu_matvec_dense"}
+    assert all("predicted fastest" in layer["why"] for layer in manifest["layers"])
+    assert "NVRTC" in manifest["tools"]["compiler"]
+    header = (out / "mlp.h").read_text()
+    assert "mlp_create(int device, int *error)" in header
+    assert "_WORKSPACE_" not in header
+
+
+@pytest.mark.skipif(cuda._capability() is not None, reason="there is a GPU here")
+def test_without_a_gpu_an_artifact_is_refused_in_words(lwc, mlp, tmp_path) -> None:
+    out = tmp_path / "mlp.lwc"
+    assert lwc("compile", mlp, "-o", out, "--target", "t4").code == 0
+    skipped = json.loads((out / "manifest.json").read_text())["verification"]["skipped"]
+    assert skipped == "there is no GPU here that runs code for t4"
+    done = lwc("bench", out)
+    assert done.code == TargetError.exit_code
+    assert "libcuda.so.1 cannot be loaded" in done.err
+
+
+def test_the_same_network_gives_the_same_bytes() -> None:
+    options = LowerOptions(target="cuda:sm_80")
+    first, second = (lower(Model(lenet5(), "net"), options) for _ in range(2))
+    assert first.library == second.library
+
+
+def one_node(shape: tuple[int, ...]) -> Model:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "net", values[:1], values[1:])
+    return Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "net")
+
+
+def test_tensors_beyond_indices_of_32_bits_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match=r"'x' has 4294967296 elements.*smaller batch"):
+        lower(one_node((2**16, 2**16)), LowerOptions(target="cuda:sm_80"))
+
+
+def test_measuring_is_refused() -> None:
+    with pytest.raises(OptionError, match="tune 3: kernels for GPUs are not measured; tune 0"):
+        lower(one_node((2, 3)), LowerOptions(target="a100", tune=3))
+
+
+def test_more_blocks_than_a_gpu_takes_are_refused() -> None:
+    kernel = Kernel("gpu_gemm", None, 1, launch=Launch((1, 70000, 1), (32, 1, 1)))
+    with pytest.raises(UnsupportedError, match="gpu_gemm would be launched with 1 x 70000 x 1 blocks"):
+        check_launches({"k": kernel})
+
+
+def test_a_network_larger_than_the_gpu_is_refused(monkeypatch) -> None:
+    board = cuda.replace(find_target("t4"), ram_bytes=1 << 20)
+    monkeypatch.setattr("lwc_compiler.passes.lower.find_target", lambda name: board)
+    with pytest.raises(UnsupportedError, match=r"the network takes \d+ MiB and t4 has 1: .*smaller batch"):
+        lower(Model(lenet5(), "net"), LowerOptions(target="t4"))
+
+
+def test_nvrtc_missing_is_said_before_any_work(monkeypatch, mlp, tmp_path) -> None:
+    monkeypatch.setattr(nvrtc, "PACKAGE", "nvidia-cuda-none")
+    nvrtc._library.cache_clear()
+    with pytest.raises(ToolchainError, match=r"needs the package nvidia-cuda-none: `pip install lwc-compiler\[cuda\]`"):
+        lwc.compile(mlp, tmp_path / "out", lwc.Recipe(lower=LowerOptions(target="cuda")))
+    assert not (tmp_path / "out").exists()
+    nvrtc._library.cache_clear()
+
+
+def test_source_that_does_not_compile_is_an_error() -> None:
+    with pytest.raises(ToolchainError, match=r"could not compile for sm_80 \(NVRTC_ERROR_COMPILATION\)[^$]*error"):
+        compile_all("nonsense", [80], ptx=False)
+    with pytest.raises(ToolchainError, match=r"could not compile for sm_9999 \(NVRTC_ERROR_INVALID_OPTION\).*newer"):
+        compile_all("", [9999], ptx=False)
+
+
+def test_weights_are_stored_once() -> None:
+    """Two layers with the same weight share it."""
+    weight = numpy_helper.from_array(np.eye(16, dtype=np.float32), "w")
+    nodes = [helper.make_node("MatMul", [a, "w"], [b], name=b) for a, b in (("x", "h"), ("h", "y"))]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, (1, 16)) for name in "xy"]
+    graph = helper.make_graph(nodes, "net", values[:1], values[1:], [weight])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    stage = assembled(normalize(Model(proto, "net"), fold_batch_norm=True))
+    assert len(stage.kernels) == 1
+    assert len(stage.calls) == 2
+    assert len(stage.constants) == len(stage.calls[0].args) - 2

@@ -1,0 +1,49 @@
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+typedef signed char int8_t;
+typedef short int16_t;
+typedef int int32_t;
+typedef long long int64_t;
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+#define CUDART_INF_F __int_as_float(0x7f800000)
+#define CUDART_NAN_F __int_as_float(0x7fffffff)
+#define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
+#define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
+
+extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* __restrict__ x, float* __restrict__ residual, float* __restrict__ weights, float* __restrict__ bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* __restrict__ x, float* __restrict__ residual, float* __restrict__ weights, float* __restrict__ bias, float* __restrict__ y) {
+  int number = ((int)threadIdx.x);
+  int cse_v1 = (((int)threadIdx.x) % 4);
+  int i = (((int)threadIdx.x) % 4);
+  int i_1 = (((int)threadIdx.x) / 4);
+  int cse_v3 = ((((int)threadIdx.x) % 16) / 4);
+  int i_2 = ((((int)threadIdx.x) % 16) / 4);
+  int cse_v2 = (((int)threadIdx.x) / 16);
+  int i_3 = (((int)threadIdx.x) / 16);
+  int channel = (((int)threadIdx.x) / 16);
+  int corner = ((((int)threadIdx.x) % 16) / 4);
+  int corner_1 = (((int)threadIdx.x) % 4);
+  int cse_v4 = ((((int)threadIdx.x) / 16) * 36);
+  int plane = ((((int)threadIdx.x) / 16) * 36);
+  alignas(64) float r_ptr[1];
+  r_ptr[0] = bias[(((int)threadIdx.x) / 16)];
+  int cse_v5 = ((((int)threadIdx.x) / 16) * 9);
+  int first = ((((int)threadIdx.x) / 16) * 9);
+  int cse_v6 = ((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4));
+  r_ptr[0] = (r_ptr[0] + (x[((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4))] * weights[((((int)threadIdx.x) / 16) * 9)]));
+  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 1)] * weights[(((((int)threadIdx.x) / 16) * 9) + 1)]));
+  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 2)] * weights[(((((int)threadIdx.x) / 16) * 9) + 2)]));
+  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 6)] * weights[(((((int)threadIdx.x) / 16) * 9) + 3)]));
+  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 7)] * weights[(((((int)threadIdx.x) / 16) * 9) + 4)]));
+  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 8)] * weights[(((((int)threadIdx.x) / 16) * 9) + 5)]));
+  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 12)] * weights[(((((int)threadIdx.x) / 16) * 9) + 6)]));
+  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 13)] * weights[(((((int)threadIdx.x) / 16) * 9) + 7)]));
+  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 14)] * weights[(((((int)threadIdx.x) / 16) * 9) + 8)]));
+  int to = ((int)threadIdx.x);
+  y[((int)threadIdx.x)] = max((r_ptr[0] + residual[((int)threadIdx.x)]), 0x0p+0f/*0.000000e+00*/);
+}
+

@@ -1,0 +1,208 @@
+"""Kernels for GPUs compute what numpy does in float64, on the CPU as OpenCL; as CUDA they compile without spills."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from harness import check_same_kernels, sparse, variant
+from test_conv import CONVOLUTIONS, conv, make_case, random_layouts, weight_shape
+from test_matmul import PRODUCTS
+from test_matmul import make_case as make_product
+
+from lwc_compiler.codegen.device_build import compile_device
+from lwc_compiler.codegen.nvrtc import compile_all
+from lwc_compiler.kernels.gpu import plan as planning
+from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, strides_of
+from lwc_compiler.kernels.gpu.gemm import GemmTile
+from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
+from lwc_compiler.kernels.kernel import Step
+from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
+from lwc_compiler.targets import find_target
+from tests.opencl_harness import Device, run_plan
+
+GPU = find_target("a100")
+ARCHITECTURES = (find_target("cuda").gpu.architectures[0], find_target("cuda").gpu.architectures[-1])
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def planes(geometry: ConvGeometry) -> tuple[ConvGeometry, tuple[int, ...], tuple[int, ...]]:
+    plain = planning._as_planes(geometry)
+    return plain, strides_of(plain.in_shape), strides_of(plain.out_shape)
+
+
+def tap_tiles(geometry: ConvGeometry, _target):
+    return planning._tap_tiles(*planes(geometry))
+
+
+def planned_taps(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
+    return planning._tap_plan(weight.reshape(*weight.shape[:2], *tile.geometry.kernel), tile, epilogue)
+
+
+def gemm_tiles(geometry: ConvGeometry, _target):
+    tiles = [GemmTile(*planes(geometry), *sizes, n) for sizes in planning._GEMM_TILES for n in (1, 3)]
+    return [tile for tile in tiles if tile.splits == 1 or tile.splits * 2 <= tile.slices]
+
+
+def planned_gemm(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
+    return planning._dense(weight, tile, epilogue, GPU.gpu).build()
+
+
+def matvec(*, is_sparse: bool):
+    def plan(weight, rows: int, epilogue: Epilogue, _target):
+        cut = planning._MATVEC_CUTS[rows % len(planning._MATVEC_CUTS)]
+        tile = planning._matvec_tile(weight, rows, is_sparse, *cut)
+        return planning._matvec(weight, tile, epilogue, GPU.gpu).build()
+
+    return plan
+
+
+def make_cases():
+    full = [g for g in CONVOLUTIONS if g.groups < g.in_channels and any(tap_tiles(g, GPU))]
+    cases = [make_case(i, g, *variant(i, 0), plan_conv) for i, g in enumerate(CONVOLUTIONS) if i % 3 == 0]
+    cases += [make_product(i, *s, *variant(i, 1), plan_matmul) for i, s in enumerate(PRODUCTS)]
+    cases += random_layouts(full[::2], 1, tap_tiles, planned_taps)
+    cases += random_layouts(full[1::3], 3, gemm_tiles, planned_gemm)
+    depthwise = [g for g in CONVOLUTIONS if g.groups == g.in_channels]
+    cases += [make_case(i, g, *variant(i, 2), plan_conv) for i, g in enumerate(depthwise)]
+    few = [(1, 1, 1), (1, 13000, 5), (2, 7000, 17), (3, 65, 63), (5, 64, 100), (8, 1031, 33)]
+    cases += [make_product(i, *s, *variant(i, 2), matvec(is_sparse=True), "csr") for i, s in enumerate(few)]
+    return cases + [make_product(i, *s, *variant(i, 4), matvec(is_sparse=False), "all") for i, s in enumerate(few[::2])]
+
+
+CASES = make_cases()
+
+
+@pytest.fixture(scope="module")
+def device():
+    return Device()
+
+
+class TestKernels:
+    cases = CASES
+
+    def test_same_as_float64(self, device, case) -> None:
+        """The result is the float64 reference, to 1e-5 of its scale; nothing outside of a buffer is written."""
+        result = run_plan(device, case.plan(GPU), case.inputs, case.expected.shape)
+        error = np.abs(result - case.expected)
+        assert np.isfinite(error).all(), f"{np.isnan(error).sum()} of {error.size} results are not finite"
+        assert error.max() <= 1e-5 * case.scale, f"error {error.max() / (case.scale or 1):.2g} of the scale"
+
+
+def test_inputs_reach_only_the_outputs_that_read_them(device) -> None:
+    """Filling adds 0 times an input: one that is not finite must not get into a sum by it."""
+    weight = sparse(np.random.default_rng(0), (300, 90), 0.1, 1)
+    weight[:, 4] = 0
+    x = np.random.default_rng(1).standard_normal((4, 300)).astype(np.float32)
+    x[:, ::37] = np.inf
+    read = (weight[~np.isfinite(x[0])] != 0).any(axis=0)
+    for plan in (matvec(is_sparse=True)(weight, 4, Epilogue(), GPU), planned_taps_of_rows(weight, 4)):
+        result = run_plan(device, plan, [x], (4, 90))
+        assert np.array_equal(np.isfinite(result), np.tile(~read, (4, 1)))
+
+
+def planned_taps_of_rows(weight, rows: int):
+    """The kernel for many rows, whatever is predicted."""
+    candidates = []
+    plan_matmul(weight, 2 * rows * planning._FEW_ROWS, Epilogue(), GPU, lambda _, found: candidates.extend(found))
+    geometry = ConvGeometry(1, 300, (1, rows), 90, (1, 1), (1, 1), (0,) * 4, (1, 1))
+    tile = next(planning._tap_tiles(geometry, (rows * 300, 1, 0, 300), (rows * 90, 1, 0, 90)))
+    assert any(candidate.format == "csr" for candidate in candidates)
+    return planning._tap_plan(np.ascontiguousarray(weight.T).reshape(90, 300, 1, 1), tile, Epilogue())
+
+
+@pytest.mark.parametrize(
+    "geometry", [conv(1, 16, (14, 14), 16, (3, 3), pads=(1, 1, 1, 1)), conv(2, 13, (14, 9), 9, (1, 1))]
+)
+@pytest.mark.parametrize("density", [0.1, 1.0])
+def test_layers_alike_share_their_kernels(geometry: ConvGeometry, density: float) -> None:
+    weight = sparse(np.random.default_rng(0), weight_shape(geometry), density, 0)
+    other = 2 * np.flip(weight, range(1, weight.ndim))
+    check_same_kernels(*(plan_conv(np.ascontiguousarray(w), geometry, Epilogue(), GPU) for w in (weight, other)))
+
+
+def test_plans_depend_on_the_gpu() -> None:
+    """The more multiprocessors, the more blocks share the sums of a layer with few pixels."""
+    geometry = conv(1, 512, (7, 7), 512, (3, 3), pads=(1, 1, 1, 1))
+    weight = np.ones(weight_shape(geometry), np.float32)
+    many, few = (plan_conv(weight, geometry, Epilogue(), find_target(n)) for n in ("h100", "jetson-orin-nano"))
+    assert [step.kernel.name for step in many.steps] == ["gpu_gemm", "gpu_gemm_sum"]
+    assert math.prod(many.steps[0].kernel.launch.grid) > math.prod(few.steps[0].kernel.launch.grid)
+
+
+@pytest.mark.parametrize(("density", "format_"), [(0.05, "csr"), (0.9, "dense")])
+@pytest.mark.parametrize("rows", [1, 64])
+def test_the_density_decides(density: float, format_: str, rows: int) -> None:
+    weight = sparse(np.random.default_rng(0), (4096, 4096), density, 1)
+    plan = plan_matmul(weight, rows, Epilogue(), GPU)
+    assert plan.format == format_
+    assert {trial.name.split()[0] for trial in plan.trials} == {"csr", "dense"}
+
+
+def epilogue(channels: int) -> Epilogue:
+    return Epilogue(np.zeros(channels, np.float32), True, Activation("relu"))
+
+
+def kernels_of_many_cuts() -> dict[str, Step]:
+    """Each kernel in cuts of all kinds, for layers of ResNet-50, and matrices."""
+    generator, steps = np.random.default_rng(0), {}
+    for name, geometry in {
+        "full": conv(1, 64, (56, 56), 64, (3, 3), pads=(1, 1, 1, 1)),
+        "strided": conv(1, 128, (56, 56), 128, (3, 3), (2, 2), (1, 1, 1, 1)),
+        "pointwise": conv(1, 256, (56, 56), 64, (1, 1)),
+    }.items():
+        weight = sparse(generator, weight_shape(geometry), 0.1, 0)
+        for i, tile in enumerate(list(tap_tiles(geometry, GPU))[::16]):
+            steps[f"taps_{name}_{i}"] = planned_taps(weight, geometry, epilogue(geometry.out_channels), tile).steps[0]
+        for i, tile in enumerate(gemm_tiles(geometry, GPU)):
+            steps[f"gemm_{name}_{i}"] = planned_gemm(weight, geometry, epilogue(geometry.out_channels), tile).steps[0]
+    weight = sparse(generator, (1024, 512), 0.1, 1)
+    for rows in (1, 8):
+        for is_sparse in (False, True):
+            plan = matvec(is_sparse=is_sparse)(weight, rows, epilogue(512), GPU)
+            steps[f"matvec_{rows}_{int(is_sparse)}"] = plan.steps[0]
+    plan = plan_matmul(weight, 64, epilogue(512), GPU)
+    geometry = conv(1, 32, (112, 112), 32, (3, 3), pads=(1, 1, 1, 1), groups=32)
+    plans = {"rows": plan, "depthwise": plan_conv(np.ones((32, 1, 3, 3), np.float32), geometry, epilogue(32), GPU)}
+    return steps | {name: plan.steps[0] for name, plan in plans.items()}
+
+
+@pytest.fixture(scope="module")
+def many_cuts():
+    steps = kernels_of_many_cuts()
+    return steps, compile_device({name: step.kernel for name, step in steps.items()}, "cuda")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_registers_do_for_many_cuts(many_cuts, architecture: int) -> None:
+    steps, source = many_cuts
+    (code,) = compile_all(source, [architecture], ptx=False)
+    assert set(code.resources) == set(steps)
+    spilled = {name: used for name, used in code.resources.items() if used.spill_bytes or used.stack_bytes}
+    assert not spilled
+    for name, used in code.resources.items():
+        assert used.registers * math.prod(steps[name].kernel.launch.block) <= 65536, name
+
+
+def test_many_cuts_fits_a_block(many_cuts) -> None:
+    steps, _ = many_cuts
+    for name, step in steps.items():
+        assert step.kernel.launch.shared_bytes <= MAX_SHARED_BYTES, name
+        assert math.prod(step.kernel.launch.block) <= 1024, name
+
+
+def golden_kernels() -> dict[str, str]:
+    geometry = conv(1, 8, (6, 6), 8, (3, 3), pads=(1, 1, 1, 1))
+    weight = sparse(np.random.default_rng(0), weight_shape(geometry), 0.1, 0)
+    steps = {
+        "taps": planned_taps(weight, geometry, epilogue(8), next(iter(tap_tiles(geometry, GPU)))).steps[0],
+        "matvec_csr": matvec(is_sparse=True)(weight.reshape(24, 24), 1, epilogue(24), GPU).steps[0],
+        "depthwise": plan_conv(weight[:, :1], conv(1, 8, (6, 6), 8, (3, 3), groups=8), epilogue(8), GPU).steps[0],
+    }
+    return {name: compile_device({name: step.kernel}, "cuda") for name, step in steps.items()}
+
+
+@pytest.mark.parametrize("name", ["taps", "matvec_csr", "depthwise"])
+def test_text_is_as_it_was(name: str) -> None:
+    """What changes a kernel's text shows in a diff; `write_golden.py` writes the files anew."""
+    assert golden_kernels()[name] == (GOLDEN / f"{name}.cu").read_text(encoding="utf-8")

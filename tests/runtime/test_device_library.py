@@ -1,0 +1,346 @@
+"""The host code of an artifact for GPUs, against a driver that records every call and fails when it is told to."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import lwc_compiler as lwc
+from lwc_compiler.codegen.link import find_compiler
+from lwc_compiler.codegen.nvrtc import compile_all
+from lwc_compiler.passes.lower import lower
+from lwc_compiler.recipe import LowerOptions
+from lwc_compiler.targets import find_target
+
+# Calls the library as a C program would, with what the test says in `script`.
+CHILD = """
+import ctypes, json, os, sys
+library = ctypes.CDLL(sys.argv[1])
+library.net_create.restype = ctypes.c_void_p
+library.net_create.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
+library.net_destroy.argtypes = [ctypes.c_void_p]
+library.net_error_string.restype = ctypes.c_char_p
+library.net_run.argtypes, library.net_run_device.argtypes = [ctypes.c_void_p] * 3, [ctypes.c_void_p] * 4
+said = []
+def say(value): said.append(value)
+def create(device=0):
+    code = ctypes.c_int(-1)
+    context = library.net_create(device, ctypes.byref(code))
+    say([bool(context), code.value])
+    return context
+x, y, same = (ctypes.c_float * 16)(*range(16)), (ctypes.c_float * 4)(), (ctypes.c_float * 16)()
+def pointers(*arrays):
+    addresses = [a if isinstance(a, int) else ctypes.addressof(a) for a in arrays]
+    return (ctypes.c_void_p * len(arrays))(*addresses)
+def run(context): say(library.net_run(context, pointers(x), pointers(y, same)))
+def run_device(context, first, second, third, stream):
+    say(library.net_run_device(context, pointers(first), pointers(second, third), stream))
+exec(sys.argv[2])
+print(json.dumps(said))
+"""
+
+
+LOST = "a kernel read or wrote outside of its memory; the context is lost"
+
+
+@pytest.fixture(scope="module")
+def lowered():
+    """X (1, 16) -> Gemm, Relu, Gemm -> y (1, 4), and x as (4, 4)."""
+    generator = np.random.default_rng(0)
+    weights = {"w1": (16, 12), "b1": (12,), "w2": (12, 4), "b2": (4,)}
+    constants = [
+        numpy_helper.from_array(generator.standard_normal(s).astype(np.float32), n) for n, s in weights.items()
+    ]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", ["x", "w1", "b1"], ["hidden"], name="fc1"),
+            helper.make_node("Relu", ["hidden"], ["active"], name="relu"),
+            helper.make_node("Gemm", ["active", "w2", "b2"], ["y"], name="fc2"),
+            helper.make_node("Reshape", ["x", "shape"], ["same"], name="reshape"),
+        ],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 16])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4]),
+            helper.make_tensor_value_info("same", TensorProto.FLOAT, [4, 4]),
+        ],
+        [*constants, numpy_helper.from_array(np.array([4, 4]), "shape")],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(proto)
+    return lower(lwc.Model(proto, "net"), LowerOptions(target="cuda"))
+
+
+@pytest.fixture(scope="module")
+def library(lowered, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("library") / "libnet.so"
+    path.write_bytes(lowered.library)
+    return path
+
+
+def build_driver(folder: Path, *flags: str) -> Path:
+    source = Path(__file__).parent / "fake_driver.c"
+    command = [*find_compiler().command, "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", *flags]
+    subprocess.run([*command, str(source), "-o", str(folder / "libcuda.so.1")], check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory) -> Path:
+    return build_driver(tmp_path_factory.mktemp("driver"))
+
+
+@pytest.fixture
+def play(library, driver, tmp_path):
+    """Runs a script against the library: what it said, and the calls of the driver."""
+
+    def run(script: str, folder: Path = driver, **environment: object):
+        log = tmp_path / "log"
+        log.unlink(missing_ok=True)
+        variables = {**os.environ, "LD_LIBRARY_PATH": str(folder), "FAKE_LOG": str(log)}
+        variables |= {name: str(value) for name, value in environment.items()}
+        command = [sys.executable, "-c", CHILD, str(library), script]
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout), log.read_text().splitlines() if log.exists() else []
+
+    return run
+
+
+def names(calls: list[str]) -> list[str]:
+    return [call.split()[0] for call in calls]
+
+
+# What each call takes has to be given back by the other.
+PAIRS = {
+    "cuDevicePrimaryCtxRetain": "cuDevicePrimaryCtxRelease_v2",
+    "cuCtxPushCurrent_v2": "cuCtxPopCurrent_v2",
+    "cuModuleLoadData": "cuModuleUnload",
+    "cuMemAlloc_v2": "cuMemFree_v2",
+    "cuStreamCreate": "cuStreamDestroy_v2",
+    "cuStreamBeginCapture_v2": "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags": "cuGraphExecDestroy",
+}
+
+
+def check_all_given_back(calls: list[str], failed: str = "") -> None:
+    """`failed` is the function of which one call failed, and took nothing."""
+    called = names(calls)
+    for take, give in PAIRS.items():
+        taken = called.count(take) - (take == failed)
+        assert called.count(give) == taken, (take, failed)
+
+
+def test_calls_of_a_whole_life(play, lowered) -> None:
+    said, calls = play("c = create(); run(c); run(c); say(list(same)); library.net_destroy(c)")
+    assert said == [[True, 0], 0, 0, [float(i) for i in range(16)]]
+    assert names(calls) == [
+        *["cuInit", "cuDriverGetVersion", "cuDeviceGetCount", "cuDeviceGet", "cuDevicePrimaryCtxRetain"],
+        *["cuCtxPushCurrent_v2", "cuDeviceGetAttribute", "cuDeviceGetAttribute", "cuModuleLoadData"],
+        *["cuModuleGetFunction", "cuModuleGetFunction", "cuMemAlloc_v2", "cuMemAlloc_v2", "cuStreamCreate"],
+        *["cuMemcpyHtoDAsync_v2", "cuStreamSynchronize", "cuCtxPopCurrent_v2"],
+        # the first run captures the launches in a graph
+        *["cuCtxPushCurrent_v2", "cuMemcpyHtoDAsync_v2", "cuStreamBeginCapture_v2", "cuLaunchKernel", "cuLaunchKernel"],
+        *["cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy", "cuGraphLaunch"],
+        *["cuMemcpyDtoHAsync_v2", "cuMemcpyDtoHAsync_v2", "cuStreamSynchronize", "cuCtxPopCurrent_v2"],
+        # later ones replay it
+        *["cuCtxPushCurrent_v2", "cuMemcpyHtoDAsync_v2", "cuGraphLaunch"],
+        *["cuMemcpyDtoHAsync_v2", "cuMemcpyDtoHAsync_v2", "cuStreamSynchronize", "cuCtxPopCurrent_v2"],
+        *["cuCtxPushCurrent_v2", "cuStreamSynchronize", "cuGraphExecDestroy", "cuStreamDestroy_v2", "cuMemFree_v2"],
+        *["cuMemFree_v2", "cuModuleUnload", "cuCtxPopCurrent_v2", "cuDevicePrimaryCtxRelease_v2"],
+    ]
+    sizes = [int(call.split()[1]) for call in calls if call.startswith("cuMemAlloc_v2")]
+    assert sizes == [lowered.weight_bytes, lowered.workspace_bytes]
+    uploads = [int(call.split()[1]) for call in calls if call.startswith("cuMemcpyHtoDAsync_v2")]
+    assert uploads == [lowered.weight_bytes, 64, 64]
+    assert all(call.split()[2] == "0x9" for call in calls if call.startswith("cuMemcpy"))
+    check_all_given_back(calls)
+
+
+def test_tensors_of_the_gpu_and_a_stream_of_the_caller(play) -> None:
+    script = (
+        "c = create(); driver = ctypes.CDLL('libcuda.so.1'); memory = ctypes.c_ulonglong()\n"
+        "driver.cuMemAlloc_v2(ctypes.byref(memory), ctypes.c_size_t(256)); at = memory.value\n"
+        "ctypes.memmove(at, x, 64)\n"
+        "for _ in range(2): run_device(c, at, at + 64, at + 128, 77)\n"
+        "say(list((ctypes.c_float * 16).from_address(at + 128)))\n"
+        "driver.cuMemFree_v2(memory); library.net_destroy(c)"
+    )
+    said, calls = play(script)
+    assert said == [[True, 0], 0, 0, [float(i) for i in range(16)]]
+    copies = [call.split() for call in calls if call.startswith(("cuMemcpyDtoD", "cuGraphLaunch"))]
+    assert copies == 2 * [
+        ["cuMemcpyDtoDAsync_v2", "64", "0x4d"],
+        ["cuGraphLaunch", "0xb", "0x4d"],
+        ["cuMemcpyDtoDAsync_v2", "16", "0x4d"],
+        ["cuMemcpyDtoDAsync_v2", "64", "0x4d"],
+    ]
+    assert names(calls).count("cuStreamBeginCapture_v2") == 1
+    assert names(calls).count("cuStreamSynchronize") == 2  # when it is created and destroyed
+    check_all_given_back(calls)
+
+
+def test_pointers_to_other_memory_are_refused(play) -> None:
+    said, calls = play(
+        "c = create(); run_device(c, x, y, same, None); say(library.net_error_string(8).decode())\n"
+        "say(library.net_run(c, None, pointers(y, same))); say(library.net_run(c, pointers(x), pointers(y, 0)))\n"
+        "say(library.net_run(None, pointers(x), pointers(y, same))); run(c); library.net_destroy(c)"
+    )
+    assert said == [[True, 0], 8, "a pointer is not to memory of the GPU", 1, 1, 1, 0]
+    assert not any(call.startswith("cuMemcpyDtoD") for call in calls)
+    check_all_given_back(calls)
+
+
+@pytest.mark.parametrize(
+    ("environment", "device", "code", "message"),
+    [
+        ({"FAKE_DEVICES": 0}, 0, 4, "there is no such GPU"),
+        ({"FAKE_DEVICES": 2}, 2, 4, "there is no such GPU"),
+        ({}, -1, 4, "there is no such GPU"),
+        ({"FAKE_FAIL": "cuInit 1 100"}, 0, 4, "there is no such GPU"),
+        ({"FAKE_VERSION": 12090}, 0, 3, "the NVIDIA driver is too old for this library"),
+        ({"FAKE_CAPABILITY": 70}, 0, 5, "the library has no code for this GPU"),
+        ({"FAKE_FAIL": "cuModuleLoadData 1 209"}, 0, 5, "the library has no code for this GPU"),
+        ({"FAKE_FAIL": "cuModuleLoadData 1 222"}, 0, 3, "the NVIDIA driver is too old for this library"),
+        ({"FAKE_FAIL": "cuMemAlloc_v2 1 2"}, 0, 6, "the GPU has too little free memory"),
+        ({"FAKE_FAIL": "cuMemAlloc_v2 2 2"}, 0, 6, "the GPU has too little free memory"),
+        ({"FAKE_FAIL": "cuStreamCreate 1 304"}, 0, 1304, "the NVIDIA driver reports the error code - 1000"),
+    ],
+)
+def test_what_cannot_be_created(play, environment, device, code, message) -> None:
+    """Nothing is kept, and the process goes on: it creates a context when the reason is gone."""
+    again = (
+        "for name in list(os.environ):\n    if name.startswith('FAKE_') and name != 'FAKE_LOG': del os.environ[name]\n"
+    )
+    script = f"c = create({device}); say(library.net_error_string({code}).decode())\n{again}c = create(); run(c)\n"
+    said, calls = play(script + "library.net_destroy(c)", **environment)
+    assert said == [[False, code], message, [True, 0], 0]
+    check_all_given_back(calls, environment.get("FAKE_FAIL", "").split(" ")[0])
+
+
+def test_no_driver(play, tmp_path) -> None:
+    (tmp_path / "libcuda.so.1").write_bytes(b"no library")
+    said, calls = play("create(); say(library.net_error_string(2).decode())", tmp_path)
+    assert said == [[False, 2], "there is no NVIDIA driver: libcuda.so.1 cannot be loaded"]
+    assert calls == []
+
+
+def test_driver_without_a_function(play, tmp_path) -> None:
+    said, calls = play("create()", build_driver(tmp_path, "-DOLD"))
+    assert (said, calls) == ([[False, 3]], [])
+
+
+@pytest.mark.parametrize("code", [1, 719])
+def test_any_call_may_fail(play, code) -> None:
+    """Each function of the driver in turn, in its first call of a run: the code gets out, and all is given back."""
+    _, calls = play("c = create(); run(c); library.net_destroy(c)")
+    first = names(calls).index("cuCtxPopCurrent_v2")
+    last = len(calls) - 1 - names(calls)[::-1].index("cuStreamSynchronize")  # what destroys comes after
+    during = [name for name in dict.fromkeys(names(calls)[first + 1 : last]) if not re.search("Pop|GraphDestroy", name)]
+    assert {"cuLaunchKernel", "cuGraphLaunch", "cuStreamEndCapture", "cuMemcpyDtoHAsync_v2"} <= set(during)
+    for name in during:
+        script = (
+            f"c = create(); os.environ['FAKE_FAIL'] = '{name} 1 {code}'; run(c); del os.environ['FAKE_FAIL']\n"
+            "run(c); library.net_destroy(c)"
+        )
+        said, calls = play(script)
+        # Pushing the context fails before anything is at work, so that it is not remembered.
+        lost = code == 719 and name != "cuCtxPushCurrent_v2"
+        assert said == [[True, 0], 1000 + code, 1719 if lost else 0], name
+        taken = (
+            name if name in ("cuCtxPushCurrent_v2", "cuStreamBeginCapture_v2", "cuGraphInstantiateWithFlags") else ""
+        )
+        check_all_given_back(calls, taken)
+
+
+def test_a_lost_context_calls_the_driver_no_more(play) -> None:
+    said, calls = play(
+        "c = create(); os.environ['FAKE_FAIL'] = 'cuGraphLaunch 1 700'; run(c); del os.environ['FAKE_FAIL']\n"
+        "run(c); say(library.net_error_string(1700).decode()); library.net_destroy(c)"
+    )
+    assert said == [[True, 0], 1700, 1700, LOST]
+    assert names(calls).count("cuGraphLaunch") == 1
+    check_all_given_back(calls)
+
+
+def test_contexts_in_threads_are_independent(play) -> None:
+    """Two threads with a context each: what one copies in is what it gets out."""
+    script = (
+        "import threading\n"
+        "contexts = [create() for _ in range(2)]\n"
+        "results = [(ctypes.c_float * 16)() for _ in contexts]\n"
+        "def work(i):\n"
+        "    mine, sums = (ctypes.c_float * 16)(*[i] * 16), (ctypes.c_float * 4)()\n"
+        "    for _ in range(50): assert library.net_run(contexts[i], pointers(mine), pointers(sums, results[i])) == 0\n"
+        "threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]\n"
+        "for t in threads: t.start()\n"
+        "for t in threads: t.join()\n"
+        "say([list(r) for r in results])\n"
+        "for c in contexts: library.net_destroy(c)"
+    )
+    said, calls = play(script)
+    assert said[-1] == [[0.0] * 16, [1.0] * 16]
+    check_all_given_back(calls)
+
+
+def test_the_best_code_for_a_gpu(play, lowered) -> None:
+    architectures = find_target("cuda").gpu.architectures
+    assert architectures == (75, 80, 86, 89, 90, 100, 120)
+    # Where a file of machine code says what it is for: the word of flags in the header of an ELF file.
+    codes = compile_all("", architectures, ptx=False)
+    flags = {code.architecture: str(int.from_bytes(code.image[48:52], "little")) for code in codes}
+    for capability, architecture in {75: 75, 80: 80, 87: 86, 89: 89, 90: 90, 103: 100, 120: 120, 121: 120}.items():
+        _, calls = play("library.net_destroy(create())", FAKE_CAPABILITY=capability)
+        assert f"cuModuleLoadData {flags[architecture]}" in calls, capability
+    for capability in (130, 140):
+        _, calls = play("library.net_destroy(create())", FAKE_CAPABILITY=capability)
+        assert "cuModuleLoadData ptx" in calls
+    said, _ = play("create()", FAKE_CAPABILITY=110)
+    assert said == [[False, 5]]
+
+
+def test_session(lowered, driver, library, tmp_path) -> None:
+    """From Python: the same errors in sentences, and arrays in and out."""
+    script = (
+        "import numpy as np, sys\n"
+        "from lwc_compiler.codegen.result import TensorSpec as T\n"
+        "from lwc_compiler.errors import ArtifactError, OptionError, TargetError\n"
+        "from lwc_compiler.runtime.device_session import DeviceSession\n"
+        "import os, pathlib\n"
+        "specs = (T('x', 'float32', (1, 16)),), (T('y', 'float32', (1, 4)), T('same', 'float32', (4, 4)))\n"
+        "def session(): return DeviceSession(pathlib.Path(sys.argv[1]), 'net', *specs, 1)\n"
+        "x = np.arange(16, dtype=np.float32)[None]\n"
+        "with session() as s:\n"
+        "    assert np.array_equal(s.run({'x': x})['same'], x.reshape(4, 4)); print(s.target)\n"
+        "    os.environ['FAKE_FAIL'] = 'cuGraphLaunch 1 700'\n"
+        "    for call in (lambda: s.run({'x': x}), lambda: s.profile({'x': x}), lambda: s.use_target('cuda:sm_90')):\n"
+        "        try: call()\n"
+        "        except (ArtifactError, OptionError, TargetError) as error: print(type(error).__name__, error)\n"
+        "os.environ['FAKE_CAPABILITY'] = '70'\n"
+        "try: session()\n"
+        "except TargetError as error: print(error)\n"
+    )
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "FAKE_LOG": str(tmp_path / "log")}
+    command = [sys.executable, "-c", script, str(library)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "cuda",
+        f"ArtifactError the library failed: {LOST} (code 1700)",
+        "OptionError the layers of a network on a GPU are not timed: leave --layers out",
+        "TargetError the library has no code for cuda:sm_90",
+        "the network cannot run on this machine's GPU: the library has no code for this GPU (code 5)",
+    ]
+    check_all_given_back((tmp_path / "log").read_text().splitlines())
+
+
+def test_library_needs_the_c_library_alone(library) -> None:
+    needed = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True).stdout
+    assert set(re.findall(r"NEEDED.*\[(.*?)\]", needed)) <= {"libc.so.6", "libdl.so.2"}
