@@ -8,7 +8,7 @@ import numpy as np
 
 from lwc_compiler.kernels.channels import ChannelLayout, channel_kernel, pack_channels
 from lwc_compiler.kernels.choice import Candidate, uneven
-from lwc_compiler.kernels.cost import pace
+from lwc_compiler.kernels.cost import issued, pace
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Step
 from lwc_compiler.kernels.tap_plan import canonical
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _THREADS = 4  # that a layer's tiles should suffice for at least
 _RANKED = 4  # layouts that are worth a measurement
+_LIST = 4  # instructions of a tap for its offset, and for the loop
 _CYCLES = 0.5  # of a vector multiply-add
 # In vector multiply-adds, as in `winograd_plan`: a multiply-add with its loads, a byte of weights from beyond the
 # level-2 cache, a vector of pixels copied, a vector of sums started, transposed and stored.
@@ -107,4 +108,5 @@ def cycles(layout: ChannelLayout, target: Target) -> float:
         spent += _WEIGHT_BYTE * at.far * weight_bytes * tiles
     missed = min(1.0, max(0.0, 8 * lay.copied / target.l2_bytes - 1))
     spent += _WEIGHT_BYTE * at.far * missed * 4 * lay.copied * tiles * lay.panels
-    return _CYCLES * spent
+    tap = lay.pixels * (lay.vectors + 1) + 2 * lay.vectors + _LIST
+    return _CYCLES * spent + issued(target, groups * lay.taps * tap)

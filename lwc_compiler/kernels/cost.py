@@ -121,7 +121,7 @@ def _derived(core: Core, rows: int) -> _Weights:
         full=1.32,
         room=0.889,
         latency=core.latency,
-        far_weight=core.far_line * 6 / 64,
+        far_weight=core.far_line * (4 + 2 / rows) / 64,
         block=8 + 8 * instruction,
         group=8 * instruction,
         reload=2 * load,
@@ -137,13 +137,25 @@ def _derived(core: Core, rows: int) -> _Weights:
     )
 
 
+def pairs_loads(target: Target) -> bool:
+    """Whether one instruction loads two vectors that adjoin; such targets' instructions are counted."""
+    return target.core is not None and target.core.by_lane
+
+
+def issued(target: Target, instructions: float) -> float:
+    """Cycles of so many instructions beside those that they wait for others."""
+    return _ISSUED * instructions / target.core.issue if target.core and pairs_loads(target) else 0.0
+
+
 def tap_cycles(core: Core, vectors: int) -> float:
     """Cycles of a single non-zero that multiplies so many vectors of inputs in the level-1 cache."""
     weights = _derived(core, 1)
     return weights.tap + vectors * weights.load
 
 
+_LIST = 4  # instructions of a tap for its offset, and for the loop
 _LOAD_TO_USE = 4.0  # cycles that a core that works in order waits for a load
+_ISSUED = 0.25  # of the time in which an instruction starts, even where all wait for something else
 _FITTED_LINE = 8.0  # cycles of a cache line from beyond the level-2 cache, on the cores that were timed
 _DENSE_ROWS = (8, 6, 4, 3, 2)
 _NEARLY_DENSE = 0.9  # from this density on, leaving weights out gains nothing
@@ -279,12 +291,14 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
             if problem.images > 1 and lanes != problem.images:
                 continue
             by_lane = target.core is not None and target.core.by_lane and lanes > 1 and r % lanes == 0
+            adjoining = pairs_loads(target) and problem.images == 1
             most = max(1, _room(target, r, by_lane) // r)
             vectors = -(-problem.width.out * problem.images // lanes)
             for across in sorted({-(-vectors // n) for n in range(1, vectors + 1)}):
                 for down in range(1, min(problem.height.out, most // across) + 1):
                     if -(-problem.height.out // -(-problem.height.out // down)) == down:
-                        yield from _blockings(problem, target, Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane))
+                        cut = Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane, adjoining=adjoining)
+                        yield from _blockings(problem, target, cut)
 
 
 def _room(target: Target, rows: int, by_lane: bool) -> int:
@@ -352,6 +366,7 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
         tap = c.tap + max(load, latency)
     else:
         tap = c.tap + max(t.rows * vectors * c.multiply, latency) + load + t.rows * c.broadcast
+    tap += issued(target, _tap_instructions(layout)) if t.adjoining else 0.0
     taps = p.planes * positions * density
     # Weights that do not fit the level-2 cache come from further away for every tile.
     if taps * (4 * t.rows + 2) * layout.row_groups * p.groups > target.l2_bytes / 2:
@@ -369,3 +384,14 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
     if t.in_place:
         copied = 0.0
     return copied + layout.tiles * c.tile + layout.tiles / layout.chunks * layout.row_groups * group
+
+
+def _tap_instructions(layout: TapLayout) -> int:
+    """Instructions of a tap, where one loads two vectors that adjoin."""
+    t, reads = layout.tiling, layout.reads
+    loads = i = 0
+    while i < len(reads):
+        i += 2 if reads[i + 1 : i + 2] == [reads[i] + t.lanes] else 1
+        loads += 1
+    weights = t.rows // t.lanes if t.by_lane else t.rows
+    return t.rows * layout.vectors + loads + weights + _LIST

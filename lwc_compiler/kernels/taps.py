@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 LINE = 16  # float32 in a cache line
 _FEW_SUMS = 4  # so many multiply-adds are done before the first of them is
 _SCALAR_LOADS_AHEAD = 3  # of the multiply-add that needs one: processors without vectors work in order
+_EDGES = 3  # ways in which a tile's rows meet the edges of the input that have code of their own
 _AHEAD = 512  # float32 by which dense weights are asked for before they are used
 
 
@@ -128,6 +129,8 @@ class Tiling:
         chunk: groups of `rows` output channels that one unit of work computes.
         in_place: the input is read where it lies; for layers that can be, see `readable_in_place`.
         by_lane: weights are loaded as vectors, one lane of which is a factor of a multiply-add.
+        adjoining: vectors of a row of pixels never overlap, so that one instruction loads two; the last one's lanes
+            behind the tile are computed but not stored.
     """
 
     lanes: int
@@ -138,6 +141,7 @@ class Tiling:
     chunk: int
     in_place: bool = False
     by_lane: bool = False
+    adjoining: bool = False
 
     def __str__(self) -> str:
         cut = f"{self.rows}x{self.tile_rows}x{self.tile_vectors}x{self.lanes}/{self.channels}/{self.chunk}"
@@ -162,7 +166,7 @@ class TapLayout:
         self.tile_width = min(tile_width or t.tile_vectors * t.lanes, self.width)
         self.column_tiles = -(-self.width // self.tile_width)
         last = max(0, self.tile_width - t.lanes)
-        self.starts = [min(i * t.lanes, last) for i in range(t.tile_vectors)]
+        self.starts = [i * t.lanes if t.adjoining else min(i * t.lanes, last) for i in range(t.tile_vectors)]
         span = last + t.lanes
         self.row_base: dict[int, int] = {}
         rows = 0
@@ -177,7 +181,8 @@ class TapLayout:
         self.span = span
         self.pitch = columns
         self.plane = rows * columns  # float32 of one channel of the tile
-        self.packed = t.channels * self.plane  # float32 of the input that offsets lead to
+        beyond = LINE if self.starts[-1] > last else 0  # that the last vector of the last row reads
+        self.packed = t.channels * self.plane + beyond  # float32 of the input that offsets lead to
         if t.in_place:
             self.pitch, self.plane = p.width.size, p.height.size * p.width.size
             self.packed = p.in_channels * p.depth.size * self.plane
@@ -365,26 +370,28 @@ class TapSums:
             with b.otherwise():
                 for r, v, register in each:
                     register.set(b.load(scratch, held + (r * vectors + v) * t.lanes, t.lanes))
-        every = lay.problem.groups * lay.row_groups
+        every, values = lay.problem.groups * lay.row_groups, self._values
         number = b.let("number", number)
         if self.shared:
             begin = b.let("begin", b.load(self._ends, block))
             end = b.let("end", b.load(self._ends, block + 1))
             first = b.let("first", (begin * every + number * (end - begin) - begin) * t.rows)
+            if t.by_lane:
+                values, first = b.from_element(values, first), 0
         else:
             begin = b.let("begin", b.load(self._ends, block * every + number))
             end = b.let("end", b.load(self._ends, block * every + number + 1))
             first = 0
         with b.loop("taps", begin, end) as taps:
             if self.shared:
-                b.prefetch(self._values, first + (taps * t.rows + _AHEAD))
+                b.prefetch(values, first + (taps * t.rows + _AHEAD))
             for chain, into in enumerate([sums, *others]):
                 tap = b.let("tap", taps * chains + chain)
                 offset = b.let("offset", b.load(self._offsets, tap).astype("int32") + (0 if base is fixed else base))
-                weights = self._weights(first + tap * t.rows)
-                values = _Inputs(b, scratch, offset, at, t.lanes)
+                weights = self._weights(values, first + tap * t.rows)
+                inputs = _Inputs(b, scratch, offset, at, t.lanes)
                 for v in range(vectors):
-                    value = values[v]
+                    value = inputs[v]
                     for r in range(t.rows):
                         into[r][v].set(into[r][v].get() + weights[r] * value)
         for other in others:
@@ -396,17 +403,17 @@ class TapSums:
                     b.store(scratch, held + (r * vectors + v) * t.lanes, register.get(), t.lanes)
         return sums
 
-    def _weights(self, at: Any) -> list[Any]:
-        """A tap's weights, one of each row, that lie from `at` on; as vectors where the kernel has vectors."""
+    def _weights(self, values: Any, at: Any) -> list[Any]:
+        """A tap's weights, one of each row, in `values` from `at` on; as vectors where the kernel has vectors."""
         b, t = self.b, self.layout.tiling
         if t.by_lane:
-            packed = [b.let("w", b.load(self._values, at + start, t.lanes)) for start in range(0, t.rows, t.lanes)]
+            packed = [b.let("w", b.load(values, at + start, t.lanes)) for start in range(0, t.rows, t.lanes)]
             return [lane(packed[r // t.lanes], r % t.lanes, t.lanes) for r in range(t.rows)]
         if t.lanes == 1 and t.rows > 1:
             # One vector, which keeps LLVM from unrolling the loop: it would run out of registers.
-            vector = b.let("w", b.load(self._values, at, t.rows))
+            vector = b.let("w", b.load(values, at, t.rows))
             return [b.let("w", tirx.Shuffle([vector], [tirx.const(r, "int32")])) for r in range(t.rows)]
-        return [splat(b.let("w", b.load(self._values, at + r)), t.lanes) for r in range(t.rows)]
+        return [splat(b.let("w", b.load(values, at + r)), t.lanes) for r in range(t.rows)]
 
     def store(
         self,
@@ -573,11 +580,9 @@ class _Writer:
                 self._fill(at, 0, length * images)
                 continue
             shift = p.pad - phase  # the phase's pixel i is input column (column + i) * stride - shift
-            begin, end = 0, length
-            if shift > 0 or (p.out - lay.tile_width // images + length - 1) * p.stride - shift >= p.size:
-                low, high = shift + p.stride - 1, p.size + shift + p.stride - 1
-                begin = clamp(_floor_divide(low - column * p.stride, p.stride), 0, length)
-                end = clamp(_floor_divide(high - column * p.stride, p.stride), 0, length)
+            begin, end = _inside(p, column, shift, length)
+            if shift <= 0 and (p.out - lay.tile_width // images + length - 1) * p.stride - shift < p.size:
+                begin, end = 0, length
             start = self.b.address(source + (column * p.stride - shift) * images)
             edge = not (isinstance(begin, int) and isinstance(end, int) and begin == 0 and end == length)
             if self.p.grid != (1, 1) and (edge or down):
@@ -585,15 +590,26 @@ class _Writer:
                 continue
             begin, end, length = begin * images, end * images, length * images
             if isinstance(begin, int) and isinstance(end, int):
-                self._fill(at, 0, begin)
-                self._copy(start, p.stride, at, begin, end)
-                self._fill(at, end, length)
+                self._copy_padded(start, p.stride, at, begin, end, length)
                 continue
             begin, end = self.b.let("begin", begin), self.b.let("end", end)
+            columns = [min(i * lay.tile_width, lay.width - lay.tile_width) for i in range(lay.column_tiles)]
+            edges = {_inside(p, first, shift, length) for first in columns}
+            if self.t.adjoining and len(edges) <= _EDGES:
+                for low, high in sorted(edges):
+                    with self.b.when(tirx.all(begin == low, end == high)):
+                        self._copy_padded(start, p.stride, at, low, high, length)
+                continue
             with self.b.when(end - begin == length):
                 self._copy(start, p.stride, at, 0, length)
             with self.b.otherwise():
                 self._copy_edge(start, p.stride, at, begin, end, length)
+
+    def _copy_padded(self, source: Any, stride: int, at: Any, begin: int, end: int, length: int) -> None:
+        """Copies the positions from `begin` to `end`, which are known; zeros before and after them."""
+        self._fill(at, 0, begin)
+        self._copy(source, stride, at, begin, end)
+        self._fill(at, end, length)
 
     def _copy_edge(self, source: Any, stride: int, at: Any, begin: Any, end: Any, length: int) -> None:
         """Copies the positions from `begin` to `end`; zeros before and after them."""
@@ -642,6 +658,13 @@ def readable_in_place(problem: Problem, lanes: int) -> bool:
     p = problem
     inside = not any(_limits(tirx.const(0, "int32"), axis) for axis in (p.depth, p.height, p.width))
     return inside and p.images == 1 and (lanes == 1 or p.width.stride == 1)
+
+
+def _inside(axis: Axis, column: Any, shift: int, length: int) -> tuple[Any, Any]:
+    """Which of `length` pixels of a phase, whose first one is that of output `column`, lie in the input: from, to."""
+    low, high = shift + axis.stride - 1, axis.size + shift + axis.stride - 1
+    begin = clamp(_floor_divide(low - column * axis.stride, axis.stride), 0, length)
+    return begin, clamp(_floor_divide(high - column * axis.stride, axis.stride), 0, length)
 
 
 def _floor_divide(value: Any, by: int) -> Any:

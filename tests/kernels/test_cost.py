@@ -6,6 +6,7 @@ import pytest
 from lwc_compiler.kernels.cost import cycles, ranked, tilings
 from lwc_compiler.kernels.layer import ConvGeometry
 from lwc_compiler.kernels.tap_plan import canonical
+from lwc_compiler.kernels.taps import TapLayout
 from lwc_compiler.targets import all_targets
 
 NARROW = [target for target in all_targets() if target.core is not None and target.vector_bits == 128]
@@ -41,3 +42,11 @@ def test_cores_that_wait_for_loads_gain_more_by_blocks() -> None:
         for name in ("cortex-a53", "cortex-a72")
     ]
     assert gains[0] > gains[1] > 1
+
+
+@pytest.mark.parametrize(("name", "starts"), [("cortex-a72", [0, 4]), ("rv64gcv", [0, 3])])
+def test_vectors_of_a_narrow_row_adjoin_where_one_instruction_loads_two(name: str, starts: list[int]) -> None:
+    target = next(target for target in NARROW if target.name == name)
+    problem = canonical(ConvGeometry(1, 64, (7, 7), 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)))
+    whole = [tiling for tiling in tilings(problem, target, "csr") if tiling.tile_vectors == 2]
+    assert {tuple(TapLayout(problem, tiling).starts) for tiling in whole} == {tuple(starts)}
