@@ -165,6 +165,16 @@ class ConvGeometry:
         )
 
     @property
+    def group_inputs(self) -> int:
+        """Input channels of a group."""
+        return self.in_channels // self.groups
+
+    @property
+    def group_outputs(self) -> int:
+        """Output channels of a group."""
+        return self.out_channels // self.groups
+
+    @property
     def in_shape(self) -> tuple[int, ...]:
         """Shape of the input (N, C, *spatial), or (N, H, C, W, images)."""
         return self._shape(self.in_channels, self.in_size)

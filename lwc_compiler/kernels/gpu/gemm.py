@@ -63,19 +63,9 @@ class GemmTile:
         return self.outputs * self.pixels // self.per_thread**2
 
     @property
-    def group_inputs(self) -> int:
-        """Input channels of a group."""
-        return self.geometry.in_channels // self.geometry.groups
-
-    @property
-    def group_outputs(self) -> int:
-        """Output channels of a group."""
-        return self.geometry.out_channels // self.geometry.groups
-
-    @property
     def depth(self) -> int:
         """Products of a sum."""
-        return self.group_inputs * math.prod(self.geometry.kernel)
+        return self.geometry.group_inputs * math.prod(self.geometry.kernel)
 
     @property
     def by_channel(self) -> bool:
@@ -115,7 +105,7 @@ class GemmTile:
     @property
     def output_blocks(self) -> int:
         """Blocks over the output channels of a group."""
-        return ceil_div(self.group_outputs, self.outputs)
+        return ceil_div(self.geometry.group_outputs, self.outputs)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -130,10 +120,10 @@ def pack_gemm(weight: NDArray[np.float32], t: GemmTile) -> Constant:
         weight: float32 (O, C / groups, *kernel).
         t: the layout.
     """
-    matrix = weight.reshape(t.geometry.groups, t.group_outputs, t.depth).swapaxes(1, 2)
+    matrix = weight.reshape(t.geometry.groups, t.geometry.group_outputs, t.depth).swapaxes(1, 2)
     depth, outputs = t.slices * DEPTH, t.output_blocks * t.outputs
     padded = np.zeros((t.geometry.groups, depth, outputs), np.float32)
-    padded[:, : t.depth, : t.group_outputs] = matrix
+    padded[:, : t.depth, : t.geometry.group_outputs] = matrix
     return Constant(padded)
 
 
@@ -191,8 +181,8 @@ def gemm_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
             place = b.let("place", place)
             for i in many:
                 output = b.let("output", first_output + m + i)
-                with b.when(output < t.group_outputs):
-                    channel = b.let("channel", group * t.group_outputs + output)
+                with b.when(output < t.geometry.group_outputs):
+                    channel = b.let("channel", group * t.geometry.group_outputs + output)
                     value = sums[i][j].get()
                     if bias is not None:
                         value = value + b.load(bias, channel)
@@ -241,10 +231,10 @@ def _fill(b: DeviceBuilder, t: GemmTile, x: Expr, right: Expr, group: Expr, firs
                 k, pixel = divide(element, t.pixels), modulo(element, t.pixels)
             to = b.let("to", k * t.pitch + pixel)
             product, column = b.let("product", first + k), b.let("column", first_pixel + pixel)
-            channel, *taps = unravel(b, product, (t.group_inputs, *g.kernel))
+            channel, *taps = unravel(b, product, (t.geometry.group_inputs, *g.kernel))
             image, *at = unravel(b, column, (g.batch, *g.out_size))
             inside = tirx.all(product < t.depth, column < t.all_pixels)
-            from_ = image * t.x_strides[0] + (group * t.group_inputs + channel) * t.x_strides[1]
+            from_ = image * t.x_strides[0] + (group * t.geometry.group_inputs + channel) * t.x_strides[1]
             for axis, (tap, place) in enumerate(zip(taps, at, strict=True)):
                 position = b.let("position", place * g.strides[axis] + tap * g.dilations[axis] - g.pads[axis])
                 inside = tirx.all(inside, position >= 0, position < g.in_size[axis])

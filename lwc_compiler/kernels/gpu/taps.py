@@ -111,24 +111,14 @@ class TapTile:
         return self.x_strides[1] == 1
 
     @property
-    def group_inputs(self) -> int:
-        """Input channels of a group."""
-        return self.geometry.in_channels // self.geometry.groups
-
-    @property
-    def group_outputs(self) -> int:
-        """Output channels of a group."""
-        return self.geometry.out_channels // self.geometry.groups
-
-    @property
     def chunks(self) -> int:
         """How often shared memory is filled."""
-        return ceil_div(self.group_inputs, self.channels)
+        return ceil_div(self.geometry.group_inputs, self.channels)
 
     @property
     def row_blocks(self) -> int:
         """Blocks over the output channels of a group."""
-        return ceil_div(self.group_outputs, self.warps * self.outputs)
+        return ceil_div(self.geometry.group_outputs, self.warps * self.outputs)
 
     @property
     def slots(self) -> int:
@@ -165,11 +155,11 @@ def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], 
         t: the layout.
     """
     g = t.geometry
-    rows = weight.reshape(g.groups, t.group_outputs, *weight.shape[1:])
-    counts = np.count_nonzero(rows.reshape(g.groups, t.group_outputs, -1), axis=2)
+    rows = weight.reshape(g.groups, t.geometry.group_outputs, *weight.shape[1:])
+    counts = np.count_nonzero(rows.reshape(g.groups, t.geometry.group_outputs, -1), axis=2)
     order = np.argsort(-counts, axis=1, kind="stable")
     channels = np.zeros((g.groups, t.slots), np.int32)
-    channels[:, : t.group_outputs] = order + np.arange(g.groups)[:, None] * t.group_outputs
+    channels[:, : t.geometry.group_outputs] = order + np.arange(g.groups)[:, None] * t.geometry.group_outputs
     slot_of = np.argsort(order, axis=1)
 
     group, output, channel, *position = np.nonzero(rows)
@@ -234,7 +224,7 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
                     register.set(register.get() + value * b.load(shared, at + moved))
 
     for slot, registers in zip(slots, sums, strict=True):
-        with b.when(slot < t.group_outputs):
+        with b.when(slot < t.geometry.group_outputs):
             output = b.let("output", b.load(channels, b.block[2] * t.slots + slot))
             place = image * t.y_strides[0] + output * t.y_strides[1]
             for axis in range(n - 2):
@@ -265,7 +255,7 @@ def _fill(b: DeviceBuilder, t: TapTile, x: Expr, shared: Expr, image: Expr, corn
         element = b.let("element", i * across + thread)
         with b.when(element < positions if positions % across else True):
             *before, column = unravel(b, element, t.window)
-            first = chunk * t.channels + b.block[2] * t.group_inputs
+            first = chunk * t.channels + b.block[2] * t.geometry.group_inputs
             from_ = image * t.x_strides[0] + first * t.x_strides[1]
             inside = None
             for axis, (start, at) in enumerate(zip(corner, (*before, column), strict=True)):
@@ -280,8 +270,8 @@ def _fill(b: DeviceBuilder, t: TapTile, x: Expr, shared: Expr, image: Expr, corn
             with b.loop("j", 0, ceil_div(t.channels, down)) as j:
                 channel = b.let("channel", j * down + thread_channel)
                 exists = inside
-                if t.group_inputs % t.channels:
-                    exists = tirx.all(exists, chunk * t.channels + channel < t.group_inputs)
+                if t.geometry.group_inputs % t.channels:
+                    exists = tirx.all(exists, chunk * t.channels + channel < t.geometry.group_inputs)
                 with b.when(channel < t.channels if t.channels % down else True):
                     value = b.load(x, from_ + channel * t.x_strides[1])
                     value = tirx.if_then_else(exists, value, tirx.const(0.0, "float32"))
