@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from lwc_compiler.kernels.kernel import Operand
     from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
-    from lwc_compiler.kernels.taps import Problem
+    from lwc_compiler.kernels.tap_layout import Problem
     from lwc_compiler.targets.target import Target
 
 _THREADS = 4  # that a layer's tiles should suffice for at least

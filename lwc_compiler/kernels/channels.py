@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.builder import Register
     from lwc_compiler.kernels.kernel import Kernel
     from lwc_compiler.kernels.layer import Epilogue
-    from lwc_compiler.kernels.taps import Problem
+    from lwc_compiler.kernels.tap_layout import Problem
 
 _AHEAD = 48  # taps by which weights are asked for before they are used
 

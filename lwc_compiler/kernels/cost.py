@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import uneven
-from lwc_compiler.kernels.taps import LINE, Problem, TapLayout, Tiling, readable_in_place
+from lwc_compiler.kernels.tap_layout import LINE, Problem, TapLayout, Tiling, readable_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

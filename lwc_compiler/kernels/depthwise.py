@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.builder import Register
     from lwc_compiler.kernels.kernel import Kernel
     from lwc_compiler.kernels.layer import Activation
-    from lwc_compiler.kernels.taps import Axis, Problem
+    from lwc_compiler.kernels.tap_layout import Axis, Problem
 
 _UNROLLED = 2  # so many vectors of columns that do not touch the padding are no loop
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
-    from lwc_compiler.kernels.taps import Problem
+    from lwc_compiler.kernels.tap_layout import Problem
     from lwc_compiler.targets.target import Target
 
 _MOST_TAPS = 25  # of a kernel: each is an instruction for every vector of the band

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from lwc_compiler.kernels.builder import KernelBuilder, clamp, divide, smaller, unravel
 from lwc_compiler.kernels.depthwise import Band, DepthwiseWriter, Rows
-from lwc_compiler.kernels.taps import LINE, Problem, TapLayout, TapSums, Tiling
+from lwc_compiler.kernels.tap_layout import LINE, Problem, TapLayout, Tiling
+from lwc_compiler.kernels.taps import TapSums
 
 if TYPE_CHECKING:
     from lwc_compiler.kernels.kernel import Kernel

@@ -15,8 +15,8 @@ from lwc_compiler.kernels.depthwise_plan import computes
 from lwc_compiler.kernels.depthwise_plan import cycles as band_cycles
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Share, Step
 from lwc_compiler.kernels.separable import Cut, SeparableLayout, separable_kernel
+from lwc_compiler.kernels.tap_layout import pack_taps
 from lwc_compiler.kernels.tap_plan import canonical
-from lwc_compiler.kernels.taps import pack_taps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from lwc_compiler.kernels.kernel import Operand
     from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
-    from lwc_compiler.kernels.taps import Problem, TapLayout
+    from lwc_compiler.kernels.tap_layout import Problem, TapLayout
     from lwc_compiler.targets.target import Target
 
 _NEARLY_DENSE = 0.9  # from this density on, blocks that share their taps are faster than single weights

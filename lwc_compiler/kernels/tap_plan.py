@@ -9,7 +9,8 @@ import numpy as np
 from lwc_compiler.kernels.choice import Candidate, uneven
 from lwc_compiler.kernels.cost import formats, ranked
 from lwc_compiler.kernels.kernel import Plan, Step
-from lwc_compiler.kernels.taps import LINE, Axis, Problem, TapLayout, Tiling, pack_taps, tap_kernel, tap_operands
+from lwc_compiler.kernels.tap_layout import LINE, Axis, Problem, TapLayout, Tiling, pack_taps
+from lwc_compiler.kernels.taps import tap_kernel, tap_operands
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

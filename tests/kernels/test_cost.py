@@ -5,8 +5,8 @@ import pytest
 
 from lwc_compiler.kernels.cost import cycles, ranked, tilings
 from lwc_compiler.kernels.layer import ConvGeometry
+from lwc_compiler.kernels.tap_layout import TapLayout
 from lwc_compiler.kernels.tap_plan import canonical
-from lwc_compiler.kernels.taps import TapLayout
 from lwc_compiler.targets import all_targets
 
 NARROW = [target for target in all_targets() if target.core is not None and target.vector_bits == 128]
