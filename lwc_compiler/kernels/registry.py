@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from lwc_compiler.kernels.lookup import FEATURES as LOOKUP_FEATURES
 
+_GPU = frozenset({"cuda"})
+
 
 class Entry(NamedTuple):
     """One kernel.
@@ -14,7 +16,7 @@ class Entry(NamedTuple):
         name: `Kernel.name`.
         format: `Plan.format` of the layers it computes; empty for a step without weights.
         summary: what it computes.
-        features: instruction sets without which no plan has it, by the names of `Target.features`.
+        features: instruction sets without which no plan has it, by the names of `Target.features`; `cuda`: a GPU.
     """
 
     name: str
@@ -47,10 +49,10 @@ KERNELS = (
     Entry("matvec_shared", "csr", "sparse matrix times a few vectors that lie side by side"),
     Entry("transpose", "", "turns the input and the output of a sparse product of many rows"),
     Entry("gemm_batched", "", "products of two computed matrices"),
-    Entry("gpu_taps", "csr", "GPU: convolution or product of many rows, single non-zeros"),
-    Entry("gpu_gemm", "dense", "GPU: convolution or product of many rows with every weight"),
-    Entry("gpu_gemm_sum", "dense", "GPU: adds the parts of the sums of a dense layer up"),
-    Entry("gpu_matvec_csr", "csr", "GPU: sparse matrix times a few vectors"),
-    Entry("gpu_matvec_dense", "dense", "GPU: matrix with every weight times a few vectors"),
-    Entry("gpu_depthwise", "dense", "GPU: depthwise convolution with every weight"),
+    Entry("gpu_taps", "csr", "GPU: convolution or product of many rows, single non-zeros", _GPU),
+    Entry("gpu_gemm", "dense", "GPU: convolution or product of many rows with every weight", _GPU),
+    Entry("gpu_gemm_sum", "dense", "GPU: adds the parts of the sums of a dense layer up", _GPU),
+    Entry("gpu_matvec_csr", "csr", "GPU: sparse matrix times a few vectors", _GPU),
+    Entry("gpu_matvec_dense", "dense", "GPU: matrix with every weight times a few vectors", _GPU),
+    Entry("gpu_depthwise", "dense", "GPU: depthwise convolution with every weight", _GPU),
 )

@@ -5,6 +5,7 @@ NaNs. The program reads the image, runs the plan on it and writes it back, which
 outside of a buffer.
 """
 
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -134,26 +135,24 @@ def run_batch(cases: list[Case], target: Target) -> Batch:
         place = Qemu(target)
     except ToolchainError as error:
         pytest.skip(str(error))
-    plans = {case.name: case.plan(target) for case in cases}
-    images, kernels, functions, declarations = {}, {}, [], []
-    for number, case in enumerate(cases):
-        image = images[case.name] = Image()
-        lines = _write(case, plans[case.name], image, kernels, declarations)
-        functions.append(f"static void case_{number}(unsigned char *m, int split) {{\n{lines}\n}}")
-    rows = [f"    {{case_{i}, {image.bytes}}}," for i, image in enumerate(images.values())]
-    source = _MAIN
-    for word, texts in (("DECLARATIONS", declarations), ("CASES", functions), ("ROWS", rows)):
-        source = source.replace(word, "\n".join(texts), 1)
-    files = {"kernels.o": compile_kernels(kernels, target.llvm()), "main.c": source.encode()}
-    try:
+    with closing(place):
+        plans = {case.name: case.plan(target) for case in cases}
+        images, kernels, functions, declarations = {}, {}, [], []
+        for number, case in enumerate(cases):
+            image = images[case.name] = Image()
+            lines = _write(case, plans[case.name], image, kernels, declarations)
+            functions.append(f"static void case_{number}(unsigned char *m, int split) {{\n{lines}\n}}")
+        rows = [f"    {{case_{i}, {image.bytes}}}," for i, image in enumerate(images.values())]
+        source = _MAIN
+        for word, texts in (("DECLARATIONS", declarations), ("CASES", functions), ("ROWS", rows)):
+            source = source.replace(word, "\n".join(texts), 1)
+        files = {"kernels.o": compile_kernels(kernels, target.llvm()), "main.c": source.encode()}
         place.put("program", link_program(find_compiler(target, static=True), files))
         place.put("images", b"".join(image.memory.tobytes() for image in images.values()))
         ended = place.run("program", ["images", "results"], _SECONDS)
         names = dict(enumerate(images))
         assert ended.status == 0, f"ended with {ended.status}: {ended.err[-200:]}, of {names}"
         memory = np.frombuffer(place.get("results"), np.uint8)
-    finally:
-        place.close()
     results, start = {}, 0
     for name, image in images.items():
         middle, end = start + image.bytes, start + 2 * image.bytes
