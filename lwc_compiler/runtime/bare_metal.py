@@ -110,7 +110,7 @@ def emulate(network: Linkable, inputs: Mapping[str, NDArray[np.generic]], *, tim
         ArtifactError: the program crashed, or says that the library failed.
     """
     machine = machine_for(network.target)
-    arrays = Network(network.inputs, network.outputs, 1).arrays(inputs)
+    arrays = BoardSession(network, 1).arrays(inputs)
     if not shutil.which(_QEMU):
         raise ToolchainError(
             f"running code for {network.target.name} needs {_QEMU}: install QEMU's emulator for Arm systems (Debian "

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -125,7 +126,7 @@ class Qemu:
         self._folder.cleanup()
 
 
-class _Shell:
+class _Shell(ABC):
     """A place with a POSIX shell; subclasses say how it gets a command."""
 
     name: str
@@ -141,8 +142,9 @@ class _Shell:
             raise NotRunError(f"{self.name}: cannot make a folder in {self._parent}: {_said(done.stderr)}")
         self.machine = done.stdout.decode(errors="replace").strip()
 
+    @abstractmethod
     def _start(self, script: str, stdin: bytes, seconds: float) -> subprocess.CompletedProcess[bytes]:
-        raise NotImplementedError
+        """Has a POSIX shell there run a script."""
 
     def put(self, name: str, contents: bytes) -> None:
         path = f"{self._folder}/{name}"

@@ -9,6 +9,7 @@ import os
 import tempfile
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,7 @@ def open_lowered(lowered: Lowered, threads: int) -> Session:
         return Session(library, lowered.symbol, lowered.inputs, lowered.outputs, threads, lowered.target, weights)
 
 
-class Network:
+class Network(ABC):
     """A compiled network that can be run; a context manager.
 
     Attributes:
@@ -105,6 +106,7 @@ class Network:
         self.threads = threads
         self._takes = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs)
 
+    @abstractmethod
     def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
         """Computes the outputs.
 
@@ -119,11 +121,10 @@ class Network:
             ArtifactError: the session is closed, or the library reports an error.
             TargetError: the network runs elsewhere, and that went wrong.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Frees what the network holds."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
