@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from lwc_compiler.errors import OptionError, TargetError
+from lwc_compiler.errors import TargetError
 from lwc_compiler.runtime.session import Functions, Session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
-
-    import numpy as np
-    from numpy.typing import NDArray
 
     from lwc_compiler.codegen.result import TensorSpec
 
@@ -56,14 +52,6 @@ class DeviceSession(Session):
         """
         if name != self.target:
             raise TargetError(f"the library has no code for {name}")
-
-    def profile(self, inputs: Mapping[str, NDArray[np.generic]]) -> NoReturn:
-        """Steps are not timed on a GPU.
-
-        Raises:
-            OptionError: always.
-        """
-        raise OptionError("the layers of a network on a GPU are not timed: leave --layers out")
 
 
 class _DeviceLibrary(Functions):
