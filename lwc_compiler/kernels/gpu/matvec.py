@@ -14,7 +14,7 @@ import numpy as np
 from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, splat
-from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, ceil_div
+from lwc_compiler.kernels.gpu.builder import SHARED_ALIGNMENT_BYTES, WARP, DeviceBuilder, ceil_div
 from lwc_compiler.kernels.kernel import Constant
 from lwc_compiler.kernels.layer import store_result
 
@@ -181,5 +181,5 @@ def matvec_kernel(name: str, t: MatvecTile, epilogue: Epilogue) -> Kernel:
 
 def most_chunk(rows: int, k: int, per_block: int, shared_bytes: int) -> int:
     """The most inputs, a multiple of a step, that shared memory holds of each row beside the sums of all lanes."""
-    room = shared_bytes // 4 - per_block * rows * _PARTIAL
+    room = (shared_bytes - SHARED_ALIGNMENT_BYTES) // 4 - per_block * rows * _PARTIAL
     return min(ceil_div(k, STEP) * STEP, (room // rows // STEP - 1) * STEP)
