@@ -45,7 +45,9 @@ class DeviceBuilder(KernelBuilder):
         """Float32 memory that the threads of a block share; its first contents are undefined."""
         buffer = tirx.decl_buffer((elements,), "float32", name=name, scope="shared")
         self.emit(AllocBuffer(buffer))
-        self._shared_bytes = SHARED_ALIGNMENT_BYTES * ceil_div(self._shared_bytes, SHARED_ALIGNMENT_BYTES) + 4 * elements
+        self._shared_bytes = (
+            SHARED_ALIGNMENT_BYTES * ceil_div(self._shared_bytes, SHARED_ALIGNMENT_BYTES) + 4 * elements
+        )
         return buffer
 
     def barrier(self) -> None:
