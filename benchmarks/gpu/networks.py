@@ -72,10 +72,10 @@ def run_network(gpu: Gpu, bundle: Bundle, entry: dict[str, Any]) -> dict[str, An
     """Checks and times a network.
 
     Returns:
-        Of the table `model`, `variant`, `batch`; `error`, and perhaps `wrong`; `ms` of a run on tensors of the GPU,
+        What the table says of it; `error`, and perhaps `wrong`; `ms` of a run on tensors of the GPU,
         `host_ms` of one with tensors of the processor; `steps`, (node, kernel, ms) of each launch and of the copies.
     """
-    row: dict[str, Any] = {key: entry[key] for key in ("model", "variant", "batch", "device_bytes")}
+    row: dict[str, Any] = {key: entry[key] for key in ("model", "variant", "batch", "precision", "device_bytes")}
     x = random_input(entry["input"])
     y = np.empty(entry["output"], np.float32)
     with tempfile.TemporaryDirectory() as folder:

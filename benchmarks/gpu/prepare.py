@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,18 @@ from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.recipe import LowerOptions
 from lwc_compiler.runtime.reference import reference_session
-from lwc_compiler.runtime.verify import TOLERANCE
+from lwc_compiler.runtime.verify import tolerance_of
 from lwc_compiler.targets import find_target
-from lwc_compiler.targets.target import Target
+from lwc_compiler.targets.target import Precision, Target
 from lwc_compiler.version import __version__
 
 _TESTS = Path(__file__).parents[2] / "tests" / "kernels"
 _NETWORKS = ("lenet5", "alexnet", "vgg16", "resnet50", "mobilenet_v2", "bert12")
 _LEVELS = 16
-_CANDIDATES = 4  # of a layer, that are timed
+_AMPERE = 80  # the first compute capability, times ten, that multiplies tf32 and bfloat16
+_CANDIDATES = 3  # of a layer, that are timed
 _KERNEL_TOLERANCE = 1e-5
+_PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -69,10 +72,11 @@ def _square(batch: int, inputs: int, outputs: int, size: int, kernel: int) -> La
 
 
 _LAYERS = (
-    *(Layer(rows, 4096, 4096) for rows in (1, 16)),
+    Layer(1, 4096, 4096),
+    Layer(16, 2048, 2048),
     Layer(128, 768, 3072),
-    *(_square(batch, 256, 256, 14, 3) for batch in (1, 16)),
-    *(_square(batch, 1024, 256, 14, 1) for batch in (1, 16)),
+    *(_square(batch, 256, 256, 14, 3) for batch in (1, 8)),
+    *(_square(batch, 1024, 256, 14, 1) for batch in (1, 8)),
 )
 
 
@@ -83,6 +87,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("build/lwc-gpu.pyz"))
     parser.add_argument("--models", nargs="*", choices=list(MODELS), default=_NETWORKS)
     parser.add_argument("--variants", nargs="*", default=("90",))
+    parser.add_argument("--precisions", nargs="*", choices=_PRECISIONS, default=("float32", "float16"))
     parser.add_argument("--batch", nargs="*", type=int, default=(1, 16, 64))
     parser.add_argument("--without-layers", action="store_true", help="only the networks, and the kernels of the tests")
     options = parser.parse_args()
@@ -97,10 +102,11 @@ def main() -> None:
             writer, [case for each in layers for case in cases_of(each, target)], target
         )
         writer.table["networks"] = [
-            pack_network(writer, name, variant, batch, target)
+            pack_network(writer, name, variant, batch, precision, target)
             for name in options.models
             for variant in options.variants
             for batch in options.batch
+            for precision in options.precisions
         ]
     print(f"{options.output}: {options.output.stat().st_size / 2**20:.1f} MiB")
 
@@ -112,22 +118,31 @@ class Checked:
     Attributes:
         inputs: arrays.
         scale: what the error is relative to.
+        tolerance: the largest error that is right.
         layer: what the results say of it.
     """
 
     name: str
     plan: Plan
     inputs: Sequence[NDArray[np.float32]]
-    expected: NDArray[np.float64]
+    expected: NDArray[np.float32]
     scale: float
+    tolerance: float
     layer: dict[str, Any]
 
 
 def test_cases(target: Target) -> list[Checked]:
-    """The cases of `tests/kernels/test_gpu.py`."""
+    """The cases of `tests/kernels/test_gpu.py` and `test_gpu_precision.py`, but for what the target does not have."""
     sys.path.insert(0, str(_TESTS))
-    cases = importlib.import_module("test_gpu").CASES
-    return [Checked(c.name, c.plan(target), c.inputs, c.expected, c.scale, {}) for c in cases]
+    cases = [(c.name, c, c.plan(target)) for c in importlib.import_module("test_gpu").CASES]
+    assert target.gpu is not None
+    for name, case in importlib.import_module("test_gpu_precision").CASES.items():
+        if target.gpu.architectures[0] >= _AMPERE or name.endswith("-float16"):
+            cases.append((name, case, case.plan))
+    return [
+        Checked(name, plan, c.inputs, c.expected.astype(np.float32), c.scale, _KERNEL_TOLERANCE, {})
+        for name, c, plan in cases
+    ]
 
 
 def describe(layer: Layer) -> dict[str, Any]:
@@ -146,34 +161,45 @@ def describe(layer: Layer) -> dict[str, Any]:
 
 
 def cases_of(layer: Layer, target: Target) -> list[Checked]:
-    """A layer by the candidates that are predicted to be the fastest, at least one of every format."""
+    """A layer by the candidates that are predicted to be the fastest.
+
+    Some in float32, at least one of every format, and one of every other precision.
+    """
     import torch
 
-    found: list[Candidate] = []
+    assert target.gpu is not None
+    offered: list[Candidate] = []
 
     def collect(_: object, candidates: Sequence[Candidate]) -> Plan:
-        found.extend(candidates)
-        return candidates[0].build()
+        offered[:] = sorted(candidates, key=lambda candidate: candidate.cycles)
+        return offered[0].build()
 
     g, description = layer.geometry, describe(layer)
     shape = (layer.n, layer.k) if g is None else (g.out_channels, g.in_channels, *g.kernel)
     weight = levels(prune(np.random.default_rng(1).standard_normal(shape, np.float32), 0.1))
+    chosen: list[tuple[str, Candidate]] = []
+    for precision in _PRECISIONS if target.gpu.architectures[0] >= _AMPERE else ("float32", "float16"):
+        precise = replace(target, gpu=replace(target.gpu, precision=precision))
+        if g is None:
+            plan_matmul(np.ascontiguousarray(weight.T), layer.rows, Epilogue(), precise, collect)
+        else:
+            plan_conv(weight, g, Epilogue(), precise, collect)
+        if precision == "float32":
+            formats = {candidate.format: candidate for candidate in reversed(offered)}
+            ranked = [*formats.values(), *(c for c in offered if c not in formats.values())][:_CANDIDATES]
+        else:
+            ranked = [c for c in offered if precision in re.findall(r"\w+", c.name)][:1]
+        chosen += [(precision, candidate) for candidate in ranked]
     if g is None:
         x = random_input([layer.rows, layer.k])
-        plan_matmul(np.ascontiguousarray(weight.T), layer.rows, Epilogue(), target, collect)
         expected = x.astype(np.float64) @ weight.astype(np.float64).T
     else:
         x = random_input(list(g.in_shape))
-        plan_conv(weight, g, Epilogue(), target, collect)
         doubles = (torch.from_numpy(array.astype(np.float64)) for array in (x, weight))
         expected = torch.nn.functional.conv2d(*doubles, padding=g.kernel[0] // 2).numpy()
-    ranked = sorted(found, key=lambda candidate: candidate.cycles)
-    formats = {candidate.format: candidate for candidate in reversed(ranked)}
-    chosen = [c for c in ranked if c in formats.values()]
-    chosen += [c for c in ranked if c not in chosen][: _CANDIDATES - len(chosen)]
-    assert target.gpu is not None
+    expected = expected.astype(np.float32)
     cases = []
-    for candidate in chosen:
+    for precision, candidate in chosen:
         plan = candidate.build()
         constants = sum(step.constant_bytes for step in plan.steps)
         about = {
@@ -185,7 +211,8 @@ def cases_of(layer: Layer, target: Target) -> list[Checked]:
             "bytes": constants + x.nbytes + 4 * expected.size,
         }
         name = f"{description['name']}: {candidate.name}"
-        cases.append(Checked(name, plan, [x], expected, float(np.abs(expected).max()), about))
+        tolerance = _KERNEL_TOLERANCE if precision == "float32" else tolerance_of(precision)
+        cases.append(Checked(name, plan, [x], expected, float(np.abs(expected).max()), tolerance, about))
     return cases
 
 
@@ -193,18 +220,23 @@ def pack_cases(writer: Writer, cases: Sequence[Checked], target: Target) -> dict
     """Compiles the kernels of the cases and stores all that they need."""
     assert target.gpu is not None
     kernels: dict[str, Kernel] = {}
-    entries = []
+    entries, stored = [], {}
+
+    def once(array: NDArray[Any]) -> str:
+        """Candidates of a layer share what they have to compute, and layers alike their constants."""
+        if id(array) not in stored:
+            stored[id(array)] = writer.add_array(array)
+        return stored[id(array)]
+
     for case in cases:
-        steps, stored = [], {}
+        steps = []
         for step in case.plan.steps:
             symbol = f"k{len(kernels)}"
             kernels[symbol] = step.kernel
             args: list[list[Any]] = []
             for operand in step.args:
                 if isinstance(operand, Constant):
-                    if id(operand) not in stored:
-                        stored[id(operand)] = writer.add_array(operand.array)
-                    args.append(["constant", stored[id(operand)]])
+                    args.append(["constant", once(operand.array)])
                 else:
                     kind = {Input: "input", Scratch: "scratch"}.get(type(operand), "output")
                     args.append([kind, operand.index])
@@ -213,7 +245,7 @@ def pack_cases(writer: Writer, cases: Sequence[Checked], target: Target) -> dict
                 {"symbol": symbol, "grid": step.kernel.launch.grid, "block": step.kernel.launch.block, "args": args}
             )
         inputs = [
-            {"shape": x.shape} if np.array_equal(x, random_input(list(x.shape))) else {"array": writer.add_array(x)}
+            {"shape": x.shape} if np.array_equal(x, random_input(list(x.shape))) else {"array": once(x)}
             for x in case.inputs
         ]
         entries.append(
@@ -223,9 +255,9 @@ def pack_cases(writer: Writer, cases: Sequence[Checked], target: Target) -> dict
                 "scratch": case.plan.scratch,
                 "inputs": inputs,
                 "shape": case.expected.shape,
-                "expected": writer.add_array(case.expected.astype(np.float32)),
+                "expected": once(case.expected),
                 "scale": float(case.scale),
-                "tolerance": _KERNEL_TOLERANCE,
+                "tolerance": case.tolerance,
                 "layer": case.layer,
             }
         )
@@ -240,7 +272,9 @@ def levels(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(weight == 0, np.float32(0), (level * step).astype(np.float32))
 
 
-def pack_network(writer: Writer, name: str, variant: str, batch: int, target: Target) -> dict[str, Any]:
+def pack_network(
+    writer: Writer, name: str, variant: str, batch: int, precision: Precision, target: Target
+) -> dict[str, Any]:
     """Compiles a network and stores its library, and what ONNX Runtime gives for a batch's first and last image."""
     proto = MODELS[name]()
     make_variant(proto, name, variant)
@@ -254,21 +288,22 @@ def pack_network(writer: Writer, name: str, variant: str, batch: int, target: Ta
     x = random_input(shape)
     (expected,) = reference_session(proto, 2).run(None, {proto.graph.input[0].name: x[[0, -1]] if batch > 1 else x})
     set_batch(proto, batch)
-    symbol = f"{name}_{variant.replace('-', '_')}_{batch}"
-    lowered = lower(Model(proto, symbol), LowerOptions(target=target.name))
+    symbol = f"{name}_{variant.replace('-', '_')}_{batch}_{precision}"
+    lowered = lower(Model(proto, symbol), LowerOptions(target=target.name, precision=precision))
     assert lowered.library is not None
     print(symbol, flush=True)
     return {
         "model": name,
         "variant": variant,
         "batch": batch,
+        "precision": precision,
         "symbol": symbol,
         "library": writer.add(f"{symbol}.so", lowered.library),
         "device_bytes": lowered.weight_bytes + lowered.workspace_bytes,
         "input": shape,
         "output": [batch, *expected.shape[1:]],
         "expected": writer.add_array(expected),
-        "tolerance": TOLERANCE,
+        "tolerance": tolerance_of(precision),
         "steps": [[step.node, step.kernel] for step in lowered.programs[0].steps],
         "decisions": {
             d.node: {"density": d.density, "format": d.format, "flops": d.flops, "bytes": d.bytes}

@@ -64,14 +64,25 @@ def _networks(results: dict[str, Any]) -> list[str]:
         "Milliseconds a run, tensors on the GPU, runs back to back; `host`: with copies from and to the processor."
     ]
     lines += ["PyTorch computes every weight: eager, as a CUDA graph, or by torch.compile with CUDA graphs.", ""]
-    head = ["network", "zeros", "batch", "error", "lwc", "host", *(f"PyTorch {p}, {way}" for p, way in columns)]
+    head = [
+        "network",
+        "zeros",
+        "batch",
+        "precision",
+        "error",
+        "lwc",
+        "host",
+        *(f"PyTorch {p}, {way}" for p, way in columns),
+    ]
     body = [
         [
-            row["model"], row["variant"], row["batch"], row.get("wrong") or f"{row['error']:.1e}", _ms(row.get("ms")),
-            _ms(row.get("host_ms")), *(_ms(beside.get((row["model"], row["batch"], *column))) for column in columns),
+            *(row[key] for key in ("model", "variant", "batch", "precision")),
+            row.get("wrong") or f"{row['error']:.1e}",
+            *(_ms(row.get(key)) for key in ("ms", "host_ms")),
+            *(_ms(beside.get((row["model"], row["batch"], *column))) for column in columns),
         ]
         for row in rows
-    ]  # fmt: skip
+    ]
     return [*lines, *_rows(head, body), *_steps(rows)]
 
 
@@ -82,8 +93,8 @@ def _steps(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         total = sum(ms for _, _, ms in row["steps"])
         for node, kernel, ms in sorted(row["steps"], key=lambda step: -step[2])[:_WORST]:
-            body.append((row["model"], row["batch"], node, kernel, _ms(ms), f"{ms / total:.0%}"))
-    return [*lines, *_rows(("network", "batch", "layer", "kernel", "ms", "share"), body)]
+            body.append((row["model"], row["batch"], row["precision"], node, kernel, _ms(ms), f"{ms / total:.0%}"))
+    return [*lines, *_rows(("network", "batch", "precision", "layer", "kernel", "ms", "share"), body)]
 
 
 def _layers(results: dict[str, Any]) -> list[str]:

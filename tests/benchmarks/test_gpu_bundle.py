@@ -104,9 +104,11 @@ def bundle(tmp_path_factory, compiled):
         cases = [case for layer in LAYERS for case in prepare.cases_of(layer, TARGET)]
         writer.table["made"] = {"lwc": "1", "target": "h100", "compiler": "NVRTC"}
         writer.table["checks"] = {"code": writer.add("none.cubin", b"\x7fELF" + bytes(60)), "cases": []}
+        # OpenCL has no tensor cores.
+        cases = [case for case in cases if case.tolerance == prepare._KERNEL_TOLERANCE]
         writer.table["layers"] = prepare.pack_cases(writer, cases, TARGET)
         writer.table["layers_alone"] = [prepare.describe(layer) for layer in LAYERS]
-        writer.table["networks"] = [prepare.pack_network(writer, "small", "90", 3, TARGET)]
+        writer.table["networks"] = [prepare.pack_network(writer, "small", "90", 3, "float32", TARGET)]
     patch.undo()
     return path
 
@@ -125,6 +127,14 @@ def test_kernels_in_the_bundle_compute_what_it_expects(bundle, compiled) -> None
     assert {row["format"] for row in rows} == {"csr", "dense"}
     assert not [row["wrong"] for row in rows if "wrong" in row]
     assert all(0 < row["error"] < 1e-5 and row["ms"] > 0 and row["bytes"] > 0 for row in rows)
+
+
+def test_a_layer_comes_in_every_precision() -> None:
+    cases = prepare.cases_of(prepare.Layer(64, 256, 512), TARGET)
+    assert len({case.name for case in cases}) == len(cases)
+    tolerances = [case.tolerance for case in cases]
+    assert tolerances == [1e-5] * prepare._CANDIDATES + [2**-7, 2**-7, 2**-4]
+    assert [case.plan.steps[0].kernel.name for case in cases[-3:]] == ["gpu_mma"] * 3
 
 
 def test_wrong_results_are_told() -> None:
@@ -179,7 +189,7 @@ def test_program(bundle, driver, tmp_path) -> None:
     assert "PyTorch has no CUDA here" in results["missing"]["torch"]
     assert "compute-sanitizer" in results["missing"]["sanitizer"]
     text = (tmp_path / "results" / "gpu-fake-gpu.md").read_text()
-    assert "| small | 90 | 3 | error above 0.0001 |" in text
+    assert "| small | 90 | 3 | float32 | error above 0.0001 |" in text
     assert "torch is missing: RuntimeError: PyTorch has no CUDA here" in text
 
 
@@ -219,7 +229,8 @@ def test_tables_have_all_that_was_measured() -> None:
         "layers": [{**layer, "name": "n", "error": 1e-7, "ms": 0.01}],
         "networks": [
             {
-                "model": "m", "variant": "90", "batch": 1, "error": 1e-6, "ms": 0.5, "host_ms": 1.0,
+                "model": "m", "variant": "90", "batch": 1, "precision": "float32", "error": 1e-6,
+                "ms": 0.5, "host_ms": 1.0,
                 "steps": [["fc", "gpu_gemm", 0.3], ["", "copies", 0.1]],
             }
         ],
@@ -234,9 +245,12 @@ def test_tables_have_all_that_was_measured() -> None:
     }  # fmt: skip
     lines = markdown(results).splitlines()
     assert "2 cases, 1 wrong; the largest error is 5.0e-01 of the result's scale." in lines
-    assert "| network | zeros | batch | error | lwc | host | PyTorch float32, graph | PyTorch float32, eager |" in lines
-    assert "| m | 90 | 1 | 1.0e-06 | 0.5 | 1 | 2 | 3 |" in lines
-    assert "| m | 1 | fc | gpu_gemm | 0.3 | 75% |" in lines
+    assert (
+        "| network | zeros | batch | precision | error | lwc | host | PyTorch float32, graph | PyTorch float32, eager |"
+        in lines
+    )
+    assert "| m | 90 | 1 | float32 | 1.0e-06 | 0.5 | 1 | 2 | 3 |" in lines
+    assert "| m | 1 | float32 | fc | gpu_gemm | 0.3 | 75% |" in lines
     assert "| 1 x 2 x 3 | lwc, csr | 1.0e-07 | 0.01 | 0.5 | 100 | 10% | 100 |" in lines
     assert "| 1 x 2 x 3 | PyTorch, dense float32 |  | 0.02 |  |  |  |  |" in lines
     assert "| 1 x 2 x 3 | PyTorch, 2:4 float16 |  | not here / there |  |  |  |  |" in lines
@@ -277,7 +291,9 @@ def test_levels_keep_zeros_and_signs() -> None:
 def test_cases_of_the_kernels_tests() -> None:
     """The bundle has those; their names are told apart."""
     cases = prepare.test_cases(TARGET)
+    t4 = prepare.test_cases(find_target("t4"))
+    assert {case.name for case in cases} - {case.name for case in t4} > {"conv0-tf32", "product2-bfloat16"}
     assert len({case.name for case in cases}) == len(cases) > 50
     assert {step.kernel.name for case in cases for step in case.plan.steps} >= {
-        "gpu_taps", "gpu_gemm", "gpu_gemm_sum", "gpu_depthwise", "gpu_matvec_csr", "gpu_matvec_dense"
+        "gpu_taps", "gpu_gemm", "gpu_gemm_sum", "gpu_mma", "gpu_depthwise", "gpu_matvec_csr", "gpu_matvec_dense"
     }  # fmt: skip

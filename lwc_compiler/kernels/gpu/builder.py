@@ -41,9 +41,9 @@ class DeviceBuilder(KernelBuilder):
         self.block = tuple(tirx.Var(f"block_{axis}", "int32") for axis in "xyz")
         self._shared_bytes = 0
 
-    def shared(self, name: str, elements: int) -> Expr:
-        """Float32 memory that the threads of a block share; its first contents are undefined."""
-        buffer = tirx.decl_buffer((elements,), "float32", name=name, scope="shared")
+    def shared(self, name: str, elements: int, dtype: str = "float32") -> Expr:
+        """Memory that the threads of a block share, of numbers of 32 bits; its first contents are undefined."""
+        buffer = tirx.decl_buffer((elements,), dtype, name=name, scope="shared")
         self.emit(AllocBuffer(buffer))
         self._shared_bytes = (
             SHARED_ALIGNMENT_BYTES * ceil_div(self._shared_bytes, SHARED_ALIGNMENT_BYTES) + 4 * elements
