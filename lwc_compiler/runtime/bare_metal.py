@@ -18,7 +18,7 @@ import numpy as np
 
 from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.errors import ArtifactError, NotRunError, OptionError, ToolchainError
-from lwc_compiler.runtime.session import Network
+from lwc_compiler.runtime.network import Network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

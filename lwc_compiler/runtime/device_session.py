@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import weakref
 from typing import TYPE_CHECKING, NoReturn
 
 from lwc_compiler.errors import OptionError, TargetError
+from lwc_compiler.runtime.lanes import Lane, Lanes
+from lwc_compiler.runtime.network import Network
 from lwc_compiler.runtime.session import Functions, Session
 
 if TYPE_CHECKING:
@@ -37,16 +38,19 @@ class DeviceSession(Session):
         outputs: tuple[TensorSpec, ...],
         threads: int,
     ) -> None:
-        self._set_tensors(inputs, outputs, threads)
-        self._functions = library = _DeviceLibrary(path, symbol)
+        Network.__init__(self, inputs, outputs, threads)
+        library = _DeviceLibrary(path, symbol)
         code = ctypes.c_int()
         context = library.create(0, ctypes.byref(code))
         if not context:
             message = library.error_string(code.value).decode()
             library.close()
             raise TargetError(f"the network cannot run on this machine's GPU: {message} (code {code.value})")
-        self._close = weakref.finalize(self, _free, library, context)
-        self._passed = (ctypes.c_void_p(context), self._arguments, self._results)
+        self._open(library, _free, library, context)
+        arguments, results = (ctypes.c_void_p * len(inputs))(), (ctypes.c_void_p * len(outputs))()
+        lane = Lane(arguments, results, (ctypes.c_void_p(context), arguments, results))
+        # The context has one place for activations.
+        self._lanes = Lanes(lambda: lane, 1)
 
     def use_target(self, name: str) -> None:
         """Does nothing for the target of the library, which has no other.

@@ -31,7 +31,7 @@ import numpy as np
 from lwc_compiler.codegen.link import find_compiler, link_program
 from lwc_compiler.errors import ArtifactError, NotRunError, OptionError, TargetError, ToolchainError
 from lwc_compiler.runtime.bare_metal import BoardSession
-from lwc_compiler.runtime.session import Network
+from lwc_compiler.runtime.network import Network
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
