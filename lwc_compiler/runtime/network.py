@@ -91,15 +91,11 @@ class Network(ABC):
             raise DataError(
                 f"input '{name}' is of type {type(value).__name__}, no array in the processor's memory: {error}"
             ) from error
-        if isinstance(value, bytes | bytearray):
-            raise DataError(
-                f"input '{name}' is {len(value)} bytes; the model takes {dtype}: "
-                f"np.frombuffer(value, '{dtype}').reshape({list(shape)}) is an array in the same memory"
-            )
         if array.dtype != dtype:
-            raise DataError(
-                f"input '{name}' is {array.dtype}; the model takes {dtype}: convert it with .astype('{dtype}')"
-            )
+            how = f"convert it with .astype('{dtype}')"
+            if isinstance(value, bytes | bytearray):
+                how = f"np.frombuffer(value, '{dtype}').reshape({list(shape)}) has the same memory"
+            raise DataError(f"input '{name}' is {array.dtype}; the model takes {dtype}: {how}")
         if array.shape != shape:
             raise DataError(f"input '{name}' has shape {list(array.shape)}; the model was compiled for {list(shape)}")
         return array
@@ -126,9 +122,8 @@ class Network(ABC):
             elif any(np.may_share_memory(array, other) for other in (*inputs, *results.values())):
                 raise DataError(f"out: '{name}' shares memory with an input or another output")
             results[name] = array
-        unknown = ", ".join(f"'{name}'" for name in out if name not in results)
-        if unknown:
-            known = ", ".join(f"'{name}'" for name in results)
+        if not out.keys() <= results.keys():
+            unknown, known = (", ".join(f"'{name}'" for name in names) for names in (out.keys() - results, results))
             raise DataError(f"out: the model has no output {unknown}; its outputs are {known}")
         return results
 
@@ -138,7 +133,7 @@ class Network(ABC):
 
 def _as_array(value: Any) -> NDArray[np.generic]:
     """An array in the memory of `value`, where it has one; a new one of lists and numbers."""
-    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
-        exported: NDArray[np.generic] = np.from_dlpack(value)
-        return exported
-    return np.asarray(value)
+    if hasattr(value, "__array__") or not hasattr(value, "__dlpack__"):
+        return np.asarray(value)
+    exported: NDArray[np.generic] = np.from_dlpack(value)
+    return exported
