@@ -200,9 +200,12 @@ class Session(Network):
             code = function(*passed, *more)
         finally:
             self._lanes.give(lane)
+        self._check(code)
+        return outputs
+
+    def _check(self, code: int) -> None:
         if code:
             raise ArtifactError(f"the library failed: {self._functions.error_string(code).decode()} (code {code})")
-        return outputs
 
     def _mapped(self, library: _Library, weights: Path | None) -> tuple[ctypes.c_void_p, ...]:
         """What a run takes before all else: the address of the file of weights, where there is one.
