@@ -23,7 +23,7 @@ from lwc_compiler.runtime.network import Network
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from lwc_compiler.codegen.result import TensorSpec
     from lwc_compiler.runtime.linkable import Linkable
@@ -87,14 +87,14 @@ class BoardSession(Network):
         self.limit_seconds = _RUN_SECONDS
         self._network = network
 
-    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    def run(self, inputs: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.generic]]:
         return emulate(self._network, inputs, timeout=self.limit_seconds).outputs
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def emulate(network: Linkable, inputs: Mapping[str, NDArray[np.generic]], *, timeout: float) -> Emulation:
+def emulate(network: Linkable, inputs: Mapping[str, ArrayLike], *, timeout: float) -> Emulation:
     """Runs a network for a microcontroller in the emulator, and measures the run.
 
     Args:

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike
 
     from lwc_compiler.codegen.result import TensorSpec
 
@@ -98,7 +97,7 @@ class DeviceSession(Session):
         if name != self.target:
             raise TargetError(f"the library has no code for {name}")
 
-    def profile(self, inputs: Mapping[str, NDArray[np.generic]]) -> NoReturn:
+    def profile(self, inputs: Mapping[str, ArrayLike]) -> NoReturn:
         """Steps are not timed on a GPU.
 
         Raises:

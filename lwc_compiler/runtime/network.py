@@ -11,7 +11,7 @@ import numpy as np
 from lwc_compiler.errors import DataError, OptionError
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
     from typing_extensions import Self
 
     from lwc_compiler.codegen.result import TensorSpec
@@ -36,7 +36,7 @@ class Network(ABC):
         self._gives = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in outputs)
 
     @abstractmethod
-    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    def run(self, inputs: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.generic]]:
         """Computes the outputs.
 
         Args:
@@ -62,7 +62,7 @@ class Network(ABC):
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def arrays(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    def arrays(self, inputs: Mapping[str, ArrayLike]) -> list[NDArray[np.generic]]:
         """The inputs in the order of the library, dense and row-major; copies of those that are not.
 
         Raises:

@@ -21,7 +21,7 @@ from lwc_compiler.runtime.network import Network
 from lwc_compiler.targets import find_target, missing_features, missing_platform
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from lwc_compiler.codegen.result import Lowered, TensorSpec
 
@@ -131,7 +131,7 @@ class Session(Network):
         self._close.atexit = False
 
     def run(
-        self, inputs: Mapping[str, NDArray[np.generic]], out: Mapping[str, NDArray[np.generic]] | None = None
+        self, inputs: Mapping[str, ArrayLike], out: Mapping[str, NDArray[np.generic]] | None = None
     ) -> dict[str, NDArray[np.generic]]:
         """Computes the outputs; see `Network.run`.
 
@@ -149,7 +149,7 @@ class Session(Network):
         """
         return self._call(self._functions.run, inputs, out)
 
-    def profile(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
+    def profile(self, inputs: Mapping[str, ArrayLike]) -> NDArray[np.float64]:
         """Runs the network once and gives the seconds of each of its steps, and then of the copies of its tensors.
 
         The manifest's `programs` say what the steps are, see `target`.
@@ -179,7 +179,7 @@ class Session(Network):
     def _call(
         self,
         function: Callable[..., int],
-        inputs: Mapping[str, NDArray[np.generic]],
+        inputs: Mapping[str, ArrayLike],
         out: Mapping[str, NDArray[np.generic]] | None,
         *more: object,
     ) -> dict[str, NDArray[np.generic]]:
