@@ -66,6 +66,7 @@ def write_report(
         _check_dense(model, dense)
     report = layer_report(model, activations)
     with written_whole(directory) as new:
+        check_report_destination(directory, force=force)  # what another process has written there in the meantime
         write_report_files(new, report, figures_of(dense, model) if plots_available() else None)
     return report
 
