@@ -111,6 +111,7 @@ def compile(  # noqa: A001 - the verb of the project
     recipe: Recipe | None = None,
     *,
     force: bool = False,
+    cache: bool = False,
     workdir: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Artifact:
@@ -121,6 +122,8 @@ def compile(  # noqa: A001 - the verb of the project
         output: the artifact directory to write; its parent exists.
         recipe: what to do; None: lower the zeros that are already in the model for this machine.
         force: replace the artifact at `output`; it stays as it is when anything fails.
+        cache: take the result of an earlier call with the same model, data, recipe and version , and keep
+            this one for later.
         workdir: where retraining keeps its checkpoints: the same call continues from the last one; None: nowhere.
         progress: called while retraining.
 
@@ -139,6 +142,7 @@ def compile(  # noqa: A001 - the verb of the project
         Path(output),
         Recipe() if recipe is None else recipe,
         force=force,
+        cache=cache,
         workdir=None if workdir is None else Path(workdir),
         progress=progress,
     )

@@ -26,6 +26,7 @@ from lwc_compiler.cli_parts import (
     force_option,
     json_option,
     model_argument,
+    no_cache_option,
     output_file,
     val_data_option,
     workdir_option,
@@ -76,6 +77,7 @@ def cli() -> None:
 @click.option("--train-data", metavar="DATA", help=f"Retrain on this data: {DATA}.  [default: do not retrain]")
 @val_data_option
 @workdir_option
+@no_cache_option
 @force_option
 @json_option
 def compile_command(
@@ -85,6 +87,7 @@ def compile_command(
     train_data: str | None,
     val_data: str | None,
     workdir: Path | None,
+    no_cache: bool,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -100,7 +103,9 @@ def compile_command(
     what = whole_recipe(recipe, train_data, val_data, options)
     directory = output or Path(f"{model.stem}.lwc")
     with training_progress() as progress:
-        artifact = lwc.compile(model, directory, what, force=force, workdir=workdir, progress=progress)
+        artifact = lwc.compile(
+            model, directory, what, force=force, cache=not no_cache, workdir=workdir, progress=progress
+        )
     show_artifact(artifact, as_json)
 
 

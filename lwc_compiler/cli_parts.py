@@ -71,6 +71,11 @@ output_file = click.option(
     "-o", "--output", type=PATH, required=True, metavar="FILE", help="ONNX file to write; its directory exists."
 )
 force_option = click.option("--force", is_flag=True, help="Replace the output when it exists.")
+no_cache_option = click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Make everything anew, and keep no result in the cache ($LWC_CACHE, ~/.cache/lwc).",
+)
 via_option = click.option(
     "--via",
     metavar="WHERE",

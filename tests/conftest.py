@@ -25,6 +25,14 @@ def _no_measurements():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory):
+    """Nothing that other runs have cached is used, and nothing is left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LWC_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     return _without_skips((yield))
@@ -230,8 +238,9 @@ class Done:
 
 
 @pytest.fixture
-def lwc(capsys):
-    """Runs a command line in this process: `lwc("prune", path, ...)`."""
+def lwc(capsys, monkeypatch, tmp_path_factory):
+    """Runs a command line in this process, with a cache for this test: `lwc("prune", path, ...)`."""
+    monkeypatch.setenv("LWC_CACHE", str(tmp_path_factory.mktemp("cache")))
 
     def run(*arguments) -> Done:
         capsys.readouterr()

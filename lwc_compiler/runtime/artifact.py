@@ -305,6 +305,20 @@ def write_artifact(
     return Artifact(directory, Manifest.model_validate(values))
 
 
+def copy_artifact(source: Path, directory: Path, *, force: bool = False) -> Artifact:
+    """Writes a copy of the artifact in `source` to `directory`, as `write_artifact` writes one.
+
+    Raises:
+        ArtifactError: the directory cannot be written, or `source` is damaged; nothing is left behind.
+    """
+    read_artifact(source)
+    check_destination(directory, force=force)
+    with written_whole(directory) as new:
+        check_destination(directory, force=force)  # what another process has written there in the meantime
+        shutil.copytree(source, new, dirs_exist_ok=True)
+    return read_artifact(directory)
+
+
 def read_artifact(directory: str | Path) -> Artifact:
     """Reads the manifest of an artifact and checks every file against it.
 
