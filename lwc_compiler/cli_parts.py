@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from lwc_compiler.cli_timeout import time_limit
+
 
 class Command(click.Command):
     """A command with the options that every command has, and the recipe options of `parts`.
@@ -21,6 +23,14 @@ class Command(click.Command):
         self._parts = tuple(parts)
         self._common: list[click.Parameter] = [
             click.Option(["-v", "--verbose"], is_flag=True, callback=_set_level, expose_value=False, help="Log more."),
+            click.Option(
+                ["--timeout"],
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="SECONDS",
+                callback=_set_timeout,
+                expose_value=False,
+                help="End with an error when it takes longer.  [default: none]",
+            ),
             click.Option(
                 ["--debug"], is_flag=True, callback=_set_debug, expose_value=False, help="Show an error's traceback."
             ),
@@ -35,6 +45,10 @@ class Command(click.Command):
             self.params += self._common
             self._common = []
         return super().get_params(ctx)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with time_limit(ctx.ensure_object(dict).get("timeout")):
+            return super().invoke(ctx)
 
 
 class Group(click.Group):
@@ -62,6 +76,10 @@ def _set_level(_ctx: click.Context, _option: click.Parameter, verbose: bool) -> 
 
 def _set_debug(ctx: click.Context, _option: click.Parameter, debug: bool) -> None:
     ctx.ensure_object(dict)["debug"] = debug
+
+
+def _set_timeout(ctx: click.Context, _option: click.Parameter, seconds: float | None) -> None:
+    ctx.ensure_object(dict)["timeout"] = seconds
 
 
 PATH = click.Path(path_type=Path, readable=False)  # what opens the file says what is wrong with it

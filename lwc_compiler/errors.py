@@ -71,3 +71,9 @@ class VerificationError(LwcError):
     """The generated code does not compute what ONNX Runtime computes on the same model."""
 
     exit_code = 10
+
+
+class TimeLimitError(LwcError):
+    """A command was not done within its --timeout."""
+
+    exit_code = 124  # as of coreutils' `timeout`
