@@ -118,7 +118,7 @@ def test_command_line_wins_over_the_recipe_file(tmp_path):
         prune=PruneOptions(sparsity=0.5, keep=("x",)),
         retrain=RetrainOptions(epochs=7),
         lower=LowerOptions(threads=2),
-        train_data="a.npz",
+        train_data=str(tmp_path / "a.npz"),
     )
     recipe = parsed("--recipe", str(file), "--sparsity", "0.75", "--seed", "1", "--train-data", "b.npz")
     assert recipe.prune == PruneOptions(sparsity=0.75, keep=("x",))
