@@ -73,6 +73,42 @@ class VerificationError(LwcError):
     exit_code = 10
 
 
+class GateError(LwcError):
+    """A gate of the recipe failed; what was made is written all the same. Raised as one of its subclasses."""
+
+    exit_code = 20
+
+
+class AccuracyGateError(GateError):
+    """The model is less accurate than the recipe asks for."""
+
+    exit_code = 21
+
+
+class AgreementGateError(GateError):
+    """The model decides differently from the original on more samples than the recipe allows."""
+
+    exit_code = 22
+
+
+class SizeGateError(GateError):
+    """A library, a packed file or the memory it takes is larger than the recipe allows."""
+
+    exit_code = 23
+
+
+class SpeedGateError(GateError):
+    """The code is slower than the recipe allows."""
+
+    exit_code = 24
+
+
+class RegressionGateError(GateError):
+    """Accuracy, size or speed fell behind a baseline further than the recipe allows."""
+
+    exit_code = 25
+
+
 class TimeLimitError(LwcError):
     """A command was not done within its --timeout."""
 

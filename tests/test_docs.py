@@ -110,7 +110,7 @@ def test_make_targets_in_the_documents_exist():
 
 def test_exit_codes_are_documented():
     text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    for error in (errors.LwcError, *errors.LwcError.__subclasses__()):
+    for error in (errors.LwcError, *errors.LwcError.__subclasses__(), *errors.GateError.__subclasses__()):
         assert re.search(rf"^\| {error.exit_code} \| `{error.__name__}` \|", text, re.MULTILINE), error
 
 
