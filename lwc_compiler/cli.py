@@ -79,6 +79,11 @@ def cli() -> None:
 @val_data_option
 @workdir_option
 @allow_code_option
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Same bytes for the same inputs: choose kernels by prediction and train on one thread.",
+)
 @no_cache_option
 @force_option
 @json_option
@@ -90,6 +95,7 @@ def compile_command(
     val_data: str | None,
     workdir: Path | None,
     allow_code: bool,
+    deterministic: bool,
     no_cache: bool,
     force: bool,
     as_json: bool,
@@ -103,7 +109,7 @@ def compile_command(
     """
     from lwc_compiler.cli_options import whole_recipe
 
-    what = whole_recipe(recipe, train_data, val_data, options, allow_code=allow_code)
+    what = whole_recipe(recipe, train_data, val_data, options, allow_code=allow_code, deterministic=deterministic)
     directory = output or Path(f"{model.stem}.lwc")
     with training_progress() as progress:
         artifact = lwc.compile(

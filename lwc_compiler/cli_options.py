@@ -216,6 +216,7 @@ def whole_recipe(
     options: Mapping[str, Any],
     *,
     allow_code: bool = False,
+    deterministic: bool = False,
 ) -> Recipe:
     """The recipe in `file` with what the command line says in its place; what neither says has its default.
 
@@ -232,6 +233,8 @@ def whole_recipe(
         if fields:
             values[part] = {**(values.get(part) or {}), **fields}
     values.update({name: data for name, data in {"train_data": train_data, "val_data": val_data}.items() if data})
+    if deterministic:
+        values["deterministic"] = True
     recipe: Recipe = build(Recipe, values)
     return recipe
 

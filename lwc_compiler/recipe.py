@@ -252,6 +252,7 @@ class Recipe(Options):
         iterate: prune in rounds; needs training data and `prune`. None: prune once.
         train_data: see `lwc_compiler.training.data`; None: no retraining.
         val_data: data the best epoch is chosen on; None: the last tenth of `train_data`.
+        deterministic: the same inputs give the same bytes on the same processor, see `settled`.
     """
 
     prune: PruneOptions | None = None
@@ -260,6 +261,28 @@ class Recipe(Options):
     lower: LowerOptions = LowerOptions()
     train_data: str | None = None
     val_data: str | None = None
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _settles(self) -> Recipe:
+        if self.deterministic and self.lower.tune:
+            raise ValueError("'deterministic' takes the kernels that are predicted to be the fastest: leave 'tune' out")
+        if self.deterministic and self.retrain and self.retrain.threads > 1:
+            raise ValueError("'deterministic' trains on one thread: leave 'threads' of 'retrain' out")
+        return self
+
+    def settled(self) -> Recipe:
+        """What `deterministic` means: kernels are not measured, and sums of a training have one order.
+
+        Returns:
+            The recipe with 0 kernels to measure and 1 thread to train with, where it is deterministic.
+        """
+        if not self.deterministic:
+            return self
+        settled: dict[str, Options] = {"lower": self.lower.model_copy(update={"tune": 0})}
+        if self.train_data:
+            settled["retrain"] = (self.retrain or RetrainOptions()).model_copy(update={"threads": 1})
+        return self.model_copy(update=settled)
 
 
 def explain(error: ValidationError, where: str, kind: type[Any]) -> OptionError:

@@ -56,6 +56,7 @@ def compile_model(
         raise OptionError("retraining needs training data: give --train-data, or leave the retraining options out")
     if recipe.iterate and not (recipe.prune and recipe.train_data):
         raise OptionError("pruning in rounds needs a goal and training data: give --sparsity and --train-data")
+    recipe = recipe.settled()
     check_destination(directory, force=force)
     target = find_target(recipe.lower.target)
     reuse = Reuse.of(source, recipe) if cache else Reuse(None)
