@@ -18,6 +18,7 @@ import click
 
 import lwc_compiler as lwc
 from lwc_compiler.cli_artifacts import bench, inspect, run, targets
+from lwc_compiler.cli_completion import completion
 from lwc_compiler.cli_output import print_json, print_rich, print_table, show_artifact, show_packed
 from lwc_compiler.cli_parts import (
     DATA,
@@ -389,7 +390,8 @@ def report(model: Path, output: Path, dense: Path | None, data: str | None, forc
     click.echo(f"wrote {output}")
 
 
-cli.add_command(targets)
+for _command in (targets, completion):
+    cli.add_command(_command)
 
 
 @cli.command()

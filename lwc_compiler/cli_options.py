@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import click
 
+from lwc_compiler.cli_completion import complete_target
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe import (
     IterateOptions,
@@ -253,6 +254,7 @@ def _option(part: str, field: str, text: str) -> click.Option:
         type=str if (part, field) == ("prune", "sparsity") else kind,
         default=None,
         multiple=multiple,
+        shell_complete=complete_target if (part, field) == ("lower", "target") else None,
         metavar=_METAVARS.get((part, field), "NAME" if kind is str and multiple else None),
         help=f"{text}  [default: {shown}]",
     )
