@@ -32,6 +32,7 @@ from lwc_compiler.cli_parts import (
     workdir_option,
 )
 from lwc_compiler.cli_progress import scan_progress, training_progress
+from lwc_compiler.cli_recipe import build, gate, recipe_group
 
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
@@ -105,6 +106,10 @@ def compile_command(
     with training_progress() as progress:
         artifact = lwc.compile(model, directory, what, force=force, workdir=workdir, progress=progress)
     show_artifact(artifact, as_json)
+
+
+cli.add_command(build)
+cli.add_command(recipe_group)
 
 
 @cli.command(parts=("prune",))
@@ -338,7 +343,7 @@ def unpack(packed: Path, output: Path, force: bool, as_json: bool) -> None:
     _save(lwc.unpack(packed), output, as_json)
 
 
-for _command in (run, bench, inspect):
+for _command in (run, bench, inspect, gate):
     cli.add_command(_command)
 
 
