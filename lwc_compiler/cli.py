@@ -34,6 +34,7 @@ from lwc_compiler.cli_parts import (
     workdir_option,
 )
 from lwc_compiler.cli_progress import scan_progress, training_progress
+from lwc_compiler.cli_recipe import build, gate, recipe_group
 
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
@@ -117,6 +118,10 @@ def compile_command(
             model, directory, what, force=force, cache=not no_cache, workdir=workdir, progress=progress
         )
     show_artifact(artifact, as_json)
+
+
+cli.add_command(build)
+cli.add_command(recipe_group)
 
 
 @cli.command(parts=("prune",))
@@ -350,7 +355,7 @@ def unpack(packed: Path, output: Path, force: bool, as_json: bool) -> None:
     _save(lwc.unpack(packed), output, as_json)
 
 
-for _command in (run, bench, inspect):
+for _command in (run, bench, inspect, gate):
     cli.add_command(_command)
 
 

@@ -18,6 +18,7 @@ from onnx import ModelProto
 from lwc_compiler.model import Model, add_notes, copy_fields
 from lwc_compiler.recipe import Recipe
 from lwc_compiler.runtime.artifact import sha256_of, tool_versions
+from lwc_compiler.training.data import is_function
 from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 def unknown_input(recipe: Recipe) -> str:
     """What a result of this recipe depends on whose content cannot be told; empty when there is nothing of the kind."""
     code = [recipe.train_data, recipe.val_data, recipe.retrain.augment if recipe.retrain else None]
-    return next((text for text in code if text and ":" in text and not Path(text).exists()), "")
+    return next((text for text in code if text and is_function(text)), "")
 
 
 def model_key(model: Model, recipe: Recipe) -> str:

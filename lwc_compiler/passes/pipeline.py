@@ -52,10 +52,7 @@ def compile_model(
 ) -> Artifact:
     """Everything `lwc_compiler.compile` does, whose arguments and errors these are."""
     # What can be refused is refused before any long work.
-    if recipe.retrain and not recipe.train_data:
-        raise OptionError("retraining needs training data: give --train-data, or leave the retraining options out")
-    if recipe.iterate and not (recipe.prune and recipe.train_data):
-        raise OptionError("pruning in rounds needs a goal and training data: give --sparsity and --train-data")
+    check_complete(recipe)
     recipe = recipe.settled()
     check_destination(directory, force=force)
     target = find_target(recipe.lower.target)
@@ -65,21 +62,37 @@ def compile_model(
         with timed("normalize"):
             original = normalize(source, fold_batch_norm=False)
         with timed("check that it can be lowered"):
-            _check_lowerable(original, recipe.lower, thorough=recipe.train_data is not None)
-
-        def trained() -> Model:
-            return _pruned_and_retrained(original, recipe, workdir, progress)
-
-        model = reuse.model(source.name, trained) if recipe.train_data else trained()
-        return _lowered(original, model, source_sha256, directory, recipe, force=force)
+            check_lowerable(original, recipe.lower, thorough=recipe.train_data is not None)
+        model = reuse.model(recipe, source.name, lambda: pruned_and_retrained(original, recipe, workdir, progress))
+        return make_artifact(original, model, source_sha256, directory, recipe, force=force)
 
     return reuse.artifact(source_sha256, recipe, target, directory, made, force=force)
 
 
-def _lowered(
-    original: Model, model: Model, source_sha256: str, directory: Path, recipe: Recipe, *, force: bool
+def check_complete(recipe: Recipe) -> None:
+    """Refuses a recipe whose parts need others that are not there."""
+    if recipe.retrain and not recipe.train_data:
+        raise OptionError("retraining needs training data: give --train-data, or leave the retraining options out")
+    if recipe.iterate and not (recipe.prune and recipe.train_data):
+        raise OptionError("pruning in rounds needs a goal and training data: give --sparsity and --train-data")
+
+
+def make_artifact(
+    original: Model, model: Model, source_sha256: str, directory: Path, recipe: Recipe, *, force: bool = False
 ) -> Artifact:
-    """Makes the artifact of the pruned and retrained `model`."""
+    """Lowers, checks and writes a model.
+
+    Args:
+        original: the model before pruning, normalized.
+        model: pruned and retrained.
+        source_sha256: hash of the file of `original`; empty when it came from memory.
+        directory: the artifact to write; its parent exists.
+        recipe: what was asked for.
+        force: replace the artifact that is there.
+
+    Raises:
+        LwcError: see `lwc_compiler.compile`; nothing is written then.
+    """
     # TVM and ONNX Runtime take a second to import.
     from lwc_compiler.codegen.bundle import bundle_files
     from lwc_compiler.passes.lower import lower_static
@@ -111,9 +124,10 @@ def _lowered(
         )
 
 
-def _pruned_and_retrained(
+def pruned_and_retrained(
     original: Model, recipe: Recipe, workdir: Path | None, progress: Callable[[Progress], None] | None
 ) -> Model:
+    """What `recipe` makes of a normalized model before it is lowered."""
     if recipe.iterate and recipe.prune and recipe.train_data:
         with timed("prune and retrain in rounds"):
             return prune_in_rounds(
@@ -209,7 +223,7 @@ def pruner_for(model: Model, options: PruneOptions, data: str | None, workdir: P
     return pruner
 
 
-def _check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> None:
+def check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> None:
     """Raises what `lower` would raise, without lowering; `thorough` imports the graph, which can take some seconds."""
     static = _static(model, options)
     from lwc_compiler.codegen.frontend import check_supported, import_onnx

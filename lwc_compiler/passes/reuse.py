@@ -40,9 +40,12 @@ class Reuse:
             return cls(None)
         return cls(model_key(model, recipe))
 
-    def model(self, name: str, make: Callable[[], Model]) -> Model:
-        """The pruned and retrained model, called `name`: the cached one, or what `make` makes."""
-        if self.key is None:
+    def model(self, recipe: Recipe, name: str, make: Callable[[], Model]) -> Model:
+        """The pruned and retrained model, called `name`: the cached one, or what `make` makes.
+
+        Without retraining it is made in no time, and not kept.
+        """
+        if self.key is None or recipe.train_data is None:
             return make()
         with entry(self.key) as result:
             found = result.fetch()
@@ -61,7 +64,7 @@ class Reuse:
         directory: Path,
         make: Callable[[], Artifact],
         *,
-        force: bool,
+        force: bool = False,
     ) -> Artifact:
         """The artifact: a copy of the cached one in `directory`, or what `make` writes there.
 
