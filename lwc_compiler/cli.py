@@ -360,7 +360,8 @@ def report(model: Path, output: Path, dense: Path | None, data: str | None, forc
     from lwc_compiler.model import load_model
     from lwc_compiler.passes.normalize import normalize
     from lwc_compiler.report.activations import activations_on
-    from lwc_compiler.report.render import to_json, to_rich
+    from lwc_compiler.report.document import to_json
+    from lwc_compiler.report.render import to_rich
     from lwc_compiler.report.write import check_report_destination, write_report
 
     check_report_destination(output, force=force)

@@ -6,6 +6,8 @@ prints the message alone and exits with the class's code; anything that is not a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -27,10 +29,33 @@ class ModelError(LwcError):
     exit_code = 3
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a model cannot be compiled.
+
+    Attributes:
+        node: label of the node; empty where it is no single node.
+        operator: its ONNX operator type, with the domain where that is not ONNX's own.
+        reason: what stands in the way.
+    """
+
+    node: str
+    operator: str
+    reason: str
+
+
 class UnsupportedError(LwcError):
-    """The model is valid, but uses an operator, a type, an opset or a shape that lwc does not handle."""
+    """The model is valid, but uses an operator, a type, an opset or a shape that lwc does not handle.
+
+    Attributes:
+        refusals: everything that was found to stand in the way, at least one.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, refusals: Sequence[Refusal] = ()) -> None:
+        super().__init__(message)
+        self.refusals = tuple(refusals) or (Refusal("", "", message),)
 
 
 class DataError(LwcError):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lwc_compiler.errors import ArtifactError, ModelError
 from lwc_compiler.passes.sites import constant_tensors, find_sites
+from lwc_compiler.report.document import REPORT, Report, json_text
+from lwc_compiler.report.markdown import to_markdown
 from lwc_compiler.report.plots import figures_of, plots_available, save_plots
-from lwc_compiler.report.render import to_json, to_markdown
-from lwc_compiler.report.table import Activations, Report, layer_report
+from lwc_compiler.report.table import Activations, layer_report
 from lwc_compiler.runtime.artifact import check_place, written_whole
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lwc_compiler.model import Model
 
 PLOTS = "plots"
-_FILES = {"report.json", "report.md", PLOTS}
+_FILES = {REPORT, "report.md", PLOTS}
 
 
 def check_report_destination(directory: Path, *, force: bool) -> None:
@@ -85,8 +85,7 @@ def write_report_files(directory: Path, report: Report, figures: Mapping[str, Fi
     if figures:
         save_plots(figures, directory / PLOTS)
     links = None if figures is None else [f"{PLOTS}/{name}.svg" for name in figures]
-    text = json.dumps(to_json(report), indent=2, ensure_ascii=False) + "\n"
-    (directory / "report.json").write_text(text, encoding="utf-8")
+    (directory / REPORT).write_text(json_text(report), encoding="utf-8")
     (directory / "report.md").write_text(to_markdown(report, links), encoding="utf-8")
 
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from lwc_compiler.passes.sites import Site, constant_tensors, find_sites
+from lwc_compiler.report.document import last_entry
 from lwc_compiler.report.plots.curves import Curve, TrainedRound, sensitivity, trade_off, training_curve
 from lwc_compiler.report.plots.weights import kernel_picture, layer_density, mask_picture, weight_histogram
-from lwc_compiler.report.table import last_entry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
