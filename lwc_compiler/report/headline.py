@@ -72,11 +72,3 @@ def gates_text(gates: tuple[GateResult, ...]) -> str:
     """How many gates there are of each verdict, the worst first."""
     counts = Counter(gate.verdict for gate in gates)
     return ", ".join(f"{counts[verdict]} {verdict}" for verdict in _VERDICTS if counts[verdict]) or "none"
-
-
-def quantity_with_unit(value: float | None, unit: str) -> str:
-    """A limit or a value of a gate as text; `-` where there is none."""
-    if value is None:
-        return "-"
-    number = f"{value:,.0f}" if unit == "bytes" else f"{value:.4g}"
-    return f"{number}{unit}" if unit == "x" else f"{number} {unit}".rstrip()

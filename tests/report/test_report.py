@@ -12,7 +12,7 @@ from lwc_compiler.passes.sites import find_sites
 from lwc_compiler.report.activations import measure_activations
 from lwc_compiler.report.document import to_json
 from lwc_compiler.report.markdown import to_markdown
-from lwc_compiler.report.render import percent, quantity, table_cells, to_rich
+from lwc_compiler.report.render import layer_cells, percent, quantity, to_rich
 from lwc_compiler.report.table import Activations, handed_on_tensors, layer_report, with_lowered
 from tests.report.conftest import CHECKED, decision, lowered, model_of
 
@@ -187,7 +187,7 @@ def test_open_dimensions_beyond_the_batch_leave_flops_open():
     assert report.layers[0].flops is None
     assert report.total.flops is None
     assert to_json(report)["layers"][0]["flops"] is None
-    assert table_cells(report)[1][0][3] == "-"
+    assert layer_cells(report).rows[0][3] == "-"
     with pytest.raises(DataError, match="input 'x' has open dimensions"):
         measure_activations(model)
 
@@ -285,12 +285,12 @@ def test_decisions_of_lowering_are_merged_by_weight_and_node(pruned):
     assert merged.sizes["library"] == 4
     assert merged.sizes["constants in the library"] == 99
     assert merged.sizes["workspace"] == 512
-    columns, rows = table_cells(merged)
-    assert columns[-4:] == ["format", "kernel", "bytes", "why"]
-    assert rows[0][-4:] == ["-"] * 4
-    assert rows[1][-4:] == ["csr", "conv_csr", "1,234", "fastest measured"]
-    assert rows[-1][-4:] == ["", "", "1,234", ""]
-    assert all(len(row) == len(columns) for row in rows)
+    cells = layer_cells(merged)
+    assert cells.columns[-4:] == ("format", "kernel", "bytes", "why")
+    assert cells.rows[0][-4:] == ("-",) * 4
+    assert cells.rows[1][-4:] == ("csr", "conv_csr", "1,234", "fastest measured")
+    assert cells.last[-4:] == ("", "", "1,234", "")
+    assert all(len(row) == len(cells.columns) for row in (*cells.rows, cells.last))
 
 
 def test_terminal_table(pruned):
@@ -306,7 +306,8 @@ def test_model_without_sites_has_an_empty_table():
     assert report.layers == ()
     assert report.total.density == 1.0
     assert json.dumps(to_json(report))
-    assert table_cells(report)[1] == [["total", "", "0", "0", "-", "100", "-"]]
+    cells = layer_cells(report)
+    assert (cells.rows, cells.last) == ((), ("total", "", "0", "0", "-", "100", "-"))
     assert "Layers" not in to_markdown(report)
 
 
