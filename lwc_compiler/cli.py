@@ -190,7 +190,7 @@ def sensitivity(
         return
     columns, rows = found.cells(suggestion)
     print_table(columns, [tuple(row) for row in rows])
-    dense = found.dense.loss if found.metric == "loss" else found.dense.accuracy
+    dense = found.value(found.dense)
     click.echo(f"{found.metric} of the model as it is: {dense:.4g} on {found.samples} samples of {data}")
     click.echo("holds to: the lowest density without a loss above 1 %; quality: its threshold / standard deviation")
     if suggestion is not None:

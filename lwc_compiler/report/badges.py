@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 
+from lwc_compiler.gates import Verdict
 from lwc_compiler.report.document import Report
-from lwc_compiler.report.headline import gates_text, shipped_size
+from lwc_compiler.report.headline import gates_text, shipped_size, worst_verdict
 from lwc_compiler.report.render import memory, metric_text
 
 _GREEN, _YELLOW, _RED, _BLUE, _GREY = "#2b7a3d", "#8a6100", "#b3261e", "#1f5f99", "#5f6368"
+_VERDICTS: dict[Verdict | None, str] = {
+    "failed": _RED,
+    "warned": _YELLOW,
+    "skipped": _YELLOW,
+    "passed": _GREEN,
+    None: _GREY,
+}
 _CHARACTER, _MARGIN = 7, 6  # pixels
 
 _SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{name}: {value}">
@@ -42,9 +50,7 @@ def _badges(report: Report) -> Iterator[tuple[str, str, str, str]]:
     if report.refused:
         yield "gates", "gates", "refused", _RED
         return
-    verdicts = {gate.verdict for gate in report.gates}
-    colour = _RED if "failed" in verdicts else _YELLOW if "warned" in verdicts else _GREEN if verdicts else _GREY
-    yield "gates", "gates", gates_text(report.gates), colour
+    yield "gates", "gates", gates_text(report.gates), _VERDICTS[worst_verdict(report.gates)]
 
 
 def _badge(name: str, value: str, colour: str) -> str:

@@ -68,6 +68,11 @@ def shipped_size(report: Report) -> tuple[str, int] | None:
     return min(sizes.items(), key=lambda entry: entry[1], default=None)
 
 
+def worst_verdict(gates: tuple[GateResult, ...]) -> Verdict | None:
+    """The verdict of the worst gate; None without gates."""
+    return min((gate.verdict for gate in gates), key=_VERDICTS.index, default=None)
+
+
 def gates_text(gates: tuple[GateResult, ...]) -> str:
     """How many gates there are of each verdict, the worst first."""
     counts = Counter(gate.verdict for gate in gates)

@@ -11,6 +11,7 @@ from typing import Any
 from lwc_compiler.errors import ArtifactError, OptionError
 from lwc_compiler.report.badges import to_badges
 from lwc_compiler.report.document import REPORT, Report, from_json, json_text
+from lwc_compiler.report.html import to_html
 from lwc_compiler.report.junit import to_junit
 from lwc_compiler.report.markdown import to_markdown
 from lwc_compiler.report.sarif import to_sarif
@@ -21,6 +22,7 @@ _FORMATS: dict[str, Callable[[Report], dict[str, str]]] = {
     "markdown": lambda report: {"report.md": to_markdown(report)},
     "junit": lambda report: {"junit.xml": to_junit(report)},
     "sarif": lambda report: {"report.sarif": json.dumps(to_sarif(report), indent=2, ensure_ascii=False) + "\n"},
+    "html": lambda report: {"report.html": to_html(report)},
     "badges": lambda report: {f"badges/{name}": text for name, text in to_badges(report).items()},
 }
 FORMATS = tuple(_FORMATS)

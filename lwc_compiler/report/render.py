@@ -155,7 +155,7 @@ def round_cells(iterated: Mapping[str, Any]) -> Cells:
         )
         for entry in iterated["rounds"]
     )
-    return Cells((*columns, *training), rows, frozenset((*columns, *training)) - {"stage", "held"})
+    return Cells((*columns, *training), rows, frozenset((*columns, *training)) - {"round", "stage", "held"})
 
 
 def round_legend(iterated: Mapping[str, Any]) -> str:

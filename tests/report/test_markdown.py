@@ -67,7 +67,7 @@ def test_markdown_tells_of_rounds(pruned):
         "## Rounds",
         "",
         f"| {columns} | held | best epoch | learning rate | dead connections |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
+        "| --- | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
         f"| {best} | yes | 7 | 0.0001 | 1,234 |",
         "| 2 | all | 8 | 12.5 | 50.00 % | 90.00 % | no | 7 | 0.0001 | 1,234 |",
         "",

@@ -11,6 +11,7 @@ FILES = {
     "markdown": ["report.md"],
     "junit": ["junit.xml"],
     "sarif": ["report.sarif"],
+    "html": ["report.html"],
     "badges": ["badges/accuracy.svg", "badges/size.svg", "badges/speedup.svg", "badges/gates.svg"],
 }
 
