@@ -43,8 +43,8 @@ if TYPE_CHECKING:
         Recipe,
         RetrainOptions,
         SensitivityOptions,
-        load_recipe,
     )
+    from lwc_compiler.recipe_file import load_recipe
     from lwc_compiler.runtime.artifact import Artifact
     from lwc_compiler.runtime.session import Network, Session
     from lwc_compiler.sparsity.curves import Sensitivity
@@ -101,7 +101,7 @@ _LAZY = {
     "Sensitivity": "sparsity.curves",
     "SensitivityOptions": "recipe",
     "Session": "runtime.session",
-    "load_recipe": "recipe",
+    "load_recipe": "recipe_file",
 }
 
 

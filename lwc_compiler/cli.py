@@ -23,6 +23,7 @@ from lwc_compiler.cli_parts import (
     DATA,
     PATH,
     Group,
+    allow_code_option,
     force_option,
     json_option,
     model_argument,
@@ -76,6 +77,7 @@ def cli() -> None:
 @click.option("--train-data", metavar="DATA", help=f"Retrain on this data: {DATA}.  [default: do not retrain]")
 @val_data_option
 @workdir_option
+@allow_code_option
 @force_option
 @json_option
 def compile_command(
@@ -85,6 +87,7 @@ def compile_command(
     train_data: str | None,
     val_data: str | None,
     workdir: Path | None,
+    allow_code: bool,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -97,7 +100,7 @@ def compile_command(
     """
     from lwc_compiler.cli_options import whole_recipe
 
-    what = whole_recipe(recipe, train_data, val_data, options)
+    what = whole_recipe(recipe, train_data, val_data, options, allow_code=allow_code)
     directory = output or Path(f"{model.stem}.lwc")
     with training_progress() as progress:
         artifact = lwc.compile(model, directory, what, force=force, workdir=workdir, progress=progress)

@@ -21,8 +21,8 @@ from lwc_compiler.recipe import (
     RetrainOptions,
     SensitivityOptions,
     build,
-    load_recipe,
 )
+from lwc_compiler.recipe_file import load_recipe
 
 KEEP = "keep"
 
@@ -209,9 +209,19 @@ def part_of(options: Mapping[str, Any], part: str) -> Any:
     return build(_CLASSES[part], recipe_values(options)[part])
 
 
-def whole_recipe(file: Path | None, train_data: str | None, val_data: str | None, options: Mapping[str, Any]) -> Recipe:
-    """The recipe in `file` with what the command line says in its place; what neither says has its default."""
-    values = load_recipe(file).model_dump(exclude_unset=True) if file else {}
+def whole_recipe(
+    file: Path | None,
+    train_data: str | None,
+    val_data: str | None,
+    options: Mapping[str, Any],
+    *,
+    allow_code: bool = False,
+) -> Recipe:
+    """The recipe in `file` with what the command line says in its place; what neither says has its default.
+
+    Code that the file names is refused without `allow_code`; on the command line the user has typed it.
+    """
+    values = load_recipe(file, allow_code=allow_code).model_dump(exclude_unset=True) if file else {}
     given = recipe_values(options)
     if given["prune"].get("sparsity") == KEEP:
         if len(given["prune"]) > 1:

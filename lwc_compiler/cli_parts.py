@@ -76,6 +76,9 @@ via_option = click.option(
     metavar="WHERE",
     help="Run it elsewhere: qemu, ssh://USER@HOST[:PORT] or adb.  [default: in this process]",
 )
+allow_code_option = click.option(
+    "--allow-code", is_flag=True, help="Let the recipe name code that is then run: module:function, or a compiler."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 DATA = (
     ".npz with one array for each input and `labels`, .npy with the only input, a folder with one folder of images for "

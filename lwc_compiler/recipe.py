@@ -1,23 +1,19 @@
 """What a user may ask for: the same options as a TOML file, on the command line and in Python.
 
 Each pass has one frozen options class here; `Recipe` holds one of each. Unknown keys are refused. Values are checked
-where they enter, so a pass can trust them.
+where they enter, so a pass can trust them. `build_recipe.py` has what a whole run is told, `recipe_file.py` reads it.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import difflib
+import types
+import typing
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lwc_compiler.errors import OptionError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -266,12 +262,39 @@ class Recipe(Options):
     val_data: str | None = None
 
 
-def explain(error: ValidationError, where: str) -> OptionError:
-    """The first complaint of pydantic as one sentence that names the entry, what was found and what is accepted."""
-    first = error.errors()[0]
+def explain(error: ValidationError, where: str, kind: type[Any]) -> OptionError:
+    """The first complaint of pydantic as one sentence that names the entry, what was found and what is accepted.
+
+    Args:
+        error: what `kind` said.
+        where: what holds the values.
+        kind: the options class.
+    """
+    # A key that is missing may be there with a typing error.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     entry = ".".join(str(part) for part in first["loc"]) or where
+    if first["type"] == "extra_forbidden":
+        *path, key = (str(part) for part in first["loc"])
+        return OptionError(f"{where}: {entry}: there is no such key; {_closest(key, _keys_at(kind, path))}")
     found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r}"
     return OptionError(f"{where}: {entry}: {first['msg'].removeprefix('Value error, ')}{found}")
+
+
+def _keys_at(kind: Any, path: list[str]) -> list[str]:
+    """The keys that a table of the recipe takes."""
+    for key in path:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[key].annotation
+            if typing.get_origin(kind) in (typing.Union, types.UnionType):
+                kind = next(each for each in typing.get_args(kind) if each is not type(None))
+        else:  # the key is a name of the user's, in a table of tables
+            kind = typing.get_args(kind)[1]
+    return list(kind.model_fields)
+
+
+def _closest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"the closest is '{close[0]}'" if close else f"the keys here are {', '.join(known)}"
 
 
 def build(kind: type[Any], values: dict[str, Any], where: str = "options") -> Any:
@@ -279,19 +302,4 @@ def build(kind: type[Any], values: dict[str, Any], where: str = "options") -> An
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise explain(error, where) from None
-
-
-def load_recipe(path: str | Path) -> Recipe:
-    """Reads a TOML recipe.
-
-    Raises:
-        OptionError: the file is missing, is not TOML, or holds an unknown key or a bad value.
-    """
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OptionError(f"recipe {path}: {error}") from None
-    recipe: Recipe = build(Recipe, values, f"recipe {path}")
-    return recipe
+        raise explain(error, where, kind) from None

@@ -22,7 +22,7 @@ SIGNATURES = {
     "retrain: RetrainOptions | None = None, options: IterateOptions | None = None, "
     "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Model",
     "load": "(directory: str | Path, threads: int | None = None, *, via: str | None = None) -> Network",
-    "load_recipe": "(path: str | Path) -> Recipe",
+    "load_recipe": "(path: str | Path, *, allow_code: bool = False) -> Recipe",
     "lower": "(model: str | Path | Model, output: str | Path, options: LowerOptions | None = None, *, "
     "force: bool = False) -> Artifact",
     "pack": "(model: str | Path | Model, path: str | Path, options: PackOptions | None = None) -> None",

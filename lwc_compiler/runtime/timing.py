@@ -17,6 +17,7 @@ class Timing:
         median_ms: median, in milliseconds.
         min_ms: fastest run.
         p90_ms: nine in ten runs were at most this long.
+        spread_ms: half the interquartile range of the medians of the blocks.
     """
 
     engine: str
@@ -24,6 +25,7 @@ class Timing:
     median_ms: float
     min_ms: float
     p90_ms: float
+    spread_ms: float
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Bench:
         threads: threads of all.
         timings: lwc, ONNX Runtime, the dense model; ONNX Runtime runs here only.
         speedup: the median of the second / lwc's; None when lwc's is alone.
+        speedup_spread: half the interquartile range of the same quotient of one block of each after the other.
         layers: where the time of the artifact goes; empty when it was not asked for.
         where: what ran all of them; empty for this process.
     """
@@ -41,5 +44,6 @@ class Bench:
     threads: int
     timings: tuple[Timing, ...]
     speedup: float | None
+    speedup_spread: float | None
     layers: tuple[LayerTime, ...] = ()
     where: str = ""

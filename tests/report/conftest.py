@@ -148,8 +148,9 @@ def whole():
         verification=CHECKED,
         times=Bench(
             1,
-            (Timing("lwc", 50, 0.02, 0.019, 0.03), Timing("ONNX Runtime 1.19.2", 50, 0.1, 0.09, 0.12)),
+            (Timing("lwc", 50, 0.02, 0.019, 0.03, 0.001), Timing("ONNX Runtime 1.19.2", 50, 0.1, 0.09, 0.12, 0.002)),
             5.0,
+            0.2,
             (
                 LayerTime(NASTY, "csr_conv", "csr", 0.1, 0.015, 0.75, 1.2, 0.04),
                 LayerTime("", "pool", "", None, 0.005, 0.25, None, None),
