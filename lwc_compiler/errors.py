@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+_MOST_LINES = 20
+
 
 class LwcError(Exception):
     """Base of every error lwc raises on purpose."""
@@ -43,6 +45,9 @@ class Refusal:
     operator: str
     reason: str
 
+    def __str__(self) -> str:
+        return f"node '{self.node}' ({self.operator}) cannot be lowered: {self.reason}" if self.node else self.reason
+
 
 class UnsupportedError(LwcError):
     """The model is valid, but uses an operator, a type, an opset or a shape that lwc does not handle.
@@ -56,6 +61,15 @@ class UnsupportedError(LwcError):
     def __init__(self, message: str, refusals: Sequence[Refusal] = ()) -> None:
         super().__init__(message)
         self.refusals = tuple(refusals) or (Refusal("", "", message),)
+
+    @classmethod
+    def of(cls, refusals: Sequence[Refusal]) -> UnsupportedError:
+        """The error that names all of `refusals`, at least one."""
+        lines = [str(refusal) for refusal in refusals]
+        if len(lines) == 1:
+            return cls(lines[0], refusals)
+        shown = lines[:_MOST_LINES] + ([f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else [])
+        return cls("\n  ".join([f"the model cannot be lowered, for {len(lines)} reasons:", *shown]), refusals)
 
 
 class DataError(LwcError):

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, computed_field
 from pydantic.dataclasses import dataclass
 
 from lwc_compiler.codegen.result import LayerDecision
-from lwc_compiler.errors import ArtifactError, Refusal
+from lwc_compiler.errors import ArtifactError, Refusal, UnsupportedError
 from lwc_compiler.gates import GateResult
 from lwc_compiler.runtime.artifact import Verification
 from lwc_compiler.runtime.timing import Bench
@@ -197,6 +197,22 @@ class Report:
         return None
 
 
+def refused_report(model: Path, error: UnsupportedError) -> Report:
+    """The report of a model that cannot be compiled.
+
+    Args:
+        model: its file; the report has its path relative to the working directory, or its name where it is elsewhere.
+        error: why.
+    """
+    return Report(model.stem, source=source_of(model), refused=error.refusals)
+
+
+def source_of(model: Path) -> str:
+    """What `Report.source` is for a file."""
+    path, here = model.absolute(), Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else model.name
+
+
 def to_json(report: Report) -> dict[str, Any]:
     """The content of `report.json`. Densities are fractions; what was not measured is null."""
     values: dict[str, Any] = _adapter().dump_python(report, mode="json")
@@ -255,6 +271,21 @@ def read_report(path: Path) -> Report:
     except ValueError as error:
         raise ArtifactError(f"{file} is no JSON: {error}") from None
     return from_json(values, str(file))
+
+
+def read_times(path: Path) -> Bench:
+    """The times that `lwc bench --json` printed into a file.
+
+    Raises:
+        ArtifactError: the file is missing, or is something else.
+    """
+    try:
+        return TypeAdapter(Bench).validate_json(path.read_bytes())
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        raise ArtifactError(f"{path} is not what `lwc bench --json` prints: {why}") from None
 
 
 def last_entry(passes: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:

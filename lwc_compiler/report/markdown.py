@@ -31,13 +31,8 @@ _MARKS = {"passed": "✅", "failed": "❌", "warned": "⚠️", "skipped": "⏭�
 _MARKUP = re.compile(r"[\\`*\[\]<>|~&#]|(?<!\w)_|_(?!\w)|@(?=\w)")
 
 
-def to_markdown(report: Report, plots: Sequence[str] | None = ()) -> str:
-    """The content of `report.md`.
-
-    Args:
-        report: the rounds come from its provenance.
-        plots: their files, relative to the report; None: say that they could not be drawn.
-    """
+def to_markdown(report: Report) -> str:
+    """The content of `report.md`, but for plots."""
     title = report.model + (f" for {report.target}" if report.target else "")
     lines = [f"# {escaped(title)}"]
     if report.refused:
@@ -60,8 +55,6 @@ def to_markdown(report: Report, plots: Sequence[str] | None = ()) -> str:
             lines += ["", *folded(f"{node}: {decision.why}", table(trial_cells(decision)))]
     if iterated := last_entry(report.passes, "iterate"):
         lines += ["", "## Rounds", "", *table(round_cells(iterated)), "", escaped(round_legend(iterated))]
-    for part in plot_parts(plots):
-        lines += ["", part]
     return "\n".join(lines) + "\n"
 
 

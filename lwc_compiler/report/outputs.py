@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,18 +13,21 @@ from lwc_compiler.report.document import REPORT, Report, from_json, json_text
 from lwc_compiler.report.html import to_html
 from lwc_compiler.report.junit import to_junit
 from lwc_compiler.report.markdown import to_markdown
-from lwc_compiler.report.sarif import to_sarif
+from lwc_compiler.report.sarif import sarif_text
 
-# Format -> what gives its files, by their names.
-_FORMATS: dict[str, Callable[[Report], dict[str, str]]] = {
-    "json": lambda report: {REPORT: json_text(report)},
-    "markdown": lambda report: {"report.md": to_markdown(report)},
-    "junit": lambda report: {"junit.xml": to_junit(report)},
-    "sarif": lambda report: {"report.sarif": json.dumps(to_sarif(report), indent=2, ensure_ascii=False) + "\n"},
-    "html": lambda report: {"report.html": to_html(report)},
-    "badges": lambda report: {f"badges/{name}": text for name, text in to_badges(report).items()},
+MARKDOWN = "report.md"
+# What is in a file each; badges are several.
+_TEXTS: dict[str, tuple[str, Callable[[Report], str]]] = {
+    "json": (REPORT, json_text),
+    "markdown": (MARKDOWN, to_markdown),
+    "junit": ("junit.xml", to_junit),
+    "sarif": ("report.sarif", sarif_text),
+    "html": ("report.html", to_html),
 }
-FORMATS = tuple(_FORMATS)
+_BADGES = "badges"
+FORMATS = (*_TEXTS, _BADGES)
+# Every file and folder that `write_outputs` makes.
+NAMES = frozenset((_BADGES, *(name for name, _ in _TEXTS.values())))
 
 
 def write_outputs(report: Mapping[str, Any], directory: Path, formats: Sequence[str]) -> list[Path]:
@@ -44,24 +46,46 @@ def write_outputs(report: Mapping[str, Any], directory: Path, formats: Sequence[
         ArtifactError: `report` is none, or a file cannot be written.
     """
     checked = from_json(report)
-    files = {name: text for kind in formats for name, text in _files(checked, kind).items()}
-    try:
-        directory.mkdir(exist_ok=True)
-        for name, text in files.items():
-            _write(directory / name, text)
-    except OSError as error:
-        raise ArtifactError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
+    files = output_files(checked, formats)
+    write_files(directory, files)
     return [directory / name for name in files]
 
 
-def _files(report: Report, kind: str) -> dict[str, str]:
-    if kind not in _FORMATS:
-        raise OptionError(f"there is no report format '{kind}': choose from {', '.join(FORMATS)}")
-    return _FORMATS[kind](report)
+def output_files(report: Report, formats: Sequence[str]) -> dict[str, str]:
+    """File name -> content, in the order of `formats`.
+
+    Raises:
+        OptionError: a format is unknown.
+    """
+    files: dict[str, str] = {}
+    for kind in formats:
+        if kind == _BADGES:
+            files |= {f"{_BADGES}/{name}": text for name, text in to_badges(report).items()}
+        elif kind in _TEXTS:
+            name, text_of = _TEXTS[kind]
+            files[name] = text_of(report)
+        else:
+            raise OptionError(f"there is no report format '{kind}': choose from {', '.join(FORMATS)}")
+    return files
+
+
+def write_files(directory: Path, files: Mapping[str, str]) -> None:
+    """Writes texts into a directory, which is made if it is not there; each file appears whole or not at all.
+
+    Raises:
+        ArtifactError: a file cannot be written.
+    """
+    try:
+        directory.mkdir(exist_ok=True)
+        for name, text in files.items():
+            path = directory / name
+            path.parent.mkdir(exist_ok=True)
+            _write(path, text)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {error.filename or directory}: {error.strerror or error}") from error
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         new.write_text(text, encoding="utf-8")

@@ -6,6 +6,7 @@ model that can be compiled gives a log without results, which closes what an ear
 
 from __future__ import annotations
 
+import json
 from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote
@@ -44,6 +45,11 @@ def to_sarif(report: Report) -> dict[str, Any]:
             }
         ],
     }
+
+
+def sarif_text(report: Report) -> str:
+    """`report.sarif` as text."""
+    return json.dumps(to_sarif(report), indent=2, ensure_ascii=False) + "\n"
 
 
 def _result(refusal: Refusal, uri: str) -> dict[str, Any]:

@@ -50,14 +50,6 @@ def test_markdown(pruned):
     ]
 
 
-def test_markdown_links_plots_or_says_why_there_are_none(pruned):
-    plain = to_markdown(layer_report(pruned))
-    drawn = to_markdown(layer_report(pruned), ["plots/density.svg", "plots/mask-1.svg"])
-    assert drawn == plain + "\n## Plots\n\n![density](plots/density.svg)\n\n![mask-1](plots/mask-1.svg)\n"
-    missing = to_markdown(layer_report(pruned), None)
-    assert missing == plain + "\nreports come without plots: install lwc-compiler[plots]\n"
-
-
 def test_markdown_tells_of_rounds(pruned):
     report = layer_report(replace(pruned, provenance=(*pruned.provenance, iterated())))
     lines = to_markdown(report).splitlines()
