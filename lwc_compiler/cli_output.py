@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     import lwc_compiler as lwc
     from lwc_compiler.packing import PackedSizes
-    from lwc_compiler.runtime.bench import Bench
     from lwc_compiler.runtime.layer_times import LayerTime
+    from lwc_compiler.runtime.timing import Bench
 
 
 def show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:

@@ -102,6 +102,13 @@ via_option = click.option(
 allow_code_option = click.option(
     "--allow-code", is_flag=True, help="Let the recipe name code that is then run: module:function, or a compiler."
 )
+sarif_option = click.option(
+    "--sarif",
+    type=PATH,
+    metavar="FILE",
+    help="Write why the model is refused as SARIF 2.1.0, with a result for each node; none when it is not refused.  "
+    "[default: do not]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 DATA = (
     ".npz with one array for each input and `labels`, .npy with the only input, a folder with one folder of images for "

@@ -21,10 +21,12 @@ from lwc_compiler.cli_parts import (
     json_option,
     model_argument,
     no_cache_option,
+    sarif_option,
     via_option,
     workdir_option,
 )
 from lwc_compiler.cli_progress import training_progress
+from lwc_compiler.cli_report import refusals_as_sarif
 from lwc_compiler.gates import raise_failed
 
 recipe_argument = click.argument("recipe", metavar="RECIPE.toml", type=PATH)
@@ -36,6 +38,7 @@ recipe_argument = click.argument("recipe", metavar="RECIPE.toml", type=PATH)
     "-o", "--output", type=PATH, metavar="DIR", help="Directory to write.  [default: outputs.directory, <model>.build]"
 )
 @workdir_option
+@sarif_option
 @allow_code_option
 @no_cache_option
 @force_option
@@ -44,6 +47,7 @@ def build(
     recipe: Path,
     output: Path | None,
     workdir: Path | None,
+    sarif: Path | None,
     allow_code: bool,
     no_cache: bool,
     force: bool,
@@ -54,16 +58,9 @@ def build(
     Its model is pruned and retrained once, compiled for every target, measured, and all gates are judged. A gate that
     fails takes nothing away: the results are written, and then the command ends with the exit code of the gate's kind.
     """
-    with training_progress() as progress:
-        made = lwc.build(
-            recipe,
-            output,
-            allow_code=allow_code,
-            force=force,
-            cache=not no_cache,
-            workdir=workdir,
-            progress=progress,
-        )
+    asked = lwc.load_build_recipe(recipe, allow_code=allow_code)
+    with refusals_as_sarif(sarif, Path(asked.model), force=force), training_progress() as progress:
+        made = lwc.build(asked, output, force=force, cache=not no_cache, workdir=workdir, progress=progress)
     if as_json:
         print_json(made.report)
     else:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +18,18 @@ from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.pipeline import check_complete, check_lowerable, make_artifact, pruned_and_retrained
 from lwc_compiler.passes.reuse import Reuse
 from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.report.document import REPORT, read_report, source_of, to_json
+from lwc_compiler.report.outputs import write_outputs
 from lwc_compiler.runtime.artifact import Artifact, check_place, read_artifact, sha256_of, written_whole
 from lwc_compiler.targets import find_target, host_cpu, missing_features
 from lwc_compiler.training.data import is_function
 
 if TYPE_CHECKING:
     from lwc_compiler.build_recipe import BuildRecipe, GateOptions, TargetOptions
+    from lwc_compiler.runtime.timing import Bench
+    from lwc_compiler.targets.target import Target
     from lwc_compiler.training.progress import Progress
     from lwc_compiler.training.quality import Judge
-
-REPORT = "report.json"
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +62,8 @@ class Build:
 
     @property
     def report(self) -> dict[str, Any]:
-        """What `report.json` holds."""
-        values: dict[str, Any] = json.loads((self.directory / REPORT).read_text(encoding="utf-8"))
-        return values
+        """What `report.json` holds: the report of the first target, with the figures and gates of the run."""
+        return to_json(read_report(self.directory))
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,16 @@ def run_recipe(
     quality = None if judged is None else judged.judge(model.proto)
     source, packed = sha256_of(Path(recipe.model)), None
     with written_whole(checked.directory) as new:
-        figures = {}
+        check_build_destination(checked.directory, force=force)  # what another process has written in the meantime
+        figures, reports = {}, []
         for name, target in targets.items():
             alone, place = recipe.for_target(target), new / artifact_name(name)
             make = partial(make_artifact, original, model, source, place, alone)
             artifact = reuse.artifact(source, alone, find_target(alone.lower.target), place, make)
             limits = (target.gates.max_latency_ms, target.gates.min_speedup, recipe.gates.max_latency_regression)
             timed = any(limit is not None for limit in limits)
-            figures[name] = measure(artifact, original if timed else None, target.via, recipe.gates.seconds)
+            figures[name], times = measure(artifact, original if timed else None, target.via, recipe.gates.seconds)
+            reports.append(replace(read_report(artifact.directory), times=times))
         if recipe.pack is not None:
             from lwc_compiler.packing import pack, save_packed
 
@@ -147,9 +149,8 @@ def run_recipe(
             save_packed(pack(model, recipe.pack), new / packed)
         found = Figures(quality, None if packed is None else (new / packed).stat().st_size, figures)
         results = judge(recipe.gates, {name: target.gates for name, target in targets.items()}, found, baseline)
-        first = read_artifact(new / artifact_name(next(iter(targets))))
-        report = {**first.report, "figures": asdict(found), "gates": [asdict(result) for result in results]}
-        (new / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        report = replace(reports[0], figures=found, gates=tuple(results), source=source_of(Path(recipe.model)))
+        write_outputs(to_json(report), new, list(dict.fromkeys(("json", *recipe.outputs.reports))))
     return Build(
         checked.directory,
         {name: read_artifact(checked.directory / artifact_name(name)) for name in targets},
@@ -193,7 +194,7 @@ def gate_artifact(
         found = Judge(original.proto, None, data, options, disagreement=disagreement)
         _check_metric(found.metric, gates)
         quality = found.judge(load_model(artifact.model).proto)
-    figures = measure(artifact, original if timed else None, via, gates.seconds)
+    figures, _ = measure(artifact, original if timed else None, via, gates.seconds)
     name = artifact.manifest.target
     return judge(gates, {name: gates}, Figures(quality, None, {name: figures}), None)
 
@@ -235,8 +236,10 @@ def _check_metric(metric: str, gates: GateOptions) -> None:
         )
 
 
-def measure(artifact: Artifact, original: Model | None, via: str | None, seconds: float) -> TargetFigures:
-    """The figures of an artifact.
+def measure(
+    artifact: Artifact, original: Model | None, via: str | None, seconds: float
+) -> tuple[TargetFigures, Bench | None]:
+    """The figures of an artifact, and the times that its speed is from.
 
     Args:
         artifact: read.
@@ -249,51 +252,54 @@ def measure(artifact: Artifact, original: Model | None, via: str | None, seconds
     ram = None
     if "RAM, static" in sizes:
         ram = sizes["RAM, static"] + manifest.workspace_bytes + bytes_of((*manifest.inputs, *manifest.outputs))
-    speed, not_timed = None, "no gate asks for it"
-    if original is not None:
+    times, not_timed = None, "no gate asks for it"
+    if original is not None and not (not_timed := _why_not_timed(find_target(manifest.target), via)):
+        from lwc_compiler.runtime.bench import bench
+
+        logger.info("timing the code for %s", manifest.target)
         try:
-            speed, not_timed = _timed(artifact, original, via, seconds)
+            times = bench(artifact.directory, against=original, seconds=seconds, via=via)
         except LwcError as error:
             if via is None:
                 raise
             not_timed = str(error)
-    return TargetFigures(
+    figures = TargetFigures(
         target=manifest.target,
         artifact=artifact.directory.name,
         bytes=sizes["library"] + apart,
         flash_bytes=sizes.get("flash"),
         ram_bytes=ram,
-        speed=speed,
+        speed=None if times is None else _speed(times, host_cpu(find_target(manifest.target))),
         not_timed=not_timed,
         via=via or "",
     )
+    return figures, times
 
 
-def _timed(artifact: Artifact, original: Model, via: str | None, seconds: float) -> tuple[Speed | None, str]:
-    """The speed, or why there is none."""
-    from lwc_compiler.runtime.bench import bench
+def _why_not_timed(target: Target, via: str | None) -> str:
+    """Why the code for a target cannot be timed; empty where it can."""
+    if via is not None:
+        return ""
+    if target.source:
+        return "C source is as fast as the compiler that takes it"
+    missing = missing_features(target)
+    where = "" if target.os == "none" else "; 'via' says where to time it"
+    return f"this machine cannot run code for {target.name}: no {', '.join(missing)}{where}" if missing else ""
 
-    target = find_target(artifact.manifest.target)
-    if via is None and target.source:
-        return None, "C source is as fast as the compiler that takes it"
-    if via is None and (missing := missing_features(target)):
-        where = "" if target.os == "none" else "; 'via' says where to time it"
-        return None, f"this machine cannot run code for {target.name}: no {', '.join(missing)}{where}"
-    logger.info("timing the code for %s", target.name)
-    found = bench(artifact.directory, against=original, seconds=seconds, via=via)
-    own, other = found.timings[:2]
-    assert found.speedup is not None
-    assert found.speedup_spread is not None
-    speed = Speed(
+
+def _speed(times: Bench, processor: str) -> Speed:
+    own, other = times.timings[:2]
+    assert times.speedup is not None
+    assert times.speedup_spread is not None
+    return Speed(
         median_ms=own.median_ms,
         spread_ms=own.spread_ms,
-        speedup=found.speedup,
-        speedup_spread=found.speedup_spread,
+        speedup=times.speedup,
+        speedup_spread=times.speedup_spread,
         against=other.engine,
-        where=found.where or host_cpu(target),
-        threads=found.threads,
+        where=times.where or processor,
+        threads=times.threads,
     )
-    return speed, ""
 
 
 def check_build_destination(directory: Path, *, force: bool) -> None:

@@ -13,7 +13,7 @@ from lwc_compiler.codegen.result import LayerDecision, Lowered, ProgramInfo, Ste
 from lwc_compiler.kernels.kernel import Trial
 from lwc_compiler.model import Model
 from lwc_compiler.recipe import Recipe
-from lwc_compiler.report.table import Report
+from lwc_compiler.report.document import Report
 from lwc_compiler.runtime.artifact import Verification, write_artifact
 
 

@@ -29,7 +29,7 @@ from lwc_compiler.recipe import (
     SensitivityOptions,
 )
 from lwc_compiler.runtime.artifact import read_artifact
-from lwc_compiler.runtime.bench import Bench, Timing
+from lwc_compiler.runtime.timing import Bench, Timing
 from lwc_compiler.training.progress import Progress
 
 CLASSES = {

@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import onnx
 import pytest
 
 from lwc_compiler.recipe_schema import recipe_schema
@@ -30,7 +31,9 @@ def test_build_prints_what_it_made(lwc, recipe, tmp_path):
     assert "passed  max_bytes of c: " in done.out
     assert "skipped min_speedup of c: not measured: C source" in done.out
     assert done.out.endswith("wrote mlp.build\n")
-    assert sorted(path.name for path in (tmp_path / "mlp.build").iterdir()) == ["c.lwc", "mlp.lwcp", "report.json"]
+    assert sorted(path.name for path in (tmp_path / "mlp.build").iterdir()) == [
+        *("c.lwc", "mlp.lwcp", "report.json", "report.md")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,16 @@ def test_a_gate_that_fails_gives_the_exit_code_of_its_kind(lwc, recipe, tmp_path
     assert bool(failed) == bool(code)
     assert all(name in done.err for name in failed)
     assert ("the results are in out all the same" in done.err) == bool(code)
+
+
+def test_a_refused_model_is_written_as_sarif(lwc, recipe, mlp, tmp_path):
+    proto = onnx.load(mlp)
+    proto.graph.node[1].op_type = "Bernoulli"
+    onnx.save(proto, mlp)
+    done = lwc("build", recipe(), "--sarif", "refused.sarif")
+    assert done.code == 4
+    assert "Bernoulli" in (tmp_path / "refused.sarif").read_text(encoding="utf-8")
+    assert not (tmp_path / "mlp.build").exists()
 
 
 def test_check_works_on_nothing(lwc, recipe, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -20,6 +21,7 @@ from lwc_compiler.errors import (
 from lwc_compiler.figures import read_figures
 from lwc_compiler.model import load_model
 from lwc_compiler.recipe import build as options_of
+from lwc_compiler.report.document import json_schema
 from lwc_compiler.runtime.reference import reference_session
 
 RECIPE = """
@@ -99,6 +101,7 @@ def test_every_target_has_an_artifact_of_the_same_network(made, folder):
         "dense.lwcp",
         "here.lwc",
         "report.json",
+        "report.md",
     ]
     here, board = made.artifacts["here"], made.artifacts["board"]
     assert here.model.read_bytes() == board.model.read_bytes() == lwc_bytes(made.packed, folder)
@@ -157,9 +160,24 @@ def test_all_gates_are_judged(made):
 
 def test_the_report_holds_gates_and_figures(made):
     report = made.report
+    jsonschema.validate(report, json_schema())
+    assert report["quality"] == {
+        "metric": "accuracy",
+        "value": made.figures.quality.value,
+        "dense": made.figures.quality.dense,
+    }
+    assert report["times"]["speedup"] == made.figures.targets["here"].speed.speedup
     assert [gate["verdict"] for gate in report["gates"]] == [gate.verdict for gate in made.gates]
     assert read_figures(made.directory / "report.json") == made.figures
     assert [layer["site"] for layer in report["layers"]] == ["fc1.weight", "fc2.weight", "fc3.weight"]
+
+
+def test_reports_come_in_all_formats(folder, tmp_path):
+    formats = ("markdown", "junit", "sarif", "html", "badges")
+    found = lwc.build(recipe(folder, gates={"max_bytes": 1}, outputs={"reports": formats}), tmp_path / "out")
+    names = {path.name for path in found.directory.iterdir()}
+    assert names == {"badges", "c.lwc", "junit.xml", "report.html", "report.json", "report.md", "report.sarif"}
+    assert "max_bytes" in (found.directory / "junit.xml").read_text(encoding="utf-8")
 
 
 # What follows prunes without retraining, for C source, which compiles in no time.

@@ -28,7 +28,8 @@ from lwc_compiler.recipe import (
     RetrainOptions,
     SensitivityOptions,
 )
-from lwc_compiler.report.table import Report, layer_report, with_lowered
+from lwc_compiler.report.document import Report
+from lwc_compiler.report.table import layer_report, with_lowered
 from lwc_compiler.runtime.artifact import Artifact, check_destination, write_artifact
 from lwc_compiler.sparsity.curves import Sensitivity, load_sensitivity
 from lwc_compiler.targets import find_target
@@ -115,7 +116,7 @@ def make_artifact(
             model,
             recipe=recipe,
             source_sha256=source_sha256,
-            report=with_lowered(_report(model, static, recipe), lowered),
+            report=with_lowered(_report(model, static, recipe), lowered, verification),
             figures=_figures(original, model) if recipe.iterate else {},
             # How a library for a GPU is called, docs/cuda.md shows.
             bundle=bundle_files(lowered, make_test_vector(model, lowered)) if target.gpu is None else {},
@@ -159,7 +160,7 @@ def pruned_and_retrained(
                 progress=progress,
             )
     if recipe.prune:
-        logger.warning("there is no training data: the model was pruned without retraining, its accuracy not measured")
+        logger.warning("there is no training data: the model was pruned without retraining")
     return model
 
 

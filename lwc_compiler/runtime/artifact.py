@@ -14,7 +14,7 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from lwc_compiler.codegen.result import Lowered
     from lwc_compiler.model import Model
-    from lwc_compiler.report.table import Report
+    from lwc_compiler.report.document import Report
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -292,7 +292,7 @@ def write_artifact(
             options=recipe,
             tools={**tool_versions(), "compiler": lowered.compiler},
             verification=verification,
-            layers=lowered.layers,
+            layers=tuple(replace(layer, trials=()) for layer in lowered.layers),
             programs=lowered.programs,
             files={
                 path.relative_to(new).as_posix(): FileEntry(path.stat().st_size, sha256_of(path))

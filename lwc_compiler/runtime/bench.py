@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from lwc_compiler.runtime.layer_times import LayerTime, layer_times, millisecond
 from lwc_compiler.runtime.linkable import Linkable
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.session import Session, open_lowered, open_session
+from lwc_compiler.runtime.timing import Bench, Timing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,48 +40,6 @@ _BLOCKS_AT_LEAST = 5
 _PAUSE_SECONDS = 0.01
 _TURNS = 3
 _DENSE = "lwc, not pruned"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Time of one run.
-
-    Attributes:
-        engine: what ran.
-        runs: runs that were timed.
-        median_ms: median, in milliseconds.
-        min_ms: fastest run.
-        p90_ms: nine in ten runs were at most this long.
-        spread_ms: half the interquartile range of the medians of the blocks.
-    """
-
-    engine: str
-    runs: int
-    median_ms: float
-    min_ms: float
-    p90_ms: float
-    spread_ms: float
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Timings of an artifact and, when asked for, of ONNX Runtime and of the dense model compiled by lwc.
-
-    Attributes:
-        threads: threads of all.
-        timings: lwc, ONNX Runtime, the dense model; ONNX Runtime runs here only.
-        speedup: the median of the second / lwc's; None when lwc's is alone.
-        speedup_spread: half the interquartile range of the same quotient of one block of each after the other.
-        layers: where the time of the artifact goes; empty when it was not asked for.
-        where: what ran all of them; empty for this process.
-    """
-
-    threads: int
-    timings: tuple[Timing, ...]
-    speedup: float | None
-    speedup_spread: float | None
-    layers: tuple[LayerTime, ...] = ()
-    where: str = ""
 
 
 def bench(

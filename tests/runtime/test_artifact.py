@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from lwc_compiler.errors import ArtifactError
-from lwc_compiler.report.table import Report
+from lwc_compiler.report.document import Report
 from lwc_compiler.runtime import artifact as module
 from lwc_compiler.runtime.artifact import MANIFEST, SCHEMA_VERSION, read_artifact, sha256_of, write_artifact
 
