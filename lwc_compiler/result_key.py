@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 from contextlib import suppress
 from dataclasses import asdict
@@ -95,8 +96,10 @@ def _data(recipe: Recipe) -> dict[str, Any]:
     for text in (recipe.train_data, recipe.val_data):
         if text is not None:
             path = Path(text)
-            files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-            content[text] = {str(file.relative_to(path)): sha256_of(file) for file in files if file.exists()}
+            # As the data are read, through links.
+            inside = (Path(folder, name) for folder, _, names in os.walk(path, followlinks=True) for name in names)
+            files = sorted(inside) if path.is_dir() else [path]
+            content[text] = {str(file.relative_to(path)): sha256_of(file) for file in files if file.is_file()}
     return content
 
 

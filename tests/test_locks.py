@@ -1,5 +1,6 @@
 """Locks between processes: one holder at a time, none after a crash, no file left."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -77,3 +78,14 @@ def test_many_processes_take_turns(tmp_path):
     assert [process.wait() for process in processes] == [0] * 4
     assert (tmp_path / "number").read_text() == "400"
     assert not (tmp_path / "lock").exists()
+
+
+def test_a_file_system_without_locks_is_written_with_a_warning(tmp_path, monkeypatch, caplog):
+    def none(descriptor, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("lwc_compiler.locks.fcntl.flock", none)
+    with locked(tmp_path / "lock", "tests"):
+        assert (tmp_path / "lock").exists()
+    assert f"there are no locks in {tmp_path} (No locks available)" in caplog.text
+    assert list(tmp_path.iterdir()) == []

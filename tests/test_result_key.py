@@ -83,7 +83,12 @@ def test_folders_of_data_count_with_names_and_contents(mlp, tmp_path):
     keys.append(model_key(load_model(mlp), recipe))
     (folder / "cat/1.png").rename(folder / "dog/1.png")
     keys.append(model_key(load_model(mlp), recipe))
-    assert len(set(keys)) == 3
+    (folder / "dog").rename(tmp_path / "elsewhere")
+    (folder / "dog").symlink_to(tmp_path / "elsewhere")
+    assert model_key(load_model(mlp), recipe) == keys[-1]
+    (tmp_path / "elsewhere/1.png").write_bytes(b"a third")
+    keys.append(model_key(load_model(mlp), recipe))
+    assert len(set(keys)) == 4
 
 
 def test_options_count_where_they_matter(mlp, recipe):

@@ -60,6 +60,19 @@ def test_another_target_needs_no_other_retraining(lwc, mlp, mlp_data, tmp_path):
     assert contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
+def test_a_build_takes_what_an_earlier_one_made(lwc, mlp, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'model = "{mlp}"\n[prune]\nsparsity = 0.5\n[targets.c]\n[gates]\nmax_bytes = 1\n')
+    first = lwc("build", recipe, "-o", tmp_path / "a")
+    second = lwc("build", recipe, "-o", tmp_path / "b")
+    assert (first.code, second.code) == (23, 23)  # the gates are judged again
+    assert "lower" in passes(first)
+    assert "lower" not in passes(second)
+    assert "compiled before" in second.err
+    assert contents(tmp_path / "a" / "c.lwc") == contents(tmp_path / "b" / "c.lwc")
+    assert "lower" in passes(lwc("build", recipe, "-o", tmp_path / "c", "--no-cache"))
+
+
 def test_what_code_returns_is_not_cached(mlp, caplog):
     with caplog.at_level("INFO", "lwc_compiler"):
         reuse = Reuse.of(load_model(mlp), Recipe(train_data="loader:batches"))
