@@ -281,3 +281,33 @@ def test_the_image_runs_lwc_with_a_cache_that_all_may_write(project):
     done = bash(shlex.join(command), project, HOME=variables["HOME"])
     assert done.returncode == 0
     assert "Usage: lwc" in done.stdout
+
+
+# Examples and the page
+
+
+def example(name):
+    return yaml.safe_load((ROOT / "examples" / "pipeline" / name).read_text(encoding="utf-8"))
+
+
+def test_examples_use_what_there_is():
+    steps = example("github.yml")["jobs"]["build"]["steps"]
+    (step,) = (step for step in steps if step["uses"].startswith("OWNER/lwc@"))
+    assert set(step["with"]) <= set(ACTION["inputs"])
+    assert f"steps.{step['id']}.outputs.directory" in json.dumps(steps)
+    (include,) = example("gitlab.yml")["include"]
+    job = gitlab_job(**include["inputs"])
+    assert job["variables"]["LWC_RECIPE"] == "models/recipe.toml"
+    (repository,) = example("pre-commit.yaml")["repos"]
+    (known,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text(encoding="utf-8"))
+    assert [hook["id"] for hook in repository["hooks"]] == [known["id"]]
+
+
+def test_the_page_explains_every_input():
+    text = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+    for name, entry in ACTION["inputs"].items():
+        assert re.search(rf"^\| `{name}` \| .* \| `{entry['default']}`", text, re.MULTILINE), name
+    for name in ACTION["outputs"]:
+        assert f"`{name}`" in text
+    spec, _ = yaml.safe_load_all((ROOT / "templates" / "lwc.yml").read_text(encoding="utf-8"))
+    assert all(f"`{name}`" in text for name in spec["spec"]["inputs"])
