@@ -62,10 +62,12 @@ def diff_reports(before: Report, after: Report) -> ReportDiff:
     old, new = dict(_values(before)), dict(_values(after))
     keys = {**old, **new}
     sections = list(dict.fromkeys(section for section, _, _ in keys))
+    one_sided = {(section, name) for section, name, field in old.keys() ^ new.keys() if not field}
     changes = [
         Change(*key, old.get(key), new.get(key))
         for key in sorted(keys, key=lambda key: sections.index(key[0]))
-        if old.get(key) != new.get(key)
+        # Of a layer that only one report has, it is enough to say so.
+        if old.get(key) != new.get(key) and not (key[2] and key[:2] in one_sided)
     ]
     return ReportDiff(_title(before), _title(after), tuple(changes))
 
@@ -142,8 +144,7 @@ def _values(report: Report) -> Iterator[tuple[Key, Value]]:
     for row in report.layers:
         name = row.node if nodes[row.node] == 1 else f"{row.node} ({row.site})"
         values: dict[str, Value] = {
-            "operator": row.op,
-            "shape": "x".join(map(str, row.shape)),
+            "": f"{row.op} {'x'.join(map(str, row.shape))}",
             "weights kept": row.kept,
             "kept because": row.kept_because,
         }

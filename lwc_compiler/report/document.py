@@ -250,9 +250,7 @@ def from_json(values: Any, where: str = "report") -> Report:
     try:
         return _adapter().validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        entry = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{where} is damaged: {entry or 'content'}: {first['msg']}") from None
+        raise ArtifactError(f"{where} is damaged: {_first(error)}") from None
 
 
 def read_report(path: Path) -> Report:
@@ -284,13 +282,18 @@ def read_times(path: Path) -> Bench:
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        why = error.errors()[0]["msg"]
-        raise ArtifactError(f"{path} is not what `lwc bench --json` prints: {why}") from None
+        raise ArtifactError(f"{path} is not what `lwc bench --json` prints: {_first(error)}") from None
 
 
 def last_entry(passes: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
     """What the provenance says of the last run of pass `name`; None when it did not run."""
     return next((entry for entry in reversed(tuple(passes)) if entry.get("pass") == name), None)
+
+
+def _first(error: ValidationError) -> str:
+    """What is wrong first, and where."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'content'}: {first['msg']}"
 
 
 @cache

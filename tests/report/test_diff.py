@@ -45,7 +45,8 @@ def test_every_part_that_changed_is_named(whole):
 def test_what_only_one_report_has_is_a_change(whole):
     found = diff_reports(Report("net"), whole).changes
     assert Change("sizes", "library", "", None, 23456) in found
-    assert Change("layers", "fc", "format", None, "csr") in found
+    assert Change("layers", "fc", "", None, "Gemm 128x10") in found
+    assert [change.field for change in found if change.section == "layers"] == ["", ""]
     assert all(change.relative is None for change in found if change.before is None)
     back = diff_reports(whole, Report("net")).changes
     assert {(c.section, c.name, c.field, c.after, c.before) for c in back} == {
