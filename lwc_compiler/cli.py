@@ -33,6 +33,7 @@ from lwc_compiler.cli_parts import (
     workdir_option,
 )
 from lwc_compiler.cli_progress import scan_progress, training_progress
+from lwc_compiler.cli_recipe import build, gate, recipe_group
 from lwc_compiler.cli_report import refusals_as_sarif, report
 
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
@@ -109,6 +110,10 @@ def compile_command(
     with refusals_as_sarif(sarif, model, force=force), training_progress() as progress:
         artifact = lwc.compile(model, directory, what, force=force, workdir=workdir, progress=progress)
     show_artifact(artifact, as_json)
+
+
+cli.add_command(build)
+cli.add_command(recipe_group)
 
 
 @cli.command(parts=("prune",))
@@ -344,7 +349,7 @@ def unpack(packed: Path, output: Path, force: bool, as_json: bool) -> None:
     _save(lwc.unpack(packed), output, as_json)
 
 
-for _command in (run, bench, inspect):
+for _command in (run, bench, inspect, gate):
     cli.add_command(_command)
 
 

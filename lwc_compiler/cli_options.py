@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import click
 
+from lwc_compiler.build_recipe import GateOptions
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe import (
     IterateOptions,
@@ -33,6 +34,7 @@ _CLASSES: dict[str, type[Options]] = {
     "sensitivity": SensitivityOptions,
     "lower": LowerOptions,
     "pack": PackOptions,
+    "gates": GateOptions,
 }
 
 # Part of the recipe -> field -> help. Defaults and choices are added from the class.
@@ -133,6 +135,19 @@ HELP = {
         "conv_bits": "With codebook: bits of a convolution's codes, 1 to 8.",
         "fc_bits": "With codebook: bits of the codes of Gemm and MatMul, 1 to 8.",
         "huffman": "Whether indices and values are Huffman coded where that is smaller.",
+    },
+    "gates": {
+        "max_accuracy_drop": "Accuracy that may be lost against the model before pruning (0.01 is one point), at least "
+        "0; where there is none, by how much the loss may rise.",
+        "min_metric": "Least accuracy, or agreement with the model before pruning, in [0, 1].",
+        "max_disagreement": "Largest share of the predictions that differ from those of the model before pruning, in "
+        "[0, 1]; needs no labels.",
+        "max_bytes": "Largest library, with its file of weights where that is apart; bytes.",
+        "max_flash_bytes": "Most flash for code and constants, without an operating system; bytes.",
+        "max_ram_bytes": "Most RAM for variables, workspace, inputs and outputs, without an operating system; bytes.",
+        "max_latency_ms": "Longest median time of a run, in milliseconds.",
+        "min_speedup": "Least median time of ONNX Runtime on the model before pruning / that of the artifact.",
+        "seconds": "Time to measure each engine for, above 0.",
     },
 }
 

@@ -80,13 +80,18 @@ class RetrainOptions(Options):
     """How the surviving weights are retrained (Han et al. 2015, section 3.3 and 4).
 
     Attributes:
+        epochs: passes over the training data.
+        batch_size: samples of a batch.
         loss: `auto` takes `distillation` when the data has no labels, else `cross-entropy` for integer labels and
             `mse` for float labels.
         distill: weight a of the teacher in (1 - a) x loss + a x distillation, for data with labels (Hinton et al.
             2015, section 2); 0: no teacher.
         optimizer: `adamw` or `sgd` (with momentum).
         learning_rate: peak learning rate.
+        momentum: of `sgd`.
         schedule: `constant`, `cosine` (to 0 over the run) or `step` (x `step_factor` every `step_epochs`).
+        step_epochs: with the schedule `step`, epochs between two steps.
+        step_factor: with the schedule `step`, the factor of a step.
         clip_norm: gradients are scaled down to this global L2 norm; None: never.
         accumulate: batches whose mean gradient makes one step.
         batch_norm: `train`: statistics and scale are trained; `frozen`: both stay as they are.
@@ -109,6 +114,8 @@ class RetrainOptions(Options):
             first) and a `numpy.random.Generator`, and returns them changed, with the same shapes and types. The
             generator depends on seed and epoch only. None: the data is used as it is.
         patience: stop after this many epochs without a better validation metric; None: never.
+        seed: of the order of the samples.
+        threads: of the training; 0: as many as there are cores.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 10
@@ -250,6 +257,7 @@ class Recipe(Options):
         prune: None keeps the zeros that are in the model (`--sparsity keep`).
         retrain: needs training data.
         iterate: prune in rounds; needs training data and `prune`. None: prune once.
+        lower: what the machine code is made for.
         train_data: see `lwc_compiler.training.data`; None: no retraining.
         val_data: data the best epoch is chosen on; None: the last tenth of `train_data`.
     """
@@ -272,12 +280,12 @@ def explain(error: ValidationError, where: str, kind: type[Any]) -> OptionError:
     """
     # A key that is missing may be there with a typing error.
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
-    entry = ".".join(str(part) for part in first["loc"]) or where
+    path = [str(part) for part in first["loc"]]
+    entry = ": ".join((where, ".".join(path))) if path else where
     if first["type"] == "extra_forbidden":
-        *path, key = (str(part) for part in first["loc"])
-        return OptionError(f"{where}: {entry}: there is no such key; {_closest(key, _keys_at(kind, path))}")
+        return OptionError(f"{entry}: there is no such key; {_closest(path[-1], _keys_at(kind, path[:-1]))}")
     found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r}"
-    return OptionError(f"{where}: {entry}: {first['msg'].removeprefix('Value error, ')}{found}")
+    return OptionError(f"{entry}: {first['msg'].removeprefix('Value error, ')}{found}")
 
 
 def _keys_at(kind: Any, path: list[str]) -> list[str]:

@@ -49,22 +49,45 @@ def compile_model(
 ) -> Artifact:
     """Everything `lwc_compiler.compile` does, whose arguments and errors these are."""
     # What can be refused is refused before any long work.
+    check_complete(recipe)
+    check_destination(directory, force=force)
+    find_target(recipe.lower.target)
+    original = normalize(source, fold_batch_norm=False)
+    check_lowerable(original, recipe.lower, thorough=recipe.train_data is not None)
+    model = pruned_and_retrained(original, recipe, workdir, progress)
+    return make_artifact(original, model, source_sha256, directory, recipe, force=force)
+
+
+def check_complete(recipe: Recipe) -> None:
+    """Refuses a recipe whose parts need others that are not there."""
     if recipe.retrain and not recipe.train_data:
         raise OptionError("retraining needs training data: give --train-data, or leave the retraining options out")
     if recipe.iterate and not (recipe.prune and recipe.train_data):
         raise OptionError("pruning in rounds needs a goal and training data: give --sparsity and --train-data")
-    check_destination(directory, force=force)
-    target = find_target(recipe.lower.target)
-    original = normalize(source, fold_batch_norm=False)
-    _check_lowerable(original, recipe.lower, thorough=recipe.train_data is not None)
 
-    model = _pruned_and_retrained(original, recipe, workdir, progress)
 
+def make_artifact(
+    original: Model, model: Model, source_sha256: str, directory: Path, recipe: Recipe, *, force: bool = False
+) -> Artifact:
+    """Lowers, checks and writes a model.
+
+    Args:
+        original: the model before pruning, normalized.
+        model: pruned and retrained.
+        source_sha256: hash of the file of `original`; empty when it came from memory.
+        directory: the artifact to write; its parent exists.
+        recipe: what was asked for.
+        force: replace the artifact that is there.
+
+    Raises:
+        LwcError: see `lwc_compiler.compile`; nothing is written then.
+    """
     # TVM and ONNX Runtime take a second to import.
     from lwc_compiler.codegen.bundle import bundle_files
     from lwc_compiler.passes.lower import lower_static
     from lwc_compiler.runtime.verify import make_test_vector, verify
 
+    target = find_target(recipe.lower.target)
     logger.info("lowering for %s", target.name)
     static = _static(model, recipe.lower)
     lowered = lower_static(compact(static), recipe.lower)
@@ -85,9 +108,10 @@ def compile_model(
     )
 
 
-def _pruned_and_retrained(
+def pruned_and_retrained(
     original: Model, recipe: Recipe, workdir: Path | None, progress: Callable[[Progress], None] | None
 ) -> Model:
+    """What `recipe` makes of a normalized model before it is lowered."""
     if recipe.iterate and recipe.prune and recipe.train_data:
         return prune_in_rounds(
             original,
@@ -116,7 +140,7 @@ def _pruned_and_retrained(
             progress=progress,
         )
     if recipe.prune:
-        logger.warning("there is no training data: the model was pruned without retraining, its accuracy not measured")
+        logger.warning("there is no training data: the model was pruned without retraining")
     return model
 
 
@@ -172,7 +196,7 @@ def pruner_for(model: Model, options: PruneOptions, data: str | None, workdir: P
     return pruner
 
 
-def _check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> None:
+def check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> None:
     """Raises what `lower` would raise, without lowering; `thorough` imports the graph, which can take some seconds."""
     static = _static(model, options)
     from lwc_compiler.codegen.frontend import check_supported, import_onnx

@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from lwc_compiler.codegen.result import LayerDecision
 from lwc_compiler.errors import ArtifactError, Refusal, UnsupportedError
+from lwc_compiler.figures import Figures
 from lwc_compiler.gates import GateResult
 from lwc_compiler.runtime.artifact import Verification
 from lwc_compiler.runtime.timing import Bench
@@ -142,6 +143,7 @@ class Report:
         verification: how far the code is from ONNX Runtime; None before lowering.
         times: of the code and what it was compared with; None when not measured.
         sensitivity: what each layer alone bears; None when not measured.
+        figures: what a whole run measured, of the model and of the code for each of its targets; None outside of one.
         gates: what became of the limits that the run had to keep.
         refused: why the model cannot be compiled; empty when it can.
         schema_version: version of this layout; a later one has other fields, or the same with another meaning.
@@ -158,6 +160,7 @@ class Report:
     verification: Verification | None = None
     times: Bench | None = None
     sensitivity: Sensitivity | None = None
+    figures: Figures | None = None
     gates: tuple[GateResult, ...] = ()
     refused: tuple[Refusal, ...] = ()
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -184,7 +187,12 @@ class Report:
     @computed_field
     @property
     def quality(self) -> Quality | None:
-        """The metric of the last training on its validation data; None when nothing was trained since pruning."""
+        """What a whole run measured, or else the metric of the last training on its validation data.
+
+        None when nothing was trained since pruning.
+        """
+        if self.figures is not None and (found := self.figures.quality) is not None:
+            return Quality(found.metric, found.value, found.dense)
         for entry in reversed(self.passes):
             if entry.get("pass") == "iterate":
                 best = [one for one in entry["rounds"] if one["round"] == entry["best_round"]]

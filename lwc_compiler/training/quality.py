@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,37 +10,11 @@ import onnx
 from numpy.typing import NDArray
 
 from lwc_compiler.errors import DataError, UnsupportedError
+from lwc_compiler.figures import Quality
 from lwc_compiler.recipe import RetrainOptions
 from lwc_compiler.training.batching import fixed_batch, input_specs
 from lwc_compiler.training.data import open_source
 from lwc_compiler.training.evaluate import Evaluator, Score, open_data
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What was measured.
-
-    Attributes:
-        metric: `accuracy`, `agreement` (with the original model's predictions) or `loss`.
-        value: of the model.
-        dense: of the original model.
-        disagreement: share of the predictions (the class with the highest output) that differ from the original
-            model's; None where it was not asked for.
-        samples: samples of the data.
-        data: where they are from.
-    """
-
-    metric: str
-    value: float
-    dense: float
-    disagreement: float | None
-    samples: int
-    data: str
-
-    @property
-    def drop(self) -> float:
-        """How much worse the model is than the original: accuracy lost, or loss added."""
-        return self.value - self.dense if self.metric == "loss" else self.dense - self.value
 
 
 class Judge:
