@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+from lwc_compiler.figures import Figures
 from lwc_compiler.report.document import Report
 from lwc_compiler.report.markdown import escaped, table
 from lwc_compiler.report.render import OPEN, Cells
@@ -21,7 +22,7 @@ class Change:
     """One value that differs.
 
     Attributes:
-        section: `model`, `sizes`, `times`, `layers`, `gates` or `refused`.
+        section: `model`, `gates`, `targets`, `refused`, `sizes`, `times` or `layers`.
         name: what it is of: a size, a layer, a gate; for `model` the figure itself.
         field: which value of it; empty where it has one.
         before: in the first report; None where it is not there, or was not measured.
@@ -111,6 +112,19 @@ def _text(value: Value) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
+def _figures(figures: Figures) -> Iterator[tuple[Key, Value]]:
+    """What a whole run measured beyond a report of one target."""
+    yield ("model", "different predictions", ""), figures.quality.disagreement if figures.quality else None
+    yield ("model", "packed bytes", ""), figures.packed_bytes
+    for name, each in figures.targets.items():
+        yield ("targets", name, ""), each.target
+        yield ("targets", name, "bytes"), each.bytes
+        yield ("targets", name, "flash"), each.flash_bytes
+        yield ("targets", name, "RAM"), each.ram_bytes
+        yield ("targets", name, "median ms"), each.speed.median_ms if each.speed else None
+        yield ("targets", name, "speed-up"), each.speed.speedup if each.speed else None
+
+
 def _values(report: Report) -> Iterator[tuple[Key, Value]]:
     """Everything that is compared."""
     total, quality, check = report.total, report.quality, report.verification
@@ -131,6 +145,8 @@ def _values(report: Report) -> Iterator[tuple[Key, Value]]:
         yield ("gates", name, "verdict"), gate.verdict
         yield ("gates", name, "limit"), gate.limit
         yield ("gates", name, "value"), gate.value
+    if report.figures:
+        yield from _figures(report.figures)
     for refusal in report.refused:
         yield ("refused", refusal.node or OPEN, refusal.operator), refusal.reason
     for what, size in report.sizes.items():

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lwc_compiler.figures import Figures
 from lwc_compiler.gates import GateResult
 from lwc_compiler.report.document import FRACTIONS, LayerRow, Report, Total
 
@@ -99,6 +100,22 @@ def refusal_cells(report: Report) -> Cells:
     """Why the model cannot be compiled."""
     rows = tuple((each.node or OPEN, each.operator or OPEN, each.reason) for each in report.refused)
     return Cells(("node", "operator", "reason"), rows)
+
+
+def target_cells(figures: Figures) -> Cells:
+    """What a run measured of the code for each target."""
+    rows = []
+    for name, each in figures.targets.items():
+        sizes = [OPEN if size is None else f"{size:,}" for size in (each.bytes, each.flash_bytes, each.ram_bytes)]
+        median = ratio = OPEN
+        note = each.not_timed
+        if speed := each.speed:
+            median = f"{speed.median_ms:.4g} ± {speed.spread_ms:.2g}"
+            ratio = f"{speed.speedup:.2f}x ± {speed.speedup_spread:.2f}x"
+            note = f"than {speed.against}, {speed.threads} thread{'s' if speed.threads > 1 else ''}, {speed.where}"
+        rows.append((name, each.target, *sizes, median, ratio, note))
+    numbers = ("bytes", "flash", "RAM", "median ms", "faster")
+    return Cells(("target", "code for", *numbers, "note"), tuple(rows), frozenset(numbers))
 
 
 def size_cells(report: Report) -> Cells:

@@ -54,6 +54,22 @@ def test_what_only_one_report_has_is_a_change(whole):
     }
 
 
+def test_targets_and_predictions_of_a_run_are_compared(whole):
+    targets = whole.figures.targets
+    slower = replace(targets["host"], bytes=30000, speed=replace(targets["host"].speed, speedup=4.0))
+    quality = replace(whole.figures.quality, disagreement=0.025)
+    later = replace(whole, figures=replace(whole.figures, quality=quality, targets={"host": slower}))
+    assert [
+        (change.section, change.name, change.field, change.before, change.after)
+        for change in diff_reports(whole, later).changes
+    ] == [
+        ("model", "different predictions", "", 0.0125, 0.025),
+        ("targets", "host", "bytes", 23456, 30000),
+        ("targets", "host", "speed-up", 5.0, 4.0),
+        ("targets", "board|1", "", "cortex-m4", None),
+    ]
+
+
 def test_nodes_of_one_name_are_told_apart(whole):
     first, second = (replace(row, node="same") for row in whole.layers)
     before = replace(whole, layers=(first, second))

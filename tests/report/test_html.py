@@ -81,6 +81,7 @@ def test_the_page_has_what_the_report_has(page):
     headings = [text for tag, text in page.text if tag == "h2"]
     assert headings == [
         "Gates",
+        "Targets",
         "Layers",
         "Rounds: what pruning costs",
         "Sensitivity: each layer pruned alone, without retraining",

@@ -122,6 +122,10 @@ def test_what_decides_comes_first(whole):
         ["| ⏭️ skipped", "max_latency_ms", "cortex-m4.x", "2000 ms", "-"],
         ["| ✅ passed", "min_metric", "", "0.9", "0.9812"],
     ]
+    assert "| different | 1.25 % | of 320 predictions, from the original model's |" in lines
+    speed = "0.02 ± 0.001 | 5.00x ± 0.20x | than ONNX Runtime 1.19.2, 2 threads, some CPU"
+    assert f"| host | x86-64-v3 | 23,456 | - | - | {speed} |" in lines
+    assert "| board&#124;1 | cortex-m4 | 0 | 4,096 | 2,048 | - | - | no clock here |" in lines
     assert "| accuracy | 98.12 % | before pruning 98.36 % |" in lines
     assert "| time of a run | 0.02 ms | 5.00x as fast as ONNX Runtime 1.19.2 (0.1 ms) |" in lines
 
