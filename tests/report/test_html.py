@@ -151,3 +151,30 @@ def test_the_worst_verdict_is_the_page_s(whole, verdict):
     gates = tuple(gate(one, one) for one in order[: order.index(verdict) + 1])
     page = Page(to_html(replace(whole, gates=gates)))
     assert [p["class"] for p in page.of("p") if "banner" in p.get("class", "")] == [f"banner {verdict}"]
+
+
+def contrast(first, second):
+    """The contrast ratio of two colours like `#abcdef` (WCAG 2.2, relative luminance)."""
+
+    def luminance(colour):
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(first), luminance(second)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_stand_out_from_the_paper(whole, scheme):
+    style = "".join(text for tag, text in Page(to_html(whole)).text if tag == "style")
+    light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    found = re.findall(r"--([a-z]+): (#[0-9a-f]+);", {"light": light, "dark": dark}[scheme])
+    colours = {
+        name: value if len(value) == 7 else "#" + "".join(2 * digit for digit in value[1:]) for name, value in found
+    }
+    for ground in ("paper", "band"):
+        for text in ("ink", "faint", "good", "bad", "warn", "accent"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for line in ("one", "two"):
+        assert contrast(colours[line], colours["paper"]) >= 3, line

@@ -123,7 +123,7 @@ def test_what_decides_comes_first(whole):
         ["| ✅ passed", "min_metric", "", "0.9", "0.9812"],
     ]
     assert "| different | 1.25 % | of 320 predictions, from the original model's |" in lines
-    speed = "0.02 ± 0.001 | 5.00x ± 0.20x | than ONNX Runtime 1.19.2, 2 threads, some CPU"
+    speed = "0.02 ± 0.001 | 5.00x ± 0.2x | than ONNX Runtime 1.19.2, 2 threads, some CPU"
     assert f"| host | x86-64-v3 | 23,456 | - | - | {speed} |" in lines
     assert "| board&#124;1 | cortex-m4 | 0 | 4,096 | 2,048 | - | - | no clock here |" in lines
     assert "| accuracy | 98.12 % | before pruning 98.36 % |" in lines
