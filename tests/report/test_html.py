@@ -1,10 +1,12 @@
 import base64
 import hashlib
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from py_mini_racer import MiniRacer
 
 from lwc_compiler.report.document import Report
 from lwc_compiler.report.html import to_html
@@ -178,3 +180,23 @@ def test_colours_stand_out_from_the_paper(whole, scheme):
             assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
     for line in ("one", "two"):
         assert contrast(colours[line], colours["paper"]) >= 3, line
+
+
+@pytest.mark.parametrize(
+    ("cells", "ascending"),
+    [
+        (["2.36M", "0.5K", "36", "1.2B", "-", "9.41K"], ["36", "0.5K", "9.41K", "2.36M", "1.2B", "-"]),
+        (["1,434,016", "93,088", "740"], ["740", "93,088", "1,434,016"]),
+        (["conv_10", "conv_2", "fc"], ["conv_2", "conv_10", "fc"]),
+        (["7.40x ± 0.2x", "10x", "5.9x"], ["5.9x", "7.40x ± 0.2x", "10x"]),
+        (["512x256x3x3", "64x64x3x3", "64x3x7x7"], ["64x3x7x7", "64x64x3x3", "512x256x3x3"]),
+        (["50 (best)", "6"], ["6", "50 (best)"]),
+    ],
+)
+def test_columns_sort_by_what_they_mean(whole, cells, ascending):
+    (script,) = [text for tag, text in Page(to_html(whole)).text if tag == "script"]
+    engine = MiniRacer()
+    engine.eval("const document = { querySelectorAll: () => [] };")
+    engine.eval(script)
+    order = f"{json.dumps(cells)}.sort((a, b) => compare(key({{ textContent: a }}), key({{ textContent: b }})))"
+    assert json.loads(engine.eval(f"JSON.stringify({order})")) == ascending
