@@ -128,6 +128,43 @@ class Quality:
     dense: float | None
 
 
+@plain_dataclass(frozen=True)
+class _Epoch:
+    metric: float
+
+
+@plain_dataclass(frozen=True)
+class _Round:
+    round: int
+    stage: str
+    density: float
+    metric: float
+    metric_pruned: float | None
+    held: bool | None
+    best_epoch: int
+    learning_rate: float
+    dead: int
+
+
+@plain_dataclass(frozen=True)
+class _Iterated:
+    metric: str
+    dense_metric: float
+    rounds: list[_Round]
+    best_round: int
+
+
+@plain_dataclass(frozen=True)
+class _Retrained:
+    metric: str
+    history: list[_Epoch]
+    best_epoch: int
+
+
+# What a report reads of the provenance; the passes write more into it.
+_READ_OF_PASSES: dict[str, type] = {"iterate": _Iterated, "retrain": _Retrained}
+
+
 @dataclass(frozen=True, config=_LENIENT)
 class Report:
     """Everything that a report says.
@@ -256,9 +293,16 @@ def from_json(values: Any, where: str = "report") -> Report:
             "report again with it"
         )
     try:
-        return _adapter().validate_python(values)
+        report = _adapter().validate_python(values)
+        for entry in report.passes:
+            if (kind := _READ_OF_PASSES.get(str(entry.get("pass")))) is not None:
+                TypeAdapter(kind).validate_python(entry)
+        _ = report.quality
     except ValidationError as error:
         raise ArtifactError(f"{where} is damaged: {_first(error)}") from None
+    except IndexError:
+        raise ArtifactError(f"{where} is damaged: passes: the best epoch is not in the history") from None
+    return report
 
 
 def read_report(path: Path) -> Report:

@@ -11,7 +11,12 @@ from lwc_compiler.report.document import Report, from_json, json_schema, json_te
 from lwc_compiler.report.table import layer_report, with_lowered
 from tests.report.conftest import CHECKED, decision, iterated, lowered
 
+
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "report.schema.json"
+
+
+def retrained(best):
+    return {"pass": "retrain", "metric": "accuracy", "best_epoch": best, "history": [{"metric": 0.5}, {"metric": 0.9}]}
 
 
 def test_json(pruned):
@@ -78,6 +83,11 @@ def test_fields_of_a_later_lwc_are_passed_over(whole):
         ('{"schema_version": 2}', "report.json has schema_version 2"),
         ('{"schema_version": 1}', "report.json is damaged: model: Field required"),
         ('{"schema_version": 1, "model": "m", "layers": [{"node": 1}]}', "damaged: layers.0.node: "),
+        ('{"schema_version": 1, "model": "m", "passes": [{"pass": "iterate"}]}', "damaged: metric: Field required"),
+        (
+            json.dumps({"schema_version": 1, "model": "m", "passes": [{**retrained(3), "history": []}]}),
+            "damaged: passes: the best epoch is not in the history",
+        ),
     ],
 )
 def test_what_is_no_report_is_refused(tmp_path, content, message):
@@ -85,10 +95,6 @@ def test_what_is_no_report_is_refused(tmp_path, content, message):
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(ArtifactError, match=message):
         read_report(tmp_path)
-
-
-def retrained(best):
-    return {"pass": "retrain", "metric": "accuracy", "best_epoch": best, "history": [{"metric": 0.5}, {"metric": 0.9}]}
 
 
 @pytest.mark.parametrize(
