@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,13 @@ from lwc_compiler.passes.sites import Site, find_sites
 from lwc_compiler.recipe import PruneOptions
 from lwc_compiler.targets import HOST, find_target
 from lwc_compiler.training.batching import input_specs
-from lwc_compiler.training.data import is_function
+from lwc_compiler.training.data import is_function, open_source
 
 # Retraining makes up for the loss of nine weights in ten in most networks; without it half of them is much.
 _SPARSITY, _SPARSITY_WITHOUT_RETRAINING = 0.9, 0.5
+# Steps that retraining takes at least, where they are at most so many epochs; small data is cut into small batches.
+_STEPS, _EPOCHS = 2000, (10, 60)
+_SMALL_DATA = 20_000
 _SMALL_FIRST_LAYER = 0.05  # of all weights: pruning it saves next to nothing
 
 
@@ -40,6 +44,7 @@ def new_recipe(
 
     Raises:
         ModelError: the model cannot be read, or there is nothing to prune.
+        DataError: the training data cannot be read, or does not fit the model.
         TargetError: there is no such target.
     """
     for name in targets:
@@ -64,7 +69,7 @@ def new_recipe(
         *(f"{key} = {_toml(value)}" for key, value in options.model_dump(exclude_unset=True).items()),
         *_density_lines(normal, options),
         "",
-        *_retrain_lines(train_data is not None),
+        *_retrain_lines(normal, train_data),
         "",
         *_lower_lines(normal),
         *(line for name in targets for line in ("", *_target_lines(name))),
@@ -138,20 +143,24 @@ def _row(site: Site, entry: dict[str, float | str]) -> tuple[str, str, str, str]
     return _shown(site.weight), "x".join(map(str, site.shape)), f"{site.size:,}", kept
 
 
-def _retrain_lines(retrained: bool) -> list[str]:
-    if retrained:
-        return [
-            "[retrain]",
-            "epochs = 10",
-            "batch_size = 128",
-            "learning_rate = 1e-3",
-            "",
-            "# In rounds it goes further; the density falls from all weights to that of [prune].",
-            "# [iterate]",
-            "# rounds = 5",
-            "# max_accuracy_drop = 0.0  # the sparsest round that holds is kept",
-        ]
-    return ["# [retrain]  # needs train_data", "# epochs = 10"]
+def _retrain_lines(model: Model, train_data: str | None) -> list[str]:
+    if train_data is None:
+        return ["# [retrain]  # needs train_data", "# epochs = 10"]
+    # Counting what a function yields takes as long as an epoch.
+    samples = _SMALL_DATA if is_function(train_data) else open_source(train_data, input_specs(model.proto)).samples
+    batch = 32 if samples < _SMALL_DATA else 128
+    epochs = min(max(math.ceil(_STEPS * batch / samples), _EPOCHS[0]), _EPOCHS[1])
+    return [
+        "[retrain]",
+        f"epochs = {epochs}",
+        f"batch_size = {batch}",
+        "learning_rate = 1e-3",
+        "",
+        "# In rounds it goes further; the density falls from all weights to that of [prune].",
+        "# [iterate]",
+        "# rounds = 5",
+        "# max_accuracy_drop = 0.0  # the sparsest round that holds is kept",
+    ]
 
 
 def _lower_lines(model: Model) -> list[str]:

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from lwc_compiler.errors import OptionError
@@ -116,3 +118,11 @@ def test_a_folder_with_a_colon_here_makes_no_code_of_a_file(recipe, tmp_path, mo
 def test_a_whole_run_is_no_recipe_for_compile(recipe):
     with pytest.raises(OptionError, match=r"'gates' is for a whole run: run the file with `lwc build .*r.toml`"):
         load_recipe(recipe('model = "net.onnx"\n[gates]\nmax_bytes = 7\n'))
+
+
+def test_the_documented_recipe_is_accepted(recipe):
+    document = Path(__file__).resolve().parent.parent / "docs" / "recipes.md"
+    text = document.read_text(encoding="utf-8").partition("## A whole recipe\n\n```toml\n")[2].partition("```")[0]
+    found = load_build_recipe(recipe(text))
+    assert list(found.each_target()) == ["server", "stm32f4", "pi"]
+    assert found.each_target()["stm32f4"].gates.max_bytes == 1_000_000

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from lwc_compiler.errors import ModelError, TargetError
+from lwc_compiler.errors import DataError, ModelError, TargetError
 from lwc_compiler.recipe_file import load_build_recipe
 from lwc_compiler.recipe_init import new_recipe
 from lwc_compiler.recipe_schema import recipe_schema
@@ -40,7 +40,7 @@ def test_paths_are_relative_to_its_place(mlp, mlp_data, tmp_path, monkeypatch):
         "cuda-sm_75": "cuda:sm_75",
     }
     assert recipe.prune.sparsity == 0.9
-    assert recipe.retrain.epochs == 10
+    assert (recipe.retrain.epochs, recipe.retrain.batch_size) == (60, 32)
     assert recipe.gates.max_accuracy_drop == 0.01
 
 
@@ -51,8 +51,8 @@ def test_without_data_it_prunes_less_and_retrains_nothing(mlp, tmp_path):
     assert list(recipe.each_target()) == ["host"]
 
 
-def test_it_says_what_is_left_of_each_layer(mlp, tmp_path):
-    text = new_recipe(mlp, tmp_path / "r.toml", train_data="t.npz")
+def test_it_says_what_is_left_of_each_layer(mlp, mlp_data, tmp_path):
+    text = new_recipe(mlp, tmp_path / "r.toml", train_data=str(mlp_data))
     rows = {line.split()[1]: line.split()[2:] for line in text.splitlines() if line.startswith("#   w")}
     assert rows["w1"][:2] == ["16x12", "192"]
     assert rows["w2"][:2] == ["12x4", "48"]
@@ -60,12 +60,24 @@ def test_it_says_what_is_left_of_each_layer(mlp, tmp_path):
     assert sum(kept.values()) == pytest.approx(0.1 * 240, abs=1)
 
 
-def test_what_is_commented_out_can_be_used(mlp, tmp_path):
-    text = new_recipe(mlp, tmp_path / "r.toml", train_data="t.npz")
+def test_what_is_commented_out_can_be_used(mlp, mlp_data, tmp_path):
+    text = new_recipe(mlp, tmp_path / "r.toml", train_data=str(mlp_data))
     text = re.sub(r"^# (?=\w+ = |\[)", "", text, flags=re.MULTILINE)
     recipe = written(text, tmp_path / "r.toml")
     assert recipe.iterate.rounds == 5
     assert recipe.gates.max_bytes_regression == 2
+
+
+@pytest.mark.parametrize(("samples", "epochs", "batch_size"), [(2000, 32, 32), (19_999, 10, 32), (20_000, 13, 128)])
+def test_small_data_takes_more_epochs(mlp, tmp_path, samples, epochs, batch_size):
+    np.save(tmp_path / "x.npy", np.zeros((samples, 16), np.float32))
+    recipe = written(new_recipe(mlp, tmp_path / "r.toml", train_data=str(tmp_path / "x.npy")), tmp_path / "r.toml")
+    assert (recipe.retrain.epochs, recipe.retrain.batch_size) == (epochs, batch_size)
+
+
+def test_training_data_has_to_be_there(mlp, tmp_path):
+    with pytest.raises(DataError, match=r"none\.npz: there is no such file"):
+        new_recipe(mlp, tmp_path / "r.toml", train_data="none.npz")
 
 
 def test_a_name_cannot_write_entries(mlp, tmp_path):

@@ -11,7 +11,6 @@ from lwc_compiler.report.document import Report, from_json, json_schema, json_te
 from lwc_compiler.report.table import layer_report, with_lowered
 from tests.report.conftest import CHECKED, decision, iterated, lowered
 
-
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "report.schema.json"
 
 
