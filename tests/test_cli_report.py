@@ -82,6 +82,10 @@ def test_a_refused_model_leaves_sarif_and_a_fine_one_clears_it(lwc, mlp, tmp_pat
     assert json.loads(Path("lower.sarif").read_text(encoding="utf-8"))["runs"][0]["results"] == []
 
 
+def test_the_schema_is_printed(lwc):
+    assert json.loads(lwc("report", "schema").out) == json_schema()
+
+
 def test_other_errors_are_no_refusal(lwc, mlp, tmp_path):
     done = lwc("compile", mlp, "-o", tmp_path / "net.lwc", "--target", "nowhere", "--sarif", tmp_path / "net.sarif")
     assert done.code == 7
