@@ -14,12 +14,12 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
 
 from lwc_compiler.codegen.result import LayerDecision, ProgramInfo, TensorSpec
 from lwc_compiler.errors import ArtifactError
@@ -123,6 +123,10 @@ class Manifest(BaseModel):
     layers: tuple[LayerDecision, ...]
     programs: tuple[ProgramInfo, ...]
     files: dict[str, FileEntry]
+
+    @field_serializer("layers")
+    def _without_trials(self, layers: tuple[LayerDecision, ...]) -> list[dict[str, Any]]:
+        return [{name: value for name, value in asdict(layer).items() if name != "trials"} for layer in layers]
 
 
 @dataclass(frozen=True)
@@ -292,7 +296,7 @@ def write_artifact(
             options=recipe,
             tools={**tool_versions(), "compiler": lowered.compiler},
             verification=verification,
-            layers=tuple(replace(layer, trials=()) for layer in lowered.layers),
+            layers=lowered.layers,
             programs=lowered.programs,
             files={
                 path.relative_to(new).as_posix(): FileEntry(path.stat().st_size, sha256_of(path))

@@ -62,6 +62,7 @@ def test_what_is_written_can_be_read(artifact, twice):
     ]
     assert again.manifest.files["libtwice.so"].sha256 == sha256_of(again.library)
     assert again.manifest.layers == tuple(replace(decision, trials=()) for decision in twice.layers)
+    assert "trials" not in json.loads((artifact.directory / MANIFEST).read_text(encoding="utf-8"))["layers"][0]
     assert again.manifest.tools["compiler"] == "test cc 1.0"
     assert again.manifest.tools["onnx"] == onnx.__version__
     assert [path.name for path in artifact.directory.parent.iterdir()] == ["twice.lwc"]
