@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lwc_compiler.kernels.in_order import OFFSETS_BEHIND, WEIGHTS_BEHIND
 from lwc_compiler.kernels.kernel import Constant
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Tiling:
         by_lane: weights are loaded as vectors, one lane of which is a factor of a multiply-add.
         adjoining: vectors of a row of pixels never overlap, so that one instruction loads two; the last one's lanes
             behind the tile are computed but not stored.
+        in_order: the loop over taps is written for a core that works in order, see `in_order.py`.
     """
 
     lanes: int
@@ -119,6 +121,7 @@ class Tiling:
     in_place: bool = False
     by_lane: bool = False
     adjoining: bool = False
+    in_order: bool = False
 
     def __str__(self) -> str:
         cut = f"{self.rows}x{self.tile_rows}x{self.tile_vectors}x{self.lanes}/{self.channels}/{self.chunk}"
@@ -239,8 +242,8 @@ def pack_taps(weight: NDArray[np.float32], layout: TapLayout, *, shared: bool) -
         values = [np.ascontiguousarray(grouped[:, :, b].transpose(0, 2, 1)).ravel() for b in blocks]
         return [
             Constant(ends),
-            Constant(layout.offsets.astype(offset_type)),
-            Constant(np.concatenate(values)),
+            Constant(_behind(layout.offsets.astype(offset_type), layout, OFFSETS_BEHIND)),
+            Constant(_behind(np.concatenate(values), layout, WEIGHTS_BEHIND * rows)),
         ], p.groups * p.out_channels * grouped.shape[2]
     counts, offsets, values = [], [], []
     for block in blocks:
@@ -261,9 +264,14 @@ def pack_taps(weight: NDArray[np.float32], layout: TapLayout, *, shared: bool) -
     flat = np.concatenate(values)
     return [
         Constant(ends),
-        Constant(_not_empty(np.concatenate(offsets))),
-        Constant(_not_empty(flat.astype(np.float32))),
+        Constant(_not_empty(_behind(np.concatenate(offsets), layout, OFFSETS_BEHIND))),
+        Constant(_not_empty(_behind(flat.astype(np.float32), layout, WEIGHTS_BEHIND * rows))),
     ], flat.size
+
+
+def _behind(array: NDArray[Any], layout: TapLayout, count: int) -> NDArray[Any]:
+    """An array, and zeros that the loop for cores that work in order reads behind it."""
+    return np.concatenate([array, np.zeros(count, array.dtype)]) if layout.tiling.in_order else array
 
 
 def _not_empty(array: NDArray[Any]) -> NDArray[Any]:
