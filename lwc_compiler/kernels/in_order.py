@@ -22,7 +22,7 @@ import hashlib
 import re
 from dataclasses import dataclass, field, replace
 
-OFFSETS_BEHIND, WEIGHTS_BEHIND = 2, 1  # taps behind the last one of a list that are read, and not used
+BEHIND = 2  # taps behind the last one of a list whose inputs may be loaded, and are not used
 
 _REGISTERS = 32
 _NAME = re.compile(r"\{(?:(\w):)?(\w+)\}")
@@ -30,7 +30,7 @@ _FEWEST = 10  # sums; with fewer, multiply-adds wait for loads
 _CYCLE = 4  # a load to a vector register in every so many cycles is in no multiply-add's way
 # Cycles for addresses and the loop's end of a tap, which single weights have no room for beside multiply-adds; those
 # of the first tap's loads, beside two for each vector.
-_SCALARS, _SINGLE_SCALARS, _START = 2.0, 6.0, 10.0
+_SCALARS, _SINGLE_SCALARS, _START = 2.0, 4.0, 10.0
 
 
 def suits(rows: int, reads: list[int]) -> bool:
@@ -41,8 +41,8 @@ def suits(rows: int, reads: list[int]) -> bool:
         reads: where the inputs of a tap lie, in float32.
     """
     sums, held = rows * len(reads), len(reads) + 2 * _packed(rows)
-    # Loads of 64 bits reach 4095 of them.
-    near = all(read % 2 == 0 and 0 <= read // 2 < 4095 for read in reads)
+    # Loads of a vector reach multiples of one, loads of 64 bits 4095 of them.
+    near = all(read % 4 == 0 and 0 <= read // 2 < 4095 for read in reads)
     return (rows == 1 or rows % 4 == 0) and sums >= _FEWEST and sums + held <= _REGISTERS and near
 
 
@@ -90,7 +90,7 @@ def tap_loop(rows: int, reads: list[int], offset_bytes: int, ahead: int = 0) -> 
     """
     order = _Order(rows, [4 * read for read in reads], offset_bytes, ahead)
     sums, vectors = [f"s{i}" for i in range(rows * len(reads))], order.vectors
-    whole = ["offsets", "values", "count", "a0", "a1", "o", *order.halves]
+    whole = ["offsets", "values", "count", "a0", "a1", "o", "weight", *order.halves]
     number = {name: i for i, name in enumerate([*sums, *vectors, *whole, "x"])}
 
     def operand(match: re.Match[str]) -> str:
@@ -226,32 +226,25 @@ class _Order:
     def _tap(self, tap: int) -> list[str]:
         """A tap's multiply-adds, and between them what the next one needs."""
         self.out = []
-        turn, size, count = tap % 2, 4 * self.rows, self.rows * len(self.reads)
-        for i in range(self.packed):
-            at = (turn + 1) * size + 16 * i
-            self.waiting.append(_Load(f"w{1 - turn}{i}", "values", at, tap + 1, (tap, 0)))
-        for v, read in enumerate(self.reads):
-            self.waiting.append(_Load(f"in{v}", f"a{1 - turn}", read, tap + 1, (tap, (v + 1) * self.rows)))
-        early, late, changed = [self._offset(turn + 2)], [self._address(turn)], {f"a{turn}"}
-        if turn == 0:
-            early.append("subs {count}, {count}, #2")
-            if self.ahead:
-                early.append(f"prfm pldl1keep, [{{values}}, #{self.ahead}]")
-        else:
-            late.append(f"add {{values}}, {{values}}, #{2 * size}")
-            late.append(f"add {{offsets}}, {{offsets}}, #{2 * self.offset_bytes}")
-            changed.add("values")
+        turn, count, group = tap % 2, self.rows * len(self.reads), _CYCLE - self.at_once
+        self._want(tap)
+        early, late = self._scalars(turn)
+        changed = {f"a{turn}", "values"} if turn else {"a0"}  # by `late`
         for done in range(count):
             v, row = divmod(done, self.rows)
-            if (done if self.rows == 1 else turn * count + done) % (_CYCLE - self.at_once) == 0:
-                self._load((tap, done), self.at_once)
-            elif done == 1 and self.rows == 1:
-                self._load((tap, done), 1)  # loads are one more than multiply-adds
+            if (done if self.rows == 1 else turn * count + done) % group == 0:
+                self._load((tap, done))
+                # All that starts beside multiply-adds of single weights are high halves.
+                if self.rows == 1 and done == 0:
+                    self.out += early
+                    early = []
+                elif self.rows == 1 and count - done <= group and not self._from(changed):
+                    self.out += late
+                    late = []
             registers = (f"in{v}", f"w{turn}{row // 4}")
             self._finish(registers, tap)
-            self.out.append(
-                f"fmla {{s{row * len(self.reads) + v}}}.4s, {{{registers[0]}}}.4s, {{{registers[1]}}}.s[{row % 4}]"
-            )
+            total = f"s{row * len(self.reads) + v}"
+            self.out.append(f"fmla {{{total}}}.4s, {{{registers[0]}}}.4s, {{{registers[1]}}}.s[{row % 4}]")
             if early and (done == 0 or not self.halved):
                 self.out.append(early.pop(0))
             elif self.halved:
@@ -265,9 +258,34 @@ class _Order:
                 self._start(next(load for load in self.waiting if load.base in changed))
         return [*self.out, *early, *late]
 
-    def _load(self, now: tuple[int, int], most: int) -> None:
-        """Up to so many loads, and insertions beside them."""
-        for _ in range(most):
+    def _want(self, tap: int) -> None:
+        """Has the next tap's vectors wait to be loaded."""
+        turn = tap % 2
+        for i in range(self.packed if self.rows > 1 else 0):
+            at = (turn + 1) * 4 * self.rows + 16 * i
+            self.waiting.append(_Load(f"w{1 - turn}{i}", "values", at, tap + 1, (tap, 0)))
+        for v, read in enumerate(self.reads):
+            self.waiting.append(_Load(f"in{v}", f"a{1 - turn}", read, tap + 1, (tap, (v + 1) * self.rows)))
+
+    def _scalars(self, turn: int) -> tuple[list[str], list[str]]:
+        """What a tap does with integers, at its beginning and at its end."""
+        size = 4 * self.rows
+        early, late = [self._offset(turn + 2)], [self._address(turn)]
+        if turn == 0:
+            early.append("subs {count}, {count}, #2")
+        if self.rows == 1:
+            early.append(f"ldr {{w:weight}}, [{{values}}, #{(turn + 1) * size}]")
+            late.append(f"fmov {{s:w{1 - turn}0}}, {{w:weight}}")
+        if turn == 0 and self.ahead:
+            early.append(f"prfm pldl1keep, [{{values}}, #{self.ahead}]")
+        if turn == 1:
+            late.append(f"add {{values}}, {{values}}, #{2 * size}")
+            late.append(f"add {{offsets}}, {{offsets}}, #{2 * self.offset_bytes}")
+        return early, late
+
+    def _load(self, now: tuple[int, int]) -> None:
+        """The loads before a group of multiply-adds, and insertions beside them."""
+        for _ in range(self.at_once):
             insert = self.loaded[0] if len(self.loaded) >= self.at_once else None
             ready = next((load for load in self.waiting if load.free <= now), None)
             if ready:
@@ -276,11 +294,8 @@ class _Order:
                 self._insert()
 
     def _start(self, load: _Load) -> None:
-        """Loads a low half, or a single weight."""
+        """Loads a low half."""
         self.waiting.remove(load)
-        if self.rows == 1 and load.base == "values":
-            self.out.append(f"ldr {{s:{load.register}}}, [{{values}}, #{load.at}]")
-            return
         load.half = self.halves[self.vectors.index(load.register) % len(self.halves)]
         while load.half in [other.half for other in [*self.halved, *self.loaded]]:
             if not self.loaded:

@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from lwc_compiler.kernels.in_order import OFFSETS_BEHIND, WEIGHTS_BEHIND, most_vectors, suits, tap_lines
+from lwc_compiler.kernels.in_order import BEHIND, most_vectors, suits, tap_lines
+from lwc_compiler.kernels.kernel import SLACK_BYTES
 
 SHAPES = [
     (rows, vectors)
@@ -43,6 +44,8 @@ class Interpreter:
             self.vectors[total] += self.vectors[inputs] * self.vectors[weights][int(lane)]
         elif name == "ins":
             self.vectors[operands[0]][2:] = np.frombuffer(self.whole[operands[1]], np.float32)
+        elif name == "fmov":
+            self.vectors[operands[0]] = np.array([self.whole["weight"], 0, 0, 0], np.uint32).view(np.float32)
         elif name == "subs":
             self.whole["count"] -= 2
         elif name == "add" and len(operands) == 3:
@@ -72,7 +75,7 @@ class Interpreter:
 
 @pytest.mark.parametrize("taps", [0, 1, 2, 3, 6, 7])
 @pytest.mark.parametrize(("rows", "vectors"), SHAPES)
-def test_adds_every_tap_and_reads_no_more_than_it_says(rows: int, vectors: int, taps: int) -> None:
+def test_adds_every_tap_and_follows_no_offset_behind_those_it_may(rows: int, vectors: int, taps: int) -> None:
     generator = np.random.default_rng(taps)
     reads = [4 * v if v < 3 else 64 + 4 * v for v in range(vectors)]
     x = generator.integers(-8, 8, 256).astype(np.float32)
@@ -83,8 +86,8 @@ def test_adds_every_tap_and_reads_no_more_than_it_says(rows: int, vectors: int, 
         taps,
         start,
         x=x,
-        values=np.append(weights.ravel(), np.zeros(rows * WEIGHTS_BEHIND)).astype(np.float32),
-        offsets=np.append(offsets, np.zeros(OFFSETS_BEHIND)).astype(np.uint16),
+        values=np.append(weights.ravel(), np.full(SLACK_BYTES // 4, np.nan)).astype(np.float32),
+        offsets=np.append(offsets, np.zeros(BEHIND)).astype(np.uint16),
     )
     interpreter.run(tap_lines(rows, reads, 2, 256 if taps % 2 else 0))
     inputs = np.array([[x[offset + read : offset + read + 4] for read in reads] for offset in offsets])
@@ -98,7 +101,7 @@ def test_adds_every_tap_and_reads_no_more_than_it_says(rows: int, vectors: int, 
         (4, [0, 4]),  # few sums
         (4, [4 * v for v in range(7)]),  # more registers than there are
         (2, [4 * v for v in range(6)]),  # weights that fill no vector
-        (4, [0, 4, 8, 13]),  # not at a multiple of 64 bits
+        (4, [0, 4, 8, 14]),  # not at a multiple of a vector
         (4, [0, 4, 8, 8192]),  # too far away
     ],
 )
