@@ -67,7 +67,7 @@ def test_environment_variables(recipe, monkeypatch):
         ('model = "a"\n[prune]\nsparcity = 0.5', "prune.sparcity: there is no such key; the closest is 'sparsity'"),
         ('model = "a"\n[targets.host.gates]\nmax_byte = 1', "targets.host.gates.max_byte: .* is 'max_bytes'"),
         ('model = "a"\n[outputs]\nzzz = 1', "outputs.zzz: there is no such key; the keys here are directory, reports"),
-        ("[prune]\nsparsity = 0.5", "model: Field required"),
+        ("[prune]\nsparsity = 0.5", "model: it is missing, and needed"),
         ("model = 7", "model: .*string.* found 7"),
         ('model = "a"\ngates = 7', "gates: .* found 7"),
         ('model = "a"\n[targets."../x"]', "targets...*/x"),
