@@ -139,6 +139,14 @@ def diff(before: Path, after: Path, as_markdown: bool, as_json: bool) -> None:
             print_table((section, *cells.columns[1:]), cells.rows)
 
 
+@report.command()
+def schema() -> None:
+    """Prints the JSON schema of report.json."""
+    from lwc_compiler.report.document import json_schema
+
+    print_json(json_schema())
+
+
 @contextmanager
 def refusals_as_sarif(file: Path | None, model: Path, *, force: bool) -> Iterator[None]:
     """Writes why the block refuses `model`, or that it does not, when it ends.

@@ -5,9 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import onnx
+from jsonschema import Draft202012Validator
 
 from lwc_compiler import cli_report
-from lwc_compiler.report.document import read_report
+from lwc_compiler.report.document import json_schema, read_report
 from lwc_compiler.report.outputs import FORMATS
 from lwc_compiler.runtime.timing import Bench, Timing
 from lwc_compiler.sparsity.curves import Point, Sensitivity
@@ -19,8 +20,8 @@ def test_the_formats_are_those_that_there_are():
 
 
 def test_reports_of_an_artifact_in_every_format(lwc, mlp, tmp_path):
-    first, second, out = tmp_path / "first.lwc", tmp_path / "second.lwc", tmp_path / "out"
-    assert lwc("compile", mlp, "-o", first, "--target", "x86-64-v3").code == 0
+    first, second, out = tmp_path / "first", tmp_path / "second.lwc", tmp_path / "out"
+    assert lwc("report", "--format", "json", mlp, "-o", first).code == 0
     assert lwc("compile", mlp, "-o", second, "--sparsity", "0.9", "--prune-first", "--target", "x86-64-v3").code == 0
     scan, times = tmp_path / "scan.json", tmp_path / "times.json"
     point = Point(1.0, 0.5, None)
@@ -33,6 +34,7 @@ def test_reports_of_an_artifact_in_every_format(lwc, mlp, tmp_path):
     assert "fc1" in done.out
     names = {"report.json", "report.html", "junit.xml", "report.sarif", "badges"}
     assert {path.name for path in out.iterdir()} == names
+    Draft202012Validator(json_schema()).validate(json.loads((second / "report.json").read_text(encoding="utf-8")))
     found = read_report(out)
     assert (found.times, found.sensitivity.dense) == (bench, point)
     assert found.target == "x86-64-v3"
@@ -47,7 +49,7 @@ def test_reports_of_an_artifact_in_every_format(lwc, mlp, tmp_path):
 
     done = lwc("report", "diff", first, second)
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith("mlp for x86-64-v3 -> mlp for x86-64-v3\n")
+    assert done.out.startswith("mlp -> mlp for x86-64-v3\n")
     assert "fc1: weights kept" in done.out
     values = json.loads(lwc("report", "diff", first, second / "report.json", "--json").out)
     kept = [change for change in values["changes"] if (change["name"], change["field"]) == ("fc1", "weights kept")]
@@ -78,6 +80,10 @@ def test_a_refused_model_leaves_sarif_and_a_fine_one_clears_it(lwc, mlp, tmp_pat
     done = lwc("lower", mlp, "-o", "good.lwc", "--target", "x86-64-v3", "--sarif", "lower.sarif", "--force")
     assert done.code == 0
     assert json.loads(Path("lower.sarif").read_text(encoding="utf-8"))["runs"][0]["results"] == []
+
+
+def test_the_schema_is_printed(lwc):
+    assert json.loads(lwc("report", "schema").out) == json_schema()
 
 
 def test_other_errors_are_no_refusal(lwc, mlp, tmp_path):

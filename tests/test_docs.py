@@ -85,7 +85,8 @@ def test_documents_hold_commands_to_check():
 @pytest.mark.parametrize("command", list(dict(commands())))
 def test_every_option_is_explained_with_an_example(command):
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert f"\n## lwc {command}\n" in text
+    # Small commands of a group share a section.
+    assert f"\n## lwc {command}\n" in text or f"\n## lwc {command.split()[0]}\n" in text
     examples = list(lwc_commands(text))
     assert [arguments for arguments in examples if command_of(arguments)[0] == command]
     used = {word for arguments in examples for word in arguments}

@@ -18,13 +18,12 @@ _VERDICTS: dict[Verdict | None, str] = {
     "passed": _GREEN,
     None: _GREY,
 }
-_CHARACTER, _MARGIN = 7, 6  # pixels
+_CHARACTER, _MARGIN = 6.5, 6  # pixels
 
 _SVG = """<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="20" role="img" aria-label="{name}: {value}">
 <title>{name}: {value}</title>
-<clipPath id="r"><rect width="{width}" height="20" rx="3"/></clipPath>
-<g clip-path="url(#r)"><rect width="{left}" height="20" fill="#444"/><rect x="{left}" width="{right}" height="20" \
-fill="{colour}"/></g>
+<g><rect width="{width}" height="20" rx="3" fill="{colour}"/><rect width="{left}" height="20" rx="3" fill="#444"/>\
+<rect x="{corner}" width="3" height="20" fill="#444"/></g>
 <g fill="#fff" font-family="Verdana,DejaVu Sans,sans-serif" font-size="11">
 <text x="{margin}" y="14" textLength="{left_text}" lengthAdjust="spacingAndGlyphs">{name}</text>
 <text x="{start}" y="14" textLength="{right_text}" lengthAdjust="spacingAndGlyphs">{value}</text>
@@ -63,7 +62,7 @@ def _badge(name: str, value: str, colour: str) -> str:
         colour=colour,
         width=left + right,
         left=left,
-        right=right,
+        corner=left - 3,
         margin=_MARGIN,
         start=left + _MARGIN,
         left_text=left_text,

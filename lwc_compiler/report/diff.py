@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+from lwc_compiler.figures import Figures
 from lwc_compiler.report.document import Report
 from lwc_compiler.report.markdown import escaped, table
 from lwc_compiler.report.render import OPEN, Cells
@@ -21,7 +22,7 @@ class Change:
     """One value that differs.
 
     Attributes:
-        section: `model`, `sizes`, `times`, `layers`, `gates` or `refused`.
+        section: `model`, `gates`, `targets`, `refused`, `sizes`, `times` or `layers`.
         name: what it is of: a size, a layer, a gate; for `model` the figure itself.
         field: which value of it; empty where it has one.
         before: in the first report; None where it is not there, or was not measured.
@@ -62,10 +63,12 @@ def diff_reports(before: Report, after: Report) -> ReportDiff:
     old, new = dict(_values(before)), dict(_values(after))
     keys = {**old, **new}
     sections = list(dict.fromkeys(section for section, _, _ in keys))
+    one_sided = {(section, name) for section, name, field in old.keys() ^ new.keys() if not field}
     changes = [
         Change(*key, old.get(key), new.get(key))
         for key in sorted(keys, key=lambda key: sections.index(key[0]))
-        if old.get(key) != new.get(key)
+        # Of a layer that only one report has, it is enough to say so.
+        if old.get(key) != new.get(key) and not (key[2] and key[:2] in one_sided)
     ]
     return ReportDiff(_title(before), _title(after), tuple(changes))
 
@@ -109,6 +112,19 @@ def _text(value: Value) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
+def _figures(figures: Figures) -> Iterator[tuple[Key, Value]]:
+    """What a whole run measured beyond a report of one target."""
+    yield ("model", "different predictions", ""), figures.quality.disagreement if figures.quality else None
+    yield ("model", "packed bytes", ""), figures.packed_bytes
+    for name, each in figures.targets.items():
+        yield ("targets", name, ""), each.target
+        yield ("targets", name, "bytes"), each.bytes
+        yield ("targets", name, "flash"), each.flash_bytes
+        yield ("targets", name, "RAM"), each.ram_bytes
+        yield ("targets", name, "median ms"), each.speed.median_ms if each.speed else None
+        yield ("targets", name, "speed-up"), each.speed.speedup if each.speed else None
+
+
 def _values(report: Report) -> Iterator[tuple[Key, Value]]:
     """Everything that is compared."""
     total, quality, check = report.total, report.quality, report.verification
@@ -129,6 +145,8 @@ def _values(report: Report) -> Iterator[tuple[Key, Value]]:
         yield ("gates", name, "verdict"), gate.verdict
         yield ("gates", name, "limit"), gate.limit
         yield ("gates", name, "value"), gate.value
+    if report.figures:
+        yield from _figures(report.figures)
     for refusal in report.refused:
         yield ("refused", refusal.node or OPEN, refusal.operator), refusal.reason
     for what, size in report.sizes.items():
@@ -142,8 +160,7 @@ def _values(report: Report) -> Iterator[tuple[Key, Value]]:
     for row in report.layers:
         name = row.node if nodes[row.node] == 1 else f"{row.node} ({row.site})"
         values: dict[str, Value] = {
-            "operator": row.op,
-            "shape": "x".join(map(str, row.shape)),
+            "": f"{row.op} {'x'.join(map(str, row.shape))}",
             "weights kept": row.kept,
             "kept because": row.kept_because,
         }

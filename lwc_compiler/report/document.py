@@ -128,6 +128,43 @@ class Quality:
     dense: float | None
 
 
+@plain_dataclass(frozen=True)
+class _Epoch:
+    metric: float
+
+
+@plain_dataclass(frozen=True)
+class _Round:
+    round: int
+    stage: str
+    density: float
+    metric: float
+    metric_pruned: float | None
+    held: bool | None
+    best_epoch: int
+    learning_rate: float
+    dead: int
+
+
+@plain_dataclass(frozen=True)
+class _Iterated:
+    metric: str
+    dense_metric: float
+    rounds: list[_Round]
+    best_round: int
+
+
+@plain_dataclass(frozen=True)
+class _Retrained:
+    metric: str
+    history: list[_Epoch]
+    best_epoch: int
+
+
+# What a report reads of the provenance; the passes write more into it.
+_READ_OF_PASSES: dict[str, type] = {"iterate": _Iterated, "retrain": _Retrained}
+
+
 @dataclass(frozen=True, config=_LENIENT)
 class Report:
     """Everything that a report says.
@@ -256,11 +293,16 @@ def from_json(values: Any, where: str = "report") -> Report:
             "report again with it"
         )
     try:
-        return _adapter().validate_python(values)
+        report = _adapter().validate_python(values)
+        for entry in report.passes:
+            if (kind := _READ_OF_PASSES.get(str(entry.get("pass")))) is not None:
+                TypeAdapter(kind).validate_python(entry)
+        _ = report.quality
     except ValidationError as error:
-        first = error.errors()[0]
-        entry = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(f"{where} is damaged: {entry or 'content'}: {first['msg']}") from None
+        raise ArtifactError(f"{where} is damaged: {_first(error)}") from None
+    except IndexError:
+        raise ArtifactError(f"{where} is damaged: passes: the best epoch is not in the history") from None
+    return report
 
 
 def read_report(path: Path) -> Report:
@@ -292,13 +334,18 @@ def read_times(path: Path) -> Bench:
     except OSError as error:
         raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        why = error.errors()[0]["msg"]
-        raise ArtifactError(f"{path} is not what `lwc bench --json` prints: {why}") from None
+        raise ArtifactError(f"{path} is not what `lwc bench --json` prints: {_first(error)}") from None
 
 
 def last_entry(passes: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
     """What the provenance says of the last run of pass `name`; None when it did not run."""
     return next((entry for entry in reversed(tuple(passes)) if entry.get("pass") == name), None)
+
+
+def _first(error: ValidationError) -> str:
+    """What is wrong first, and where."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'content'}: {first['msg']}"
 
 
 @cache

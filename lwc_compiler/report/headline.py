@@ -39,6 +39,9 @@ def headlines(report: Report) -> list[Headline]:
         if quality.dense is not None:
             note = f"before pruning {metric_text(quality.metric, quality.dense)}"
         found.append(Headline(quality.metric, metric_text(quality.metric, quality.value), note))
+    if report.figures and (found_quality := report.figures.quality) and found_quality.disagreement is not None:
+        note = f"of {found_quality.samples:,} predictions, from the original model's"
+        found.append(Headline("different", f"{100 * found_quality.disagreement:.2f} %", note))
     if size := shipped_size(report):
         what, count = size
         dense = report.sizes.get("weights, dense", 0)
@@ -49,6 +52,8 @@ def headlines(report: Report) -> list[Headline]:
         if others and report.times.speedup is not None:
             note = f"{report.times.speedup:.2f}x as fast as {others[0].engine} ({others[0].median_ms:.4g} ms)"
         found.append(Headline("time of a run", f"{own.median_ms:.4g} ms", note))
+    if report.figures and report.figures.packed_bytes is not None:
+        found.append(Headline("packed file", memory(report.figures.packed_bytes), ""))
     if check := report.verification:
         text = "skipped" if check.skipped else f"{check.worst:.1e}"
         found.append(

@@ -24,6 +24,7 @@ from lwc_compiler.report.render import (
     refusal_cells,
     round_cells,
     round_legend,
+    target_cells,
     trial_cells,
 )
 
@@ -76,6 +77,7 @@ def to_html(report: Report) -> str:
             worst=worst_verdict(report.gates),
             marks=_MARKS,
             headlines=headlines(report),
+            targets=target_cells(report.figures) if report.figures else None,
             layers=layer_cells(report),
             legend=layer_legend(report),
             sensitivities=_sensitivities(report),

@@ -22,6 +22,7 @@ from lwc_compiler.report.render import (
     round_cells,
     round_legend,
     size_cells,
+    target_cells,
     time_cells,
     trial_cells,
 )
@@ -42,6 +43,8 @@ def to_markdown(report: Report) -> str:
     if figures := headlines(report):
         rows = tuple((each.name, each.value, each.note) for each in figures)
         lines += ["", *table(Cells(("figure", "value", ""), rows, frozenset(("value",))))]
+    if report.figures:
+        lines += ["", *table(target_cells(report.figures))]
     if report.layers:
         layers = [*table(layer_cells(report)), "", escaped(layer_legend(report))]
         lines += ["", *folded(f"Layers ({len(report.layers)})", layers)]

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from lwc_compiler.figures import Figures
 from lwc_compiler.gates import GateResult
 from lwc_compiler.report.document import FRACTIONS, LayerRow, Report, Total
 
@@ -89,7 +92,7 @@ def gate_cells(gates: Iterable[GateResult]) -> Cells:
     for gate in gates:
         value = with_unit(gate.value, gate.unit)
         if gate.spread is not None:
-            value += f" ± {with_unit(gate.spread, gate.unit)}"
+            value += f" ± {_spread(gate.spread)}{gate.unit if gate.unit == 'x' else ''}"
         rows.append((gate.verdict, gate.name, gate.target, with_unit(gate.limit, gate.unit), value, gate.message))
     columns = ("verdict", "gate", "target", "limit", "value", "message")
     return Cells(columns, tuple(rows), frozenset(("limit", "value")))
@@ -99,6 +102,22 @@ def refusal_cells(report: Report) -> Cells:
     """Why the model cannot be compiled."""
     rows = tuple((each.node or OPEN, each.operator or OPEN, each.reason) for each in report.refused)
     return Cells(("node", "operator", "reason"), rows)
+
+
+def target_cells(figures: Figures) -> Cells:
+    """What a run measured of the code for each target."""
+    rows = []
+    for name, each in figures.targets.items():
+        sizes = [OPEN if size is None else f"{size:,}" for size in (each.bytes, each.flash_bytes, each.ram_bytes)]
+        median = ratio = OPEN
+        note = each.not_timed
+        if speed := each.speed:
+            median = f"{speed.median_ms:.4g} ± {_spread(speed.spread_ms)}"
+            ratio = f"{speed.speedup:.2f}x ± {_spread(speed.speedup_spread)}x"
+            note = f"than {speed.against}, {speed.threads} thread{'s' if speed.threads > 1 else ''}, {speed.where}"
+        rows.append((name, each.target, *sizes, median, ratio, note))
+    numbers = ("bytes", "flash", "RAM", "median ms", "faster")
+    return Cells(("target", "code for", *numbers, "note"), tuple(rows), frozenset(numbers))
 
 
 def size_cells(report: Report) -> Cells:
@@ -206,6 +225,11 @@ def percent(fraction: float | None) -> str:
         return OPEN
     value = 100 * fraction
     return f"{value:.0f}" if value >= 9.95 or value == 0 else f"{float(f'{value:.2g}'):g}"
+
+
+def _spread(value: float) -> str:
+    """How uncertain a value is: two digits, without an exponent."""
+    return np.format_float_positional(value, precision=2, unique=False, fractional=False, trim="-")
 
 
 def _numbers(row: LayerRow | Total) -> list[str]:

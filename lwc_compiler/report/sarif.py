@@ -1,7 +1,7 @@
 """A report as SARIF 2.1.0: why a model cannot be compiled, for viewers of code analysis.
 
-The nodes of a model have no lines: a result is in the file of the model, and names its node as a logical location. A
-model that can be compiled gives a log without results, which closes what an earlier one opened.
+The nodes of a model have no lines: a result is in the first line of the model's file, and names its node as a logical
+location. A model that can be compiled gives a log without results, which closes what an earlier one opened.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def sarif_text(report: Report) -> str:
 
 def _result(refusal: Refusal, uri: str) -> dict[str, Any]:
     rule = "refused-node" if refusal.node else "refused-model"
-    location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": uri, "uriBaseId": "%SRCROOT%"}}}
+    # Some viewers show nothing without a line.
+    place = {"artifactLocation": {"uri": uri, "uriBaseId": "%SRCROOT%"}, "region": {"startLine": 1}}
+    location: dict[str, Any] = {"physicalLocation": place}
     text = refusal.reason
     if refusal.node:
         location["logicalLocations"] = [

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from onnx import numpy_helper, parser
 
+from lwc_compiler import figures
 from lwc_compiler.codegen.result import LayerDecision, Lowered
 from lwc_compiler.errors import Refusal
+from lwc_compiler.figures import Figures, Speed, TargetFigures
 from lwc_compiler.gates import GateResult
 from lwc_compiler.kernels.kernel import Trial
 from lwc_compiler.model import Model
@@ -157,6 +159,23 @@ def whole():
             ),
         ),
         sensitivity=Sensitivity(NASTY, "accuracy", "element", "magnitude", 100, points[0], curves),
+        figures=Figures(
+            quality=figures.Quality("accuracy", 0.98125, 0.9836, 0.0125, 320, NASTY),
+            packed_bytes=900,
+            targets={
+                "host": TargetFigures(
+                    "x86-64-v3",
+                    "host.lwc",
+                    23456,
+                    None,
+                    None,
+                    Speed(0.02, 0.001, 5.0, 0.2, "ONNX Runtime 1.19.2", "some CPU", 2),
+                    "",
+                    "",
+                ),
+                "board|1": TargetFigures("cortex-m4", "board.lwc", 0, 4096, 2048, None, "no clock here", ""),
+            },
+        ),
         gates=(
             gate("max_bytes", "failed", message=NASTY),
             gate("min_speedup", "warned", kind="speed", limit=4.0, value=5.0, unit="x", spread=1.5),

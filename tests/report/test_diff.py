@@ -45,12 +45,29 @@ def test_every_part_that_changed_is_named(whole):
 def test_what_only_one_report_has_is_a_change(whole):
     found = diff_reports(Report("net"), whole).changes
     assert Change("sizes", "library", "", None, 23456) in found
-    assert Change("layers", "fc", "format", None, "csr") in found
+    assert Change("layers", "fc", "", None, "Gemm 128x10") in found
+    assert [change.field for change in found if change.section == "layers"] == ["", ""]
     assert all(change.relative is None for change in found if change.before is None)
     back = diff_reports(whole, Report("net")).changes
     assert {(c.section, c.name, c.field, c.after, c.before) for c in back} == {
         (c.section, c.name, c.field, c.before, c.after) for c in found
     }
+
+
+def test_targets_and_predictions_of_a_run_are_compared(whole):
+    targets = whole.figures.targets
+    slower = replace(targets["host"], bytes=30000, speed=replace(targets["host"].speed, speedup=4.0))
+    quality = replace(whole.figures.quality, disagreement=0.025)
+    later = replace(whole, figures=replace(whole.figures, quality=quality, targets={"host": slower}))
+    assert [
+        (change.section, change.name, change.field, change.before, change.after)
+        for change in diff_reports(whole, later).changes
+    ] == [
+        ("model", "different predictions", "", 0.0125, 0.025),
+        ("targets", "host", "bytes", 23456, 30000),
+        ("targets", "host", "speed-up", 5.0, 4.0),
+        ("targets", "board|1", "", "cortex-m4", None),
+    ]
 
 
 def test_nodes_of_one_name_are_told_apart(whole):

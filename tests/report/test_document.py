@@ -14,6 +14,10 @@ from tests.report.conftest import CHECKED, decision, iterated, lowered
 SCHEMA = Path(__file__).resolve().parents[2] / "docs" / "report.schema.json"
 
 
+def retrained(best):
+    return {"pass": "retrain", "metric": "accuracy", "best_epoch": best, "history": [{"metric": 0.5}, {"metric": 0.9}]}
+
+
 def test_json(pruned):
     trials = (Trial("csr 2x3", 9000.0, 1.25e-6), Trial("dense", 8000.0, None))
     chosen = decision("w2", "conv", "why not", *trials)
@@ -37,10 +41,7 @@ def test_json(pruned):
 
 def test_the_published_schema_is_that_of_the_code():
     text = json.dumps(json_schema(), indent=2) + "\n"
-    assert SCHEMA.read_text(encoding="utf-8") == text, (
-        "python -c 'import json; from lwc_compiler.report.document import json_schema as s; print(json.dumps(s(), "
-        "indent=2))' > docs/report.schema.json"
-    )
+    assert SCHEMA.read_text(encoding="utf-8") == text, "lwc report schema > docs/report.schema.json"
     Draft202012Validator.check_schema(json_schema())
 
 
@@ -78,6 +79,11 @@ def test_fields_of_a_later_lwc_are_passed_over(whole):
         ('{"schema_version": 2}', "report.json has schema_version 2"),
         ('{"schema_version": 1}', "report.json is damaged: model: Field required"),
         ('{"schema_version": 1, "model": "m", "layers": [{"node": 1}]}', "damaged: layers.0.node: "),
+        ('{"schema_version": 1, "model": "m", "passes": [{"pass": "iterate"}]}', "damaged: metric: Field required"),
+        (
+            json.dumps({"schema_version": 1, "model": "m", "passes": [{**retrained(3), "history": []}]}),
+            "damaged: passes: the best epoch is not in the history",
+        ),
     ],
 )
 def test_what_is_no_report_is_refused(tmp_path, content, message):
@@ -85,10 +91,6 @@ def test_what_is_no_report_is_refused(tmp_path, content, message):
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(ArtifactError, match=message):
         read_report(tmp_path)
-
-
-def retrained(best):
-    return {"pass": "retrain", "metric": "accuracy", "best_epoch": best, "history": [{"metric": 0.5}, {"metric": 0.9}]}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 import base64
 import hashlib
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from py_mini_racer import MiniRacer
 
 from lwc_compiler.report.document import Report
 from lwc_compiler.report.html import to_html
@@ -81,6 +83,7 @@ def test_the_page_has_what_the_report_has(page):
     headings = [text for tag, text in page.text if tag == "h2"]
     assert headings == [
         "Gates",
+        "Targets",
         "Layers",
         "Rounds: what pruning costs",
         "Sensitivity: each layer pruned alone, without retraining",
@@ -150,3 +153,50 @@ def test_the_worst_verdict_is_the_page_s(whole, verdict):
     gates = tuple(gate(one, one) for one in order[: order.index(verdict) + 1])
     page = Page(to_html(replace(whole, gates=gates)))
     assert [p["class"] for p in page.of("p") if "banner" in p.get("class", "")] == [f"banner {verdict}"]
+
+
+def contrast(first, second):
+    """The contrast ratio of two colours like `#abcdef` (WCAG 2.2, relative luminance)."""
+
+    def luminance(colour):
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(first), luminance(second)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_stand_out_from_the_paper(whole, scheme):
+    style = "".join(text for tag, text in Page(to_html(whole)).text if tag == "style")
+    light, dark = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    found = re.findall(r"--([a-z]+): (#[0-9a-f]+);", {"light": light, "dark": dark}[scheme])
+    colours = {
+        name: value if len(value) == 7 else "#" + "".join(2 * digit for digit in value[1:]) for name, value in found
+    }
+    for ground in ("paper", "band"):
+        for text in ("ink", "faint", "good", "bad", "warn", "accent"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    for line in ("one", "two"):
+        assert contrast(colours[line], colours["paper"]) >= 3, line
+
+
+@pytest.mark.parametrize(
+    ("cells", "ascending"),
+    [
+        (["2.36M", "0.5K", "36", "1.2B", "-", "9.41K"], ["36", "0.5K", "9.41K", "2.36M", "1.2B", "-"]),
+        (["1,434,016", "93,088", "740"], ["740", "93,088", "1,434,016"]),
+        (["conv_10", "conv_2", "fc"], ["conv_2", "conv_10", "fc"]),
+        (["7.40x ± 0.2x", "10x", "5.9x"], ["5.9x", "7.40x ± 0.2x", "10x"]),
+        (["512x256x3x3", "64x64x3x3", "64x3x7x7"], ["64x3x7x7", "64x64x3x3", "512x256x3x3"]),
+        (["50 (best)", "6"], ["6", "50 (best)"]),
+    ],
+)
+def test_columns_sort_by_what_they_mean(whole, cells, ascending):
+    (script,) = [text for tag, text in Page(to_html(whole)).text if tag == "script"]
+    engine = MiniRacer()
+    engine.eval("const document = { querySelectorAll: () => [] };")
+    engine.eval(script)
+    order = f"{json.dumps(cells)}.sort((a, b) => compare(key({{ textContent: a }}), key({{ textContent: b }})))"
+    assert json.loads(engine.eval(f"JSON.stringify({order})")) == ascending

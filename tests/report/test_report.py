@@ -8,11 +8,12 @@ import pytest
 from rich.console import Console
 
 from lwc_compiler.errors import DataError
+from lwc_compiler.gates import GateResult
 from lwc_compiler.passes.sites import find_sites
 from lwc_compiler.report.activations import measure_activations
 from lwc_compiler.report.document import to_json
 from lwc_compiler.report.markdown import to_markdown
-from lwc_compiler.report.render import layer_cells, percent, quantity, to_rich
+from lwc_compiler.report.render import gate_cells, layer_cells, percent, quantity, to_rich
 from lwc_compiler.report.table import Activations, handed_on_tensors, layer_report, with_lowered
 from tests.report.conftest import CHECKED, decision, lowered, model_of
 
@@ -291,6 +292,18 @@ def test_decisions_of_lowering_are_merged_by_weight_and_node(pruned):
     assert cells.rows[1][-4:] == ("csr", "conv_csr", "1,234", "fastest measured")
     assert cells.last[-4:] == ("", "", "1,234", "")
     assert all(len(row) == len(cells.columns) for row in (*cells.rows, cells.last))
+
+
+def test_spreads_of_gates_are_short():
+    gates = [
+        GateResult("g", "speed", "host", 1.0, 0.015451, unit, spread, "passed", "m")
+        for unit, spread in (("ms", 3.16e-5), ("x", 0.0397), ("ms", 0.0))
+    ]
+    assert [row[4] for row in gate_cells(gates).rows] == [
+        "0.01545 ms ± 0.000032",
+        "0.01545x ± 0.04x",
+        "0.01545 ms ± 0",
+    ]
 
 
 def test_terminal_table(pruned):

@@ -3,7 +3,7 @@ const UNITS = { K: 1e3, M: 1e6, B: 1e9 };
 
 function key(cell) {
   const text = cell.textContent.trim();
-  const number = /^(-?[\d.,]+(?:e[-+]?\d+)?)([KMB]?)(?:\s|x|$)/.exec(text);
+  const number = /^(-?[\d.,]+(?:e[-+]?\d+)?)([KMB]?)x?(?:\s|$)/.exec(text);
   return number ? Number(number[1].replaceAll(",", "")) * (UNITS[number[2]] ?? 1) : text;
 }
 
