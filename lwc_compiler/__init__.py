@@ -55,7 +55,8 @@ if TYPE_CHECKING:
     from lwc_compiler.recipe_file import load_build_recipe, load_recipe
     from lwc_compiler.recipe_run import Build
     from lwc_compiler.runtime.artifact import Artifact
-    from lwc_compiler.runtime.session import Network, Session
+    from lwc_compiler.runtime.network import Network
+    from lwc_compiler.runtime.session import Session
     from lwc_compiler.sparsity.curves import Sensitivity
     from lwc_compiler.training.progress import Progress
 
@@ -125,7 +126,7 @@ _LAZY = {
     "PackOptions": "recipe",
     "PruneOptions": "recipe",
     "Recipe": "recipe",
-    "Network": "runtime.session",
+    "Network": "runtime.network",
     "RetrainOptions": "recipe",
     "Sensitivity": "sparsity.curves",
     "SensitivityOptions": "recipe",
@@ -143,6 +144,7 @@ def compile(  # noqa: A001 - the verb of the project
     recipe: Recipe | None = None,
     *,
     force: bool = False,
+    cache: bool = False,
     workdir: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Artifact:
@@ -153,6 +155,8 @@ def compile(  # noqa: A001 - the verb of the project
         output: the artifact directory to write; its parent exists.
         recipe: what to do; None: lower the zeros that are already in the model for this machine.
         force: replace the artifact at `output`; it stays as it is when anything fails.
+        cache: take the result of an earlier call with the same model, data, recipe and version , and keep
+            this one for later.
         workdir: where retraining keeps its checkpoints: the same call continues from the last one; None: nowhere.
         progress: called while retraining.
 
@@ -171,6 +175,7 @@ def compile(  # noqa: A001 - the verb of the project
         Path(output),
         Recipe() if recipe is None else recipe,
         force=force,
+        cache=cache,
         workdir=None if workdir is None else Path(workdir),
         progress=progress,
     )
@@ -182,6 +187,7 @@ def build(
     *,
     allow_code: bool = False,
     force: bool = False,
+    cache: bool = False,
     workdir: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Build:
@@ -192,6 +198,7 @@ def build(
         output: the directory to write; its parent exists. None: what the recipe says.
         allow_code: whether a file may name code that is then run, see `load_build_recipe`.
         force: replace the run at `output`; it stays as it is when anything fails.
+        cache: see `compile`; the figures are always measured.
         workdir: see `compile`.
         progress: called while retraining.
 
@@ -208,6 +215,7 @@ def build(
         load_build_recipe(recipe, allow_code=allow_code) if isinstance(recipe, str | Path) else recipe,
         None if output is None else Path(output),
         force=force,
+        cache=cache,
         workdir=None if workdir is None else Path(workdir),
         progress=progress,
     )

@@ -123,6 +123,8 @@ class BuildRecipe(Recipe):
     def _whole(self) -> BuildRecipe:
         if self.targets and "target" in self.lower.model_fields_set:
             raise ValueError("'lower.target' is for a recipe without 'targets': leave one of them out")
+        if self.deterministic and any(target.tune for target in self.targets.values()):
+            raise ValueError("'deterministic' takes the kernels that are predicted to be the fastest: leave 'tune' out")
         if self.gates.max_packed_bytes is not None and self.pack is None:
             raise ValueError("gate 'max_packed_bytes' needs 'pack', which says how the file is packed")
         judged = ("max_accuracy_drop", "min_metric", "max_disagreement", "max_accuracy_regression")

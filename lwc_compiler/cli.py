@@ -18,6 +18,7 @@ import click
 
 import lwc_compiler as lwc
 from lwc_compiler.cli_artifacts import bench, inspect, run, targets
+from lwc_compiler.cli_completion import completion
 from lwc_compiler.cli_output import print_json, print_rich, print_table, show_artifact, show_packed
 from lwc_compiler.cli_parts import (
     DATA,
@@ -27,6 +28,7 @@ from lwc_compiler.cli_parts import (
     force_option,
     json_option,
     model_argument,
+    no_cache_option,
     output_file,
     sarif_option,
     val_data_option,
@@ -82,6 +84,12 @@ def cli() -> None:
 @workdir_option
 @allow_code_option
 @sarif_option
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Same bytes for the same inputs: choose kernels by prediction and train on one thread.",
+)
+@no_cache_option
 @force_option
 @json_option
 def compile_command(
@@ -93,6 +101,8 @@ def compile_command(
     workdir: Path | None,
     allow_code: bool,
     sarif: Path | None,
+    deterministic: bool,
+    no_cache: bool,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -105,10 +115,12 @@ def compile_command(
     """
     from lwc_compiler.cli_options import whole_recipe
 
-    what = whole_recipe(recipe, train_data, val_data, options, allow_code=allow_code)
+    what = whole_recipe(recipe, train_data, val_data, options, allow_code=allow_code, deterministic=deterministic)
     directory = output or Path(f"{model.stem}.lwc")
     with refusals_as_sarif(sarif, model, force=force), training_progress() as progress:
-        artifact = lwc.compile(model, directory, what, force=force, workdir=workdir, progress=progress)
+        artifact = lwc.compile(
+            model, directory, what, force=force, cache=not no_cache, workdir=workdir, progress=progress
+        )
     show_artifact(artifact, as_json)
 
 
@@ -354,7 +366,8 @@ for _command in (run, bench, inspect, gate):
 
 
 cli.add_command(report)
-cli.add_command(targets)
+for _command in (targets, completion):
+    cli.add_command(_command)
 
 
 @cli.command()

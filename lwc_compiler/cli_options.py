@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import click
 
 from lwc_compiler.build_recipe import GateOptions
+from lwc_compiler.cli_completion import complete_target
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe import (
     IterateOptions,
@@ -231,6 +232,7 @@ def whole_recipe(
     options: Mapping[str, Any],
     *,
     allow_code: bool = False,
+    deterministic: bool = False,
 ) -> Recipe:
     """The recipe in `file` with what the command line says in its place; what neither says has its default.
 
@@ -247,6 +249,8 @@ def whole_recipe(
         if fields:
             values[part] = {**(values.get(part) or {}), **fields}
     values.update({name: data for name, data in {"train_data": train_data, "val_data": val_data}.items() if data})
+    if deterministic:
+        values["deterministic"] = True
     recipe: Recipe = build(Recipe, values)
     return recipe
 
@@ -265,6 +269,7 @@ def _option(part: str, field: str, text: str) -> click.Option:
         type=str if (part, field) == ("prune", "sparsity") else kind,
         default=None,
         multiple=multiple,
+        shell_complete=complete_target if (part, field) == ("lower", "target") else None,
         metavar=_METAVARS.get((part, field), "NAME" if kind is str and multiple else None),
         help=f"{text}  [default: {shown}]",
     )

@@ -20,6 +20,7 @@ from lwc_compiler.cli_parts import (
     force_option,
     json_option,
     model_argument,
+    no_cache_option,
     sarif_option,
     via_option,
     workdir_option,
@@ -39,6 +40,7 @@ recipe_argument = click.argument("recipe", metavar="RECIPE.toml", type=PATH)
 @workdir_option
 @sarif_option
 @allow_code_option
+@no_cache_option
 @force_option
 @json_option
 def build(
@@ -47,6 +49,7 @@ def build(
     workdir: Path | None,
     sarif: Path | None,
     allow_code: bool,
+    no_cache: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -57,7 +60,7 @@ def build(
     """
     asked = lwc.load_build_recipe(recipe, allow_code=allow_code)
     with refusals_as_sarif(sarif, Path(asked.model), force=force), training_progress() as progress:
-        made = lwc.build(asked, output, force=force, workdir=workdir, progress=progress)
+        made = lwc.build(asked, output, force=force, cache=not no_cache, workdir=workdir, progress=progress)
     if as_json:
         print_json(made.report)
     else:

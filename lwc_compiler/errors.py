@@ -146,3 +146,9 @@ class RegressionGateError(GateError):
     """Accuracy, size or speed fell behind a baseline further than the recipe allows."""
 
     exit_code = 25
+
+
+class TimeLimitError(LwcError):
+    """A command was not done within its --timeout."""
+
+    exit_code = 124  # as of coreutils' `timeout`

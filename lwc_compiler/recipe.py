@@ -9,11 +9,14 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lwc_compiler.errors import OptionError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -260,6 +263,7 @@ class Recipe(Options):
         lower: what the machine code is made for.
         train_data: see `lwc_compiler.training.data`; None: no retraining.
         val_data: data the best epoch is chosen on; None: the last tenth of `train_data`.
+        deterministic: the same inputs give the same bytes on the same processor, see `settled`.
     """
 
     prune: PruneOptions | None = None
@@ -268,6 +272,28 @@ class Recipe(Options):
     lower: LowerOptions = LowerOptions()
     train_data: str | None = None
     val_data: str | None = None
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _settles(self) -> Recipe:
+        if self.deterministic and self.lower.tune:
+            raise ValueError("'deterministic' takes the kernels that are predicted to be the fastest: leave 'tune' out")
+        if self.deterministic and self.retrain and self.retrain.threads > 1:
+            raise ValueError("'deterministic' trains on one thread: leave 'threads' of 'retrain' out")
+        return self
+
+    def settled(self) -> Self:
+        """What `deterministic` means: kernels are not measured, and sums of a training have one order.
+
+        Returns:
+            The recipe with 0 kernels to measure and 1 thread to train with, where it is deterministic.
+        """
+        if not self.deterministic:
+            return self
+        settled: dict[str, Options] = {"lower": self.lower.model_copy(update={"tune": 0})}
+        if self.train_data:
+            settled["retrain"] = (self.retrain or RetrainOptions()).model_copy(update={"threads": 1})
+        return self.model_copy(update=settled)
 
 
 def explain(error: ValidationError, where: str, kind: type[Any]) -> OptionError:

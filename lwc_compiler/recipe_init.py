@@ -17,7 +17,6 @@ from lwc_compiler.targets import HOST, find_target
 from lwc_compiler.training.batching import input_specs
 from lwc_compiler.training.data import is_function, open_source
 
-# Retraining makes up for the loss of nine weights in ten in most networks; without it half of them is much.
 _SPARSITY, _SPARSITY_WITHOUT_RETRAINING = 0.9, 0.5
 # Steps that retraining takes at least, where they are at most so many epochs; small data is cut into small batches.
 _STEPS, _EPOCHS = 2000, (10, 60)
@@ -66,6 +65,7 @@ def new_recipe(
         *_data_lines(normal, data),
         "",
         "[prune]",
+        "# Sparsity: zeros / all weights. 0.9 is a start with retraining, 0.5 without.",
         *(f"{key} = {_toml(value)}" for key, value in options.model_dump(exclude_unset=True).items()),
         *_density_lines(normal, options),
         "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from lwc_compiler.gates import GateResult, judge, raise_failed
 from lwc_compiler.model import Model, load_model
 from lwc_compiler.passes.fit import bytes_of
 from lwc_compiler.passes.normalize import normalize
-from lwc_compiler.passes.pipeline import check_complete, check_lowerable, make_artifact, pruned_and_retrained
+from lwc_compiler.passes.pipeline import check_complete, check_lowerable, make_artifact, pruned_and_retrained, timed
+from lwc_compiler.passes.reuse import Reuse
 from lwc_compiler.recipe import RetrainOptions
 from lwc_compiler.report.document import REPORT, read_report, source_of, to_json
 from lwc_compiler.report.outputs import write_outputs
@@ -115,25 +117,33 @@ def run_recipe(
     directory: Path | None = None,
     *,
     force: bool = False,
+    cache: bool = False,
     workdir: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Build:
     """Does everything `lwc_compiler.build` does, whose arguments and errors these are."""
+    recipe = recipe.settled()
     checked = check_recipe(recipe, directory, force=force)
     original, targets = checked.original, checked.targets
     baseline = None if recipe.gates.baseline is None else read_figures(Path(recipe.gates.baseline))
     judged = _judge_for(original, recipe)
-    model = pruned_and_retrained(original, recipe, workdir, progress)
-    quality = None if judged is None else judged.judge(model.proto)
+    reuse = Reuse.of(original, recipe) if cache else Reuse(None)
+    model = reuse.model(recipe, original.name, lambda: pruned_and_retrained(original, recipe, workdir, progress))
+    quality = None
+    if judged is not None:
+        with timed("measure the pruned model"):
+            quality = judged.judge(model.proto)
     source, packed = sha256_of(Path(recipe.model)), None
     with written_whole(checked.directory) as new:
+        check_build_destination(checked.directory, force=force)  # what another process has written in the meantime
         figures, reports = {}, []
         for name, target in targets.items():
-            alone = recipe.for_target(target)
-            artifact = make_artifact(original, model, source, new / artifact_name(name), alone)
+            alone, place = recipe.for_target(target), new / artifact_name(name)
+            make = partial(make_artifact, original, model, source, place, alone)
+            artifact = reuse.artifact(source, alone, find_target(alone.lower.target), place, make)
             limits = (target.gates.max_latency_ms, target.gates.min_speedup, recipe.gates.max_latency_regression)
-            timed = any(limit is not None for limit in limits)
-            figures[name], times = measure(artifact, original if timed else None, target.via, recipe.gates.seconds)
+            wanted = any(limit is not None for limit in limits)
+            figures[name], times = measure(artifact, original if wanted else None, target.via, recipe.gates.seconds)
             reports.append(replace(read_report(artifact.directory), times=times))
         if recipe.pack is not None:
             from lwc_compiler.packing import pack, save_packed
@@ -173,10 +183,10 @@ def gate_artifact(
         raise OptionError("there is no gate to judge: give one, for example --max-bytes")
     artifact = read_artifact(directory)
     judged = any(limit is not None for limit in (gates.max_accuracy_drop, gates.min_metric, gates.max_disagreement))
-    timed = any(limit is not None for limit in (gates.max_latency_ms, gates.min_speedup))
+    wanted = any(limit is not None for limit in (gates.max_latency_ms, gates.min_speedup))
     if judged and data is None:
         raise OptionError("a gate on accuracy needs --data to measure on")
-    if (judged or timed) and against is None:
+    if (judged or wanted) and against is None:
         raise OptionError("a gate on accuracy or speed needs --against, the model before pruning")
     original = None if against is None else normalize(load_model(against), fold_batch_norm=False)
     quality = None
@@ -187,7 +197,7 @@ def gate_artifact(
         found = Judge(original.proto, None, data, options, disagreement=disagreement)
         _check_metric(found.metric, gates)
         quality = found.judge(load_model(artifact.model).proto)
-    figures, _ = measure(artifact, original if timed else None, via, gates.seconds)
+    figures, _ = measure(artifact, original if wanted else None, via, gates.seconds)
     name = artifact.manifest.target
     return judge(gates, {name: gates}, Figures(quality, None, {name: figures}), None)
 
@@ -204,14 +214,15 @@ def _judge_for(original: Model, recipe: BuildRecipe) -> Judge | None:
     from lwc_compiler.training.quality import Judge
 
     logger.info("measuring the original model")
-    found = Judge(
-        original.proto,
-        recipe.train_data,
-        recipe.val_data,
-        recipe.retrain or RetrainOptions(),
-        metric=recipe.metric,
-        disagreement=recipe.gates.max_disagreement is not None,
-    )
+    with timed("measure the original model"):
+        found = Judge(
+            original.proto,
+            recipe.train_data,
+            recipe.val_data,
+            recipe.retrain or RetrainOptions(),
+            metric=recipe.metric,
+            disagreement=recipe.gates.max_disagreement is not None,
+        )
     _check_metric(found.metric, recipe.gates)
     return found
 

@@ -16,11 +16,12 @@ from lwc_compiler.model import load_model
 
 SIGNATURES = {
     "build": "(recipe: str | Path | BuildRecipe, output: str | Path | None = None, *, allow_code: bool = False, "
-    "force: bool = False, workdir: str | Path | None = None, "
+    "force: bool = False, cache: bool = False, workdir: str | Path | None = None, "
     "progress: Callable[[Progress], None] | None = None) -> Build",
     "compact": "(model: str | Path | Model) -> Model",
     "compile": "(model: str | Path | Model, output: str | Path, recipe: Recipe | None = None, *, force: bool = False, "
-    "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Artifact",
+    "cache: bool = False, workdir: str | Path | None = None, "
+    "progress: Callable[[Progress], None] | None = None) -> Artifact",
     "iterate": "(model: str | Path | Model, train_data: str, val_data: str | None = None, *, prune: PruneOptions, "
     "retrain: RetrainOptions | None = None, options: IterateOptions | None = None, "
     "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Model",

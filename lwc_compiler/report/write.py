@@ -96,6 +96,7 @@ def write_directory(
     """
     check_report_destination(directory, force=force)
     with written_whole(directory) as new:
+        check_report_destination(directory, force=force)  # what another process has written there in the meantime
         write_report_files(new, report, figures, formats)
 
 

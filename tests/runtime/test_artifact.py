@@ -1,7 +1,9 @@
 import json
 import resource
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import onnx
@@ -150,6 +152,57 @@ def test_a_stop_between_the_renames_restores_the_old_artifact(artifact, write, m
     with pytest.raises(KeyboardInterrupt):
         write(artifact.directory, report=Report("new", (), {}), force=True)
     assert contents(tmp_path) == before
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from lwc_compiler.runtime.artifact import written_whole
+rename = pathlib.Path.rename
+def renamed(self, target):
+    if self.name == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+pathlib.Path.rename = renamed
+with written_whole(pathlib.Path(sys.argv[1])) as new:
+    (new / "half").write_text("half")
+"""
+
+
+@pytest.mark.parametrize("before", ["twice.lwc", "new"])
+def test_what_a_killed_process_left_is_cleared_away(artifact, write, tmp_path, before):
+    """Killed with nothing of the new artifact in place, or when the old one was moved away already."""
+    command = [sys.executable, "-c", KILLED, artifact.directory, before]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert {".twice.lwc.lock", ".twice.lwc.partial"} <= {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(ArtifactError, match="exists: give another place"):
+        write(artifact.directory)
+    assert read_artifact(artifact.directory) == artifact
+    write(artifact.directory, report=Report("new", (), {}), force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["twice.lwc"]
+    assert read_artifact(artifact.directory).report["model"] == "new"
+
+
+def test_two_that_write_one_directory_take_turns(artifact, write, tmp_path, monkeypatch):
+    """Without --force the second is refused as late as it can be: the first one's artifact is not replaced."""
+    waiting, turn = threading.Event(), threading.Event()
+
+    def slow(path):
+        waiting.set()
+        turn.wait(10)
+        return sha256_of(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "sha256_of", slow)
+        first = threading.Thread(target=write, args=(tmp_path / "out",), kwargs={"report": Report("first", (), {})})
+        first.start()
+        assert waiting.wait(10)
+    release = threading.Timer(0.2, turn.set)
+    release.start()
+    with pytest.raises(ArtifactError, match="exists"):
+        write(tmp_path / "out", report=Report("second", (), {}))
+    first.join()
+    assert read_artifact(tmp_path / "out").report["model"] == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "twice.lwc"]
 
 
 def test_full_disk_leaves_nothing(tmp_path):
