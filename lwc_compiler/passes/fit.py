@@ -97,7 +97,7 @@ def check_lowered(
             f"{target.flash_bytes:,}. Nothing was written. Prune more (--sparsity), or take a board with more flash "
             "(`lwc targets`)"
         )
-    around = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in tensors)
+    around = bytes_of(tensors)
     static = library_bytes if footprint is None else footprint.static_ram
     needed = static + workspace_bytes + around
     if target.ram_bytes and needed > target.ram_bytes:
@@ -107,6 +107,11 @@ def check_lowered(
             f"{'library' if footprint is None else 'variables'}) beside its stack, and {target.name} has "
             f"{target.ram_bytes:,}. Nothing was written. {_LESS_RAM}"
         )
+
+
+def bytes_of(tensors: tuple[TensorSpec, ...]) -> int:
+    """Bytes of these inputs and outputs together."""
+    return sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in tensors)
 
 
 def _sizes(graph: onnx.GraphProto) -> dict[str, int]:
