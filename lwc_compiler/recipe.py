@@ -225,6 +225,7 @@ class LowerOptions(Options):
         cc: command of a C compiler for the target, with its flags; None: that of the system for this machine, else that
             of the `ziglang` package.
         weights: `embed`: in the library; `file`: beside it, for the caller to map.
+        precision: what the factors of linear layers are rounded to on a GPU; their sums are float32.
     """
 
     target: str = "host"
@@ -234,6 +235,7 @@ class LowerOptions(Options):
     tune: Annotated[int, Field(ge=0)] | None = None
     cc: str | None = None
     weights: Literal["embed", "file"] = "embed"
+    precision: Literal["float32", "tf32", "float16", "bfloat16"] = "float32"
 
 
 class PackOptions(Options):
