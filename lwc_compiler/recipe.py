@@ -312,7 +312,9 @@ def explain(error: ValidationError, where: str, kind: type[Any]) -> OptionError:
     entry = ": ".join((where, ".".join(path))) if path else where
     if first["type"] == "extra_forbidden":
         return OptionError(f"{entry}: there is no such key; {_closest(path[-1], _keys_at(kind, path[:-1]))}")
-    found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r}"
+    if first["type"] == "missing":
+        return OptionError(f"{entry}: it is missing, and needed")
+    found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
     return OptionError(f"{entry}: {first['msg'].removeprefix('Value error, ')}{found}")
 
 
