@@ -128,6 +128,7 @@ HELP = {
         "cc": "Command of a C compiler for the target, with its flags.",
         "weights": "Where the weights are. embed: in the library; file: in a file beside it, which the program maps "
         "and hands to every run.",
+        "precision": "What the factors of linear layers are rounded to on a GPU, for its tensor cores.",
         "tune": "Kernels measured on this machine for each layer, at least 0; 0: a prediction decides.",
     },
     "pack": {

@@ -225,6 +225,7 @@ class LowerOptions(Options):
         cc: command of a C compiler for the target, with its flags; None: that of the system for this machine, else that
             of the `ziglang` package.
         weights: `embed`: in the library; `file`: beside it, for the caller to map.
+        precision: what the factors of linear layers are rounded to on a GPU; their sums are float32.
     """
 
     target: str = "host"
@@ -234,6 +235,7 @@ class LowerOptions(Options):
     tune: Annotated[int, Field(ge=0)] | None = None
     cc: str | None = None
     weights: Literal["embed", "file"] = "embed"
+    precision: Literal["float32", "tf32", "float16", "bfloat16"] = "float32"
 
 
 class PackOptions(Options):
@@ -310,7 +312,9 @@ def explain(error: ValidationError, where: str, kind: type[Any]) -> OptionError:
     entry = ": ".join((where, ".".join(path))) if path else where
     if first["type"] == "extra_forbidden":
         return OptionError(f"{entry}: there is no such key; {_closest(path[-1], _keys_at(kind, path[:-1]))}")
-    found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r}"
+    if first["type"] == "missing":
+        return OptionError(f"{entry}: it is missing, and needed")
+    found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
     return OptionError(f"{entry}: {first['msg'].removeprefix('Value error, ')}{found}")
 
 

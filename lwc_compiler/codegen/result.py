@@ -111,6 +111,7 @@ class Lowered:
         threads: threads to use when the caller does not say.
         compiler: the C compiler and its version, as it describes itself; empty where none was asked.
         footprint: what the static library takes of flash and RAM; None for a target with an operating system.
+        precision: what the factors of linear layers are rounded to.
     """
 
     name: str
@@ -131,3 +132,4 @@ class Lowered:
     weights: bytes | None = None
     source: str | None = None
     footprint: Footprint | None = None
+    precision: str = "float32"
