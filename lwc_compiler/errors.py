@@ -71,3 +71,7 @@ class VerificationError(LwcError):
     """The generated code does not compute what ONNX Runtime computes on the same model."""
 
     exit_code = 10
+
+
+class RoundingError(VerificationError):
+    """Weights of a narrower type change the outputs by more than the user accepts."""

@@ -45,6 +45,8 @@ class LayerDecision:
         why: one phrase: what the choice rests on.
         trials: the ways to compute the layer that were compared, the one that was taken first; in the report, which is
             for reading, and not in the manifest, which every program that loads the artifact reads.
+        weight_type: how a weight is stored: `float32`, `float16` or `int8`.
+        float32_bytes: what `bytes` would be with weights in float32; None where they are.
     """
 
     site: str
@@ -60,6 +62,8 @@ class LayerDecision:
     dense_flops: int
     why: str
     trials: Annotated[tuple[Trial, ...], Field(exclude=True)] = ()
+    weight_type: str = "float32"
+    float32_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from lwc_compiler.errors import OptionError, UnsupportedError
 from lwc_compiler.passes.fit import check_estimate, check_lowered
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.sites import node_label
-from lwc_compiler.targets import HOST, find_target, missing_features
+from lwc_compiler.targets import HOST, all_targets, find_target, missing_features
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,7 +56,8 @@ def lower(model: Model, options: LowerOptions) -> Lowered:
 def lower_static(model: Model, options: LowerOptions) -> Lowered:
     """`lower` for a model that is normalized already, with static shapes and BatchNormalization folded."""
     target = find_target(options.target)
-    check_estimate(model, target)
+    check_weight_type(options)
+    check_estimate(model, target, options.weight_type)
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
     from lwc_compiler.codegen.assemble import assemble
@@ -73,7 +74,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.codegen.link import find_compiler, link_library, make_archive
     from lwc_compiler.codegen.over import write_over
     from lwc_compiler.codegen.tune import Tuner
-    from lwc_compiler.kernels.choice import predicted
+    from lwc_compiler.kernels.choice import narrowest, predicted
 
     if target.gpu is not None:
         return _lower_device(model, target, options)
@@ -86,7 +87,10 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     for variant in target.variants or (target,):
         count = _measured(options, variant)
         pick = Tuner(variant, count, compiler) if count and compiler else predicted
-        parts = cut_batch(model, replace(variant, threads=options.threads), pick)
+        if options.weight_type != "float32":
+            pick = narrowest
+        asked = replace(variant, threads=options.threads, weight_type=options.weight_type)
+        parts = cut_batch(model, asked, pick)
         stages = []
         for number, part in enumerate(parts):
             takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
@@ -218,6 +222,21 @@ def check_for_device(graph: onnx.GraphProto, options: LowerOptions) -> None:
                 f"'{value.name}' has {elements} elements; for GPUs lwc lowers tensors of at most {_MOST_ELEMENTS}: "
                 "compile the model for a smaller batch"
             )
+
+
+def check_weight_type(options: LowerOptions) -> None:
+    """Refuses a type of weights that kernels for the target do not have.
+
+    Raises:
+        OptionError: there is none.
+    """
+    asked = options.weight_type
+    if asked not in find_target(options.target).weight_types:
+        able = ", ".join(target.name for target in all_targets() if asked in target.weight_types)
+        raise OptionError(
+            f"weight_type {asked}: code for {options.target} has its weights in float32; {asked} is there for {able}, "
+            "and boards with these. Leave --weight-type out"
+        )
 
 
 def _of_the_model(decision: LayerDecision, graph: onnx.GraphProto, runs: int) -> LayerDecision:

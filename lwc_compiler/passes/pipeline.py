@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import numpy_helper
@@ -17,6 +17,7 @@ from lwc_compiler.passes.compact import compact
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.sites import constant_tensors, find_sites
+from lwc_compiler.passes.stored_weights import with_stored_weights
 from lwc_compiler.recipe import (
     IterateOptions,
     LowerOptions,
@@ -26,10 +27,13 @@ from lwc_compiler.recipe import (
     SensitivityOptions,
 )
 from lwc_compiler.report.table import Report, layer_report, with_lowered
-from lwc_compiler.runtime.artifact import Artifact, check_destination, write_artifact
+from lwc_compiler.runtime.artifact import Artifact, Rounding, check_destination, write_artifact
 from lwc_compiler.sparsity.curves import Sensitivity, load_sensitivity
 from lwc_compiler.targets import find_target
 from lwc_compiler.training.progress import Progress
+
+if TYPE_CHECKING:
+    from lwc_compiler.codegen.result import Lowered
 
 Pruner = Callable[[Model, PruneOptions], Model]
 
@@ -66,9 +70,13 @@ def compile_model(
 
     logger.info("lowering for %s", target.name)
     static = _static(model, recipe.lower)
-    lowered = lower_static(compact(static), recipe.lower)
+    small = compact(static)
+    lowered = lower_static(small, recipe.lower)
+    computed, rounding = model, None
+    if recipe.lower.weight_type != "float32":
+        computed, rounding = _rounded(static, small, lowered, recipe)
     logger.info("checking the code against ONNX Runtime")
-    verification = verify(model, lowered, recipe.lower.cc)
+    verification = verify(computed, lowered, recipe.lower.cc)
     return write_artifact(
         directory,
         lowered,
@@ -78,10 +86,24 @@ def compile_model(
         report=with_lowered(_report(model, static, recipe), lowered),
         figures=_figures(original, model) if recipe.iterate else {},
         # How a library for a GPU is called, docs/cuda.md shows.
-        bundle=bundle_files(lowered, make_test_vector(model, lowered)) if target.gpu is None else {},
+        bundle=bundle_files(lowered, make_test_vector(computed, lowered), rounding) if target.gpu is None else {},
         verification=verification,
+        rounding=rounding,
         force=force,
     )
+
+
+def _rounded(static: Model, small: Model, lowered: Lowered, recipe: Recipe) -> tuple[Model, Rounding]:
+    """What a library with narrower weights computes, and how far that is from `static`, on data where there is some.
+
+    `small` is the model that was lowered.
+    """
+    from lwc_compiler.report.activations import sample_feeds
+    from lwc_compiler.runtime.verify import measure_rounding
+
+    stored, data = with_stored_weights(small, lowered.layers), recipe.val_data or recipe.train_data
+    feeds, source = (sample_feeds(static, data), f"samples of {data}") if data else ((), "")
+    return stored, measure_rounding(static, stored, lowered, recipe.lower.max_rounding_error, feeds, source)
 
 
 def _pruned_and_retrained(
@@ -176,7 +198,9 @@ def _check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> 
     static = _static(model, options)
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.link import find_compiler
+    from lwc_compiler.passes.lower import check_weight_type
 
+    check_weight_type(options)
     target = find_target(options.target)
     # Source is compiled here to be checked.
     find_compiler(None if target.source else target, options.cc)

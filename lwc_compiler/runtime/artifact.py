@@ -73,6 +73,26 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """How far the rounding of weights to a narrower type moves the outputs.
+
+    Attributes:
+        errors: output name -> largest max |rounded - float32| / max |float32| over the inputs, both by ONNX Runtime.
+        tolerance: largest error that is accepted.
+        measured_with: what the inputs were, as a phrase for the reader of the report.
+    """
+
+    errors: dict[str, float]
+    tolerance: float
+    measured_with: str
+
+    @property
+    def worst(self) -> float:
+        """The largest error over all outputs."""
+        return max(self.errors.values(), default=0.0)
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Size and hash of one file of the directory."""
 
@@ -98,6 +118,7 @@ class Manifest(BaseModel):
         options: the whole recipe.
         tools: tool -> version, as installed where the artifact was made.
         verification: see `Verification`.
+        rounding: see `Rounding`; None where all weights are float32.
         layers: the decision for every layer, for the most capable processor that the library has code for; without
             the trials, which `report.json` has.
         programs: the steps of the library on each processor it has code for.
@@ -123,6 +144,7 @@ class Manifest(BaseModel):
     layers: tuple[LayerDecision, ...]
     programs: tuple[ProgramInfo, ...]
     files: dict[str, FileEntry]
+    rounding: Rounding | None = None
 
 
 @dataclass(frozen=True)
@@ -237,6 +259,7 @@ def write_artifact(
     source_sha256: str,
     report: Report,
     verification: Verification,
+    rounding: Rounding | None = None,
     figures: Mapping[str, Figure] | None,
     bundle: Mapping[str, bytes],
     force: bool = False,
@@ -253,6 +276,7 @@ def write_artifact(
         figures: file name -> plot, for the folder `plots`; None: they could not be drawn.
         bundle: file name -> contents of what is there for those who link the library.
         verification: outcome of the check against ONNX Runtime.
+        rounding: what narrower weights change.
         force: replace the artifact that is there; it stays as it is when anything fails.
 
     Raises:
@@ -291,6 +315,7 @@ def write_artifact(
             options=recipe,
             tools={**tool_versions(), "compiler": lowered.compiler},
             verification=verification,
+            rounding=rounding,
             layers=lowered.layers,
             programs=lowered.programs,
             files={

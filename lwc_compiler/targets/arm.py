@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lwc_compiler.targets.host import first_cpu
-from lwc_compiler.targets.target import Core, Target
+from lwc_compiler.targets.target import ALL_WEIGHT_TYPES, Core, Target
 
 # Estimates. Multiply-adds, loads and latency of Cortex-A72 and Neoverse N1 are those of LLVM's models; no other number
 # was checked against a model, a guide or a processor. Cortex-A53 is taken to load 64 bits in a cycle (LLVM's
@@ -108,6 +108,8 @@ def _cortex_m(
         zig="thumb-freestanding-eabihf",
         zig_cpu=f"{name.replace('-', '_')}+{float_unit}",
         llvm_options=options,
+        weight_types=ALL_WEIGHT_TYPES,
+        converts_half=True,  # each of these float units does
     )
 
 
