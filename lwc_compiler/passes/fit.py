@@ -85,9 +85,9 @@ def check_lowered(
     Args:
         target: with the board's memory, if it has a limit.
         footprint: of the static library; None under an operating system.
-        library_bytes: of the library, which an operating system loads into RAM.
+        library_bytes: of the library, which an operating system loads into RAM; of a GPU, of the weights in its memory.
         workspace_bytes: of a run.
-        tensors: inputs and outputs of the graph.
+        tensors: inputs and outputs of the graph, where these are not in the workspace.
 
     Raises:
         TargetError: flash or RAM is too small.
@@ -102,12 +102,12 @@ def check_lowered(
     around = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in tensors)
     static = library_bytes if footprint is None else footprint.static_ram
     needed = static + workspace_bytes + around
+    what = "variables" if footprint is not None else "weights" if target.gpu else "library"
     if target.ram_bytes and needed > target.ram_bytes:
         raise TargetError(
             f"the model does not fit {target.name}: a run takes {needed:,} bytes of RAM ({workspace_bytes:,} of "
-            f"workspace, {around:,} of inputs and outputs, {static:,} of "
-            f"{'library' if footprint is None else 'variables'}) beside its stack, and {target.name} has "
-            f"{target.ram_bytes:,}. Nothing was written. {_LESS_RAM}"
+            f"workspace, {around:,} of inputs and outputs, {static:,} of {what}) beside its stack, and {target.name} "
+            f"has {target.ram_bytes:,}. Nothing was written. {_LESS_RAM}"
         )
 
 

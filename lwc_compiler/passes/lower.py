@@ -171,12 +171,7 @@ def _lower_device(model: Model, target: Target, options: LowerOptions) -> Lowere
     source = compile_device(stage.kernels, "cuda")
     codes = compile_all(source, target.gpu.architectures, ptx=target.gpu.ptx, threads=os.cpu_count() or 1)
     emitted = emit_device(stage, codes, inputs, outputs, symbol, target)
-    needed = emitted.weight_bytes + emitted.arena_bytes
-    if target.ram_bytes and needed > target.ram_bytes:
-        raise UnsupportedError(
-            f"the network takes {needed >> 20} MiB and {target.name} has {target.ram_bytes >> 20}: compile it for a "
-            "smaller batch, or prune it further"
-        )
+    check_lowered(target, None, emitted.weight_bytes, emitted.arena_bytes, ())
     header = emit_device_header(model.name, symbol, inputs, outputs)
     files = emitted.files | {f"{symbol}.h": header.encode()}
     return Lowered(
