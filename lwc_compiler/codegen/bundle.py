@@ -64,6 +64,7 @@ def bundle_files(lowered: Lowered, vector: TestVector, rounding: Rounding | None
         "vector_file": as_file,
         "weights": weights,
         "rounding": rounding is not None,
+        "stack": lowered.stack is not None,
         "mapped_file": weights and with_os,
         "weights_address": weights and not with_os,
         "arguments": as_file or (weights and with_os),
@@ -170,6 +171,11 @@ def _readme_texts(lowered: Lowered) -> dict[str, str]:
     rows.append(f"| RAM: workspace, one thread | {lowered.least_workspace_bytes:,} |")
     if lowered.threads > 1:
         rows.append(f"| RAM: workspace, {lowered.threads} threads | {lowered.workspace_bytes:,} |")
+    if lowered.stack is not None:
+        beside = ", ".join(f"`{name}`" for name in lowered.stack.beside)
+        rows.append(
+            f"| RAM: stack of a run{f', without that of {beside}' if beside else ''} | {lowered.stack.bytes:,} |"
+        )
     if lowered.source is not None:
         build = f"cc -std=c99 -O2 example.c {lowered.name}.c -lm -o example && ./example && echo right"
     elif target.os == "none":

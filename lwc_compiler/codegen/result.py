@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from lwc_compiler.codegen.footprint import Footprint
+from lwc_compiler.codegen.stack import StackUse
 from lwc_compiler.kernels.kernel import Trial
 
 
@@ -119,6 +120,7 @@ class Lowered:
         threads: threads to use when the caller does not say.
         compiler: the C compiler and its version, as it describes itself; empty where none was asked.
         footprint: what the static library takes of flash and RAM; None for a target with an operating system.
+        stack: what a run takes of the stack; None for a target with an operating system, and where there is no bound.
     """
 
     name: str
@@ -139,3 +141,4 @@ class Lowered:
     weights: bytes | None = None
     source: str | None = None
     footprint: Footprint | None = None
+    stack: StackUse | None = None

@@ -71,8 +71,9 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.codegen.header import emit_header
     from lwc_compiler.codegen.kernel_build import compile_kernels
     from lwc_compiler.codegen.layers import layer_call
-    from lwc_compiler.codegen.link import find_compiler, link_library, make_archive
+    from lwc_compiler.codegen.link import compile_objects, find_compiler, link_library, make_archive
     from lwc_compiler.codegen.over import write_over
+    from lwc_compiler.codegen.stack import stack_use
     from lwc_compiler.codegen.tune import Tuner
     from lwc_compiler.kernels.choice import narrowest, predicted
 
@@ -112,10 +113,13 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         files["weights.bin"] = emitted.weights
     library = archive = None
     if compiler is not None:
-        archive = make_archive(compiler, files)
-    if compiler is not None and target.os != "none":
-        library = link_library(compiler, files, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
-    memory = footprint(archive) if archive is not None and target.os == "none" else None
+        objects = compile_objects(compiler, files)
+        archive = make_archive(compiler, objects)
+        if target.os != "none":
+            library = link_library(compiler, objects, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
+    memory = stack = None
+    if archive is not None and target.os == "none":
+        memory, stack = footprint(archive), stack_use(archive, f"{symbol}_run")
     check_lowered(target, memory, len(library or b""), emitted.workspace_bytes, (*inputs, *outputs))
     return Lowered(
         name=model.name,
@@ -141,6 +145,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         threads=options.threads,
         compiler=compiler.version if compiler else "",
         footprint=memory,
+        stack=stack,
     )
 
 
@@ -154,7 +159,7 @@ def _lower_device(model: Model, target: Target, options: LowerOptions) -> Lowere
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.header import emit_device_header
     from lwc_compiler.codegen.layers import layer_call
-    from lwc_compiler.codegen.link import find_compiler, link_library, make_archive
+    from lwc_compiler.codegen.link import compile_objects, find_compiler, link_library, make_archive
     from lwc_compiler.codegen.nvrtc import compile_all, nvrtc_version
     from lwc_compiler.kernels.choice import predicted
 
@@ -173,12 +178,12 @@ def _lower_device(model: Model, target: Target, options: LowerOptions) -> Lowere
     emitted = emit_device(stage, codes, inputs, outputs, symbol, target)
     check_lowered(target, None, emitted.weight_bytes, emitted.arena_bytes, ())
     header = emit_device_header(model.name, symbol, inputs, outputs)
-    files = emitted.files | {f"{symbol}.h": header.encode()}
+    objects = compile_objects(compiler, emitted.files | {f"{symbol}.h": header.encode()})
     return Lowered(
         name=model.name,
         symbol=symbol,
-        library=link_library(compiler, files, hidden=(f"{symbol}_code_*",), libraries=("dl",)),
-        archive=make_archive(compiler, files),
+        library=link_library(compiler, objects, hidden=(f"{symbol}_code_*",), libraries=("dl",)),
+        archive=make_archive(compiler, objects),
         header=header,
         inputs=inputs,
         outputs=outputs,

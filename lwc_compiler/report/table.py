@@ -213,6 +213,8 @@ def with_lowered(report: Report, lowered: Lowered) -> Report:
             "flash": lowered.footprint.flash,
             "RAM, static": lowered.footprint.static_ram,
         }
+    if lowered.stack is not None:
+        memory["stack"] = lowered.stack.bytes
     return replace(
         report,
         rows=tuple(replace(row, decision=decisions.get((row.site, row.node))) for row in report.rows),

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lwc_compiler.codegen.result import LayerDecision, ProgramInfo, TensorSpec
+from lwc_compiler.codegen.stack import StackUse
 from lwc_compiler.errors import ArtifactError
 from lwc_compiler.recipe import Recipe
 from lwc_compiler.targets import find_target
@@ -119,6 +120,8 @@ class Manifest(BaseModel):
         tools: tool -> version, as installed where the artifact was made.
         verification: see `Verification`.
         rounding: see `Rounding`; None where all weights are float32.
+        stack: bytes of a run, and functions of the C library whose own come on top; None for a target with an
+            operating system.
         layers: the decision for every layer, for the most capable processor that the library has code for; without
             the trials, which `report.json` has.
         programs: the steps of the library on each processor it has code for.
@@ -145,6 +148,7 @@ class Manifest(BaseModel):
     programs: tuple[ProgramInfo, ...]
     files: dict[str, FileEntry]
     rounding: Rounding | None = None
+    stack: StackUse | None = None
 
 
 @dataclass(frozen=True)
@@ -316,6 +320,7 @@ def write_artifact(
             tools={**tool_versions(), "compiler": lowered.compiler},
             verification=verification,
             rounding=rounding,
+            stack=lowered.stack,
             layers=lowered.layers,
             programs=lowered.programs,
             files={
