@@ -31,7 +31,7 @@ from lwc_compiler.runtime.verify import relative_error
 from lwc_compiler.targets import find_target
 
 WeightName: TypeAlias = Literal["float32", "float16", "int8"]
-TARGETS = ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
+TARGETS = ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55", "rv32imafc")
 SPARSITY = 11 / 12
 _TIMEOUT = 600.0
 
