@@ -66,6 +66,11 @@ class LayerDecision:
     weight_type: str = "float32"
     float32_bytes: int | None = None
 
+    @property
+    def storage(self) -> str:
+        """Format, and type where it is not float32: `csr int8`."""
+        return self.format if self.weight_type == "float32" else f"{self.format} {self.weight_type}"
+
 
 @dataclass(frozen=True)
 class StepInfo:

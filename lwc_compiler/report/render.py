@@ -99,7 +99,7 @@ def table_cells(report: Report) -> tuple[list[str], list[list[str]]]:
         columns += ["format", "kernel", "bytes", "why"]
         for cells, decision in zip(rows, [row.decision for row in report.rows], strict=False):
             if decision:
-                cells += [decision.format, decision.kernel, f"{decision.bytes:,}", decision.why]
+                cells += [decision.storage, decision.kernel, f"{decision.bytes:,}", decision.why]
             else:
                 cells += [_OPEN] * 4
         rows[-1] += ["", "", f"{sum(row.decision.bytes for row in report.rows if row.decision):,}", ""]
