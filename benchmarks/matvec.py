@@ -15,7 +15,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 import venv
 from collections.abc import Callable
@@ -23,10 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.kernels import runner
-from lwc_compiler.codegen.kernel_build import compile_kernels
-from lwc_compiler.codegen.link import find_compiler, link_library
-from lwc_compiler.kernels.kernel import Constant, Plan
+from lwc_compiler.codegen.link import find_compiler
+from lwc_compiler.codegen.tune import Library
+from lwc_compiler.kernels.kernel import Constant
 from lwc_compiler.kernels.layer import Epilogue
 from lwc_compiler.kernels.matmul import plan_dense, plan_matmul
 from lwc_compiler.targets import find_target
@@ -112,20 +110,14 @@ def medians(runs: dict[str, Callable[[], object]], seconds: float) -> dict[str, 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def compiled(
-    plans: dict[str, Plan], target: Target, x: np.ndarray, outputs: int
-) -> dict[str, Callable[[], np.ndarray]]:
-    """Functions that run the plans."""
-    kernels = {f"{name}_{i}": step.kernel for name, plan in plans.items() for i, step in enumerate(plan.steps)}
-    code = compile_kernels(kernels, target.llvm())
-    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
-        path = Path(folder) / "kernels.so"
-        path.write_bytes(link_library(find_compiler(), {"kernels.o": code}, hidden=("__truncsfhf2",)))
-        library = ctypes.CDLL(str(path))
-    return {
-        name: runner(plan, [library[f"{name}_{i}"] for i in range(len(plan.steps))], x, (x.shape[0], outputs))
-        for name, plan in plans.items()
-    }
+def into(run: Callable[[], None], result: np.ndarray, rows: int) -> Callable[[], np.ndarray]:
+    """A function that runs a kernel and gives the (rows, outputs) that it wrote to the bytes `result`."""
+
+    def call() -> np.ndarray:
+        run()
+        return result.view(np.float32).reshape(rows, -1)
+
+    return call
 
 
 def compare(inputs: int, outputs: int, density: float, rows: int, target: Target, seconds: float) -> str:
@@ -137,16 +129,19 @@ def compare(inputs: int, outputs: int, density: float, rows: int, target: Target
     weight *= generator.random((inputs, outputs), np.float32) < density
     x = np.random.default_rng(1).standard_normal((rows, inputs), np.float32)
     plan = plan_matmul(weight, rows, Epilogue(), target)
-    ours = compiled({"lwc": plan, "dense": plan_dense(weight, rows, Epilogue(), target)}, target, x, outputs)
+    dense = plan_dense(weight, rows, Epilogue(), target)
     matrix = scipy.sparse.csr_matrix(weight.T)
     columns = np.ascontiguousarray(x.T)
     mkl = mkl_product(matrix.indptr.astype(np.int32), matrix.indices.astype(np.int32), matrix.data, columns)
-    runs = {**ours, "mkl": mkl, "scipy": lambda: (matrix @ columns).T}
     expected = x.astype(np.float64) @ weight
-    for name, run in runs.items():
-        assert np.abs(run() - expected).max() <= 1e-5 * np.abs(expected).max(), name
-    # In pairs, so that only two matrices share the caches.
-    times = {name: medians({"lwc": ours["lwc"], name: run}, seconds) for name, run in runs.items() if name != "lwc"}
+    with Library([plan, dense], target, find_compiler()) as library:
+        runs: dict[str, Callable[[], np.ndarray]] = {"mkl": mkl, "scipy": lambda: (matrix @ columns).T}
+        for i, name in enumerate(("lwc", "dense")):
+            runs[name] = into(*library.runner(i, [x.reshape(-1)], 4 * rows * outputs), rows)
+        for name, run in runs.items():
+            assert np.abs(run() - expected).max() <= 1e-5 * np.abs(expected).max(), name
+        # In pairs, so that only two matrices share the caches.
+        times = {name: medians({"lwc": runs["lwc"], name: run}, seconds) for name, run in runs.items() if name != "lwc"}
     best = times["mkl"]["lwc"]
     stored = sum(arg.array.nbytes for step in plan.steps for arg in step.args if isinstance(arg, Constant))
     useful = 2 * np.count_nonzero(weight) * rows / best * 1e-9

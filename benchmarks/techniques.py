@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import lwc_compiler as lwc
+from lwc_compiler.cache import cache_folder
 from lwc_compiler.model import Model, load_model
-from lwc_compiler.reproduce.datasets import Files, cache_folder
+from lwc_compiler.reproduce.datasets import Files
 from lwc_compiler.reproduce.measure import count, error_of
 from lwc_compiler.reproduce.networks import BUILDERS, he_normal
 from lwc_compiler.reproduce.paper import NETWORKS

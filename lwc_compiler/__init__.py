@@ -46,7 +46,8 @@ if TYPE_CHECKING:
         load_recipe,
     )
     from lwc_compiler.runtime.artifact import Artifact
-    from lwc_compiler.runtime.session import Network, Session
+    from lwc_compiler.runtime.network import Network
+    from lwc_compiler.runtime.session import Session
     from lwc_compiler.sparsity.curves import Sensitivity
     from lwc_compiler.training.progress import Progress
 
@@ -96,7 +97,7 @@ _LAZY = {
     "PackOptions": "recipe",
     "PruneOptions": "recipe",
     "Recipe": "recipe",
-    "Network": "runtime.session",
+    "Network": "runtime.network",
     "RetrainOptions": "recipe",
     "Sensitivity": "sparsity.curves",
     "SensitivityOptions": "recipe",

@@ -100,7 +100,23 @@ def load_model(path: str | Path) -> Model:
         UnsupportedError: its opset or IR version is outside what lwc reads.
     """
     path = Path(path)
-    proto = _read(path)
+    return _checked(_read(path), path)
+
+
+def model_of(proto: ModelProto) -> Model:
+    """`load_model` for a model in memory, which is left as it is; it is called as its graph.
+
+    Raises:
+        ModelError, UnsupportedError: see `load_model`.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    return _checked(copy, Path(proto.graph.name or "model"))
+
+
+def _checked(proto: ModelProto, path: Path) -> Model:
+    if not proto.HasField("graph") or not proto.graph.output:
+        raise ModelError(f"{path} is not an ONNX model: it holds no graph with outputs")
     try:
         _check_versions(proto, path)
         _load_external_data(proto, path)
@@ -310,8 +326,6 @@ def _read(path: Path) -> ModelProto:
         proto: ModelProto = ModelProto.FromString(data)
     except Exception as error:
         raise ModelError(f"{path} is not an ONNX model, or only part of one") from error
-    if not proto.HasField("graph") or not proto.graph.output:
-        raise ModelError(f"{path} is not an ONNX model: it holds no graph with outputs")
     return proto
 
 

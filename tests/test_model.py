@@ -18,6 +18,7 @@ from lwc_compiler.model import (
     convert_opset,
     infer_shapes,
     load_model,
+    model_of,
     save_model,
     sort_nodes,
     working_copy,
@@ -477,3 +478,17 @@ def test_shapes_are_inferred_without_touching_weights():
     assert list(inferred.graph.initializer) == list(proto.graph.initializer)
     assert [value.name for value in inferred.graph.value_info] == ["c", "r", "g", "f"]
     assert not proto.graph.value_info
+
+
+def test_a_model_in_memory_is_read_like_a_file(tmp_path, mlp):
+    proto = onnx.load(mlp)
+    before = proto.SerializeToString(deterministic=True)
+    model = model_of(proto)
+    assert model.proto.SerializeToString(deterministic=True) == load_model(mlp).proto.SerializeToString(
+        deterministic=True
+    )
+    assert model.name == "mlp"
+    assert proto.SerializeToString(deterministic=True) == before
+    proto.graph.node[0].op_type = "Gremm"
+    with pytest.raises(ModelError, match=r"^mlp is not a valid ONNX model: "):
+        model_of(proto)

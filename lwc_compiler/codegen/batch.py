@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 _MOST_BYTES = 128 << 20  # of a node's activations of all images that lie side by side
-_TURNED_BYTES_A_SECOND = 1e10  # read and written when images or blocks are laid side by side
+_TURNED_BYTES_A_SECOND = 2.5e10  # read and written when images or blocks are laid side by side
 _SPARSE = 0.5  # density below which a layer may gain
 _BLOCKS, _IMAGES = 1, 3  # forms of a stretch, in the order they may follow each other; 0 and 2 are image by image
 _GRIDS = {8: (2, 4), 16: (4, 4)}  # of blocks, by the lanes of a vector

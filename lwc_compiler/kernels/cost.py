@@ -162,6 +162,7 @@ _NEARLY_DENSE = 0.9  # from this density on, leaving weights out gains nothing
 _BLOCK_ROWS = (2, 4, 8)
 _THREADS = 4  # that a layer's tiles should suffice for at least
 _BLOCK_KILOBYTES = (12, 20, 28, 40, 64)  # of a tile's input, beside a level-1 cache of 32 KB
+_FLAT = 0.9  # of the vectors of rows of their own, that rows one after the other may take
 _RANKED = 16  # tilings of a format that are worth a measurement
 
 
@@ -294,11 +295,22 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
             adjoining = pairs_loads(target) and problem.images == 1
             most = max(1, _room(target, r, by_lane) // r)
             vectors = -(-problem.width.out * problem.images // lanes)
+            flat = not adjoining and problem.images == 1 and problem.height.out > 1
             for across in sorted({-(-vectors // n) for n in range(1, vectors + 1)}):
-                for down in range(1, min(problem.height.out, most // across) + 1):
-                    if -(-problem.height.out // -(-problem.height.out // down)) == down:
+                for down in _parts(problem.height.out):
+                    if down * across <= most:
                         cut = Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane, adjoining=adjoining)
                         yield from _blockings(problem, target, cut)
+            for down in _parts(problem.height.out) if flat else ():
+                across = -(-((down - 1) * problem.width.pitch + problem.width.out) // lanes)
+                if across <= most and across <= _FLAT * down * vectors:
+                    cut = Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane, flat=True)
+                    yield from _blockings(problem, target, cut)
+
+
+def _parts(rows: int) -> list[int]:
+    """The numbers of rows that tiles can have which share `rows` as evenly as possible."""
+    return [down for down in range(1, rows + 1) if -(-rows // -(-rows // down)) == down]
 
 
 def _room(target: Target, rows: int, by_lane: bool) -> int:
@@ -329,7 +341,7 @@ def _blockings(problem: Problem, target: Target, tiling: Tiling) -> Iterator[Til
         channels = -(-problem.planes // blocks)
         for count in parts:
             chunk = -(-one.row_groups // count)
-            sums = 4 * chunk * tiling.rows * tiling.tile_rows * tiling.tile_vectors * tiling.lanes
+            sums = 4 * chunk * tiling.rows * one.vectors * tiling.lanes
             if blocks > 1 and sums > target.l2_bytes // 4:
                 chunk = max(1, chunk * (target.l2_bytes // 4) // sums)
             yield replace(tiling, channels=channels, chunk=chunk)
@@ -345,10 +357,9 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
         density: share of the row groups' taps that are stored.
     """
     layout, p, t = TapLayout(problem, tiling), problem, tiling
-    wide, vectors = t.lanes > 8, t.tile_rows * t.tile_vectors
+    wide, vectors = t.lanes > 8, layout.vectors
     positions = p.height.kernel * p.width.kernel
-    first = layout.offsets[:positions, None, None] + np.arange(t.tile_rows)[:, None] * layout.pitch
-    split = float(((first + np.array(layout.starts)) % LINE + t.lanes > LINE).mean())
+    split = float(((layout.offsets[:positions, None] + np.array(layout.reads)) % LINE + t.lanes > LINE).mean())
     c = (
         (_SCALAR_SINGLE if t.rows == 1 else _SCALAR_BLOCK)
         if t.lanes == 1

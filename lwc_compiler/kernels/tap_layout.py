@@ -55,6 +55,15 @@ class Axis:
         last = max((self.out - 1 + reach) * self.stride + phase for phase, reach in self.reach.items())
         return last - self.pad >= self.size
 
+    @cached_property
+    def pitch(self) -> int:
+        """From row to row, when rows of pixels follow each other and share the zeros between them."""
+        pitch = 0
+        for phase, reach in self.reach.items():
+            inputs = np.arange(self.out + reach) * self.stride + phase - self.pad
+            pitch = max(pitch, len(inputs) - min(int((inputs < 0).sum()), int((inputs >= self.size).sum())))
+        return pitch
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -108,6 +117,8 @@ class Tiling:
         by_lane: weights are loaded as vectors, one lane of which is a factor of a multiply-add.
         adjoining: vectors of a row of pixels never overlap, so that one instruction loads two; the last one's lanes
             behind the tile are computed but not stored.
+        flat: the whole rows of a tile follow each other in `tile_vectors` vectors, with the zeros between them, whose
+            lanes are computed but not stored: for rows that fill their last vector badly.
     """
 
     lanes: int
@@ -119,10 +130,11 @@ class Tiling:
     in_place: bool = False
     by_lane: bool = False
     adjoining: bool = False
+    flat: bool = False
 
     def __str__(self) -> str:
         cut = f"{self.rows}x{self.tile_rows}x{self.tile_vectors}x{self.lanes}/{self.channels}/{self.chunk}"
-        return f"{cut} in place" if self.in_place else cut
+        return f"{cut} in place" if self.in_place else f"{cut} flat" if self.flat else cut
 
 
 class TapLayout:
@@ -143,8 +155,9 @@ class TapLayout:
         self.tile_width = min(tile_width or t.tile_vectors * t.lanes, self.width)
         self.column_tiles = -(-self.width // self.tile_width)
         last = max(0, self.tile_width - t.lanes)
-        self.starts = [i * t.lanes if t.adjoining else min(i * t.lanes, last) for i in range(t.tile_vectors)]
-        span = last + t.lanes
+        overlap = not (t.adjoining or t.flat)
+        self.starts = [min(i * t.lanes, last) if overlap else i * t.lanes for i in range(t.tile_vectors)]
+        span = self.width if t.flat else last + t.lanes
         self.row_base: dict[int, int] = {}
         rows = 0
         for phase, reach in sorted(p.height.reach.items()):
@@ -154,11 +167,15 @@ class TapLayout:
         columns = 0
         for phase, reach in sorted(p.width.reach.items()):
             self.column_base[phase] = columns
-            columns += -(-(span + reach * p.images) // LINE) * LINE
+            if t.flat:  # the zeros behind the last row follow it
+                columns += rows * p.width.pitch + max(0, span + reach - p.width.pitch)
+            else:
+                columns += -(-(span + reach * p.images) // LINE) * LINE
         self.span = span
-        self.pitch = columns
-        self.plane = rows * columns  # float32 of one channel of the tile
-        beyond = LINE if self.starts[-1] > last else 0  # that the last vector of the last row reads
+        self.pitch = p.width.pitch if t.flat else columns
+        self.plane = columns if t.flat else rows * columns  # float32 of one channel of the tile
+        # That the last vector of the last row reads.
+        beyond = t.lanes if t.flat else LINE if self.starts[-1] > last else 0
         self.packed = t.channels * self.plane + beyond  # float32 of the input that offsets lead to
         if t.in_place:
             self.pitch, self.plane = p.width.size, p.height.size * p.width.size
@@ -166,14 +183,14 @@ class TapLayout:
         self.blocks = -(-p.planes // t.channels)
         self.row_groups = -(-p.out_channels // t.rows)
         self.chunks = -(-self.row_groups // t.chunk)
-        sums = t.chunk * t.rows * t.tile_rows * t.tile_vectors * t.lanes if self.blocks > 1 else 0
+        sums = t.chunk * t.rows * self.vectors * t.lanes if self.blocks > 1 else 0
         self.scratch_bytes = 0 if t.in_place else 4 * (self.packed + sums)
         self.tiles = p.batch * p.groups * p.depth.out * self.row_tiles * self.column_tiles * self.chunks
 
     @property
     def vectors(self) -> int:
         """Vectors of a tile, for each output channel."""
-        return self.tiling.tile_rows * self.tiling.tile_vectors
+        return self.tiling.tile_vectors * (1 if self.tiling.flat else self.tiling.tile_rows)
 
     @property
     def reads(self) -> list[int]:
@@ -184,11 +201,28 @@ class TapLayout:
         return [v // t.tile_vectors * down + self.starts[v % t.tile_vectors] * across for v in range(self.vectors)]
 
     @property
+    def runs(self) -> list[list[tuple[int, int, int, int]]]:
+        """Of each vector of a tile, the outputs it holds: lane, how many, row of pixels, and where in it."""
+        t = self.tiling
+        if not t.flat:
+            rows = [(v // t.tile_vectors, self.starts[v % t.tile_vectors]) for v in range(self.vectors)]
+            return [[(0, min(t.lanes, self.tile_width - start), row, start)] for row, start in rows]
+        runs: list[list[tuple[int, int, int, int]]] = [[] for _ in range(self.vectors)]
+        for row in range(t.tile_rows):
+            at, column = row * self.pitch, 0
+            while column < self.width:
+                vector, lane = divmod(at + column, t.lanes)
+                count = min(t.lanes - lane, self.width - column)
+                runs[vector].append((lane, count, row, column))
+                column += count
+        return runs
+
+    @property
     def exact(self) -> bool:
         """Whether no output is computed twice: tiles, rows and vectors do not overlap."""
         p, t = self.problem, self.tiling
         whole = self.width % self.tile_width == 0 and self.tile_width == t.tile_vectors * t.lanes
-        return whole and p.height.out % t.tile_rows == 0 and p.out_channels % t.rows == 0
+        return whole and not t.flat and p.height.out % t.tile_rows == 0 and p.out_channels % t.rows == 0
 
     @property
     def chains(self) -> int:

@@ -210,12 +210,12 @@ class TapSums:
         t, lay = self.layout.tiling, self.layout
         channel, row = distances
         for r in range(t.rows):
-            for v, register in zip(range(lay.vectors)[part], sums[r], strict=True):
-                start = lay.starts[v % t.tile_vectors]
-                at = out + (r * channel + v // t.tile_vectors * row + start)
-                for piece, lanes in pieces(min(t.lanes, lay.tile_width - start), t.lanes):
-                    value = register.get() if lanes == t.lanes else register.part(piece, lanes)
-                    store_result(self.b, y, at + piece, value, residual, activation, lanes)
+            for runs, register in zip(lay.runs[part], sums[r], strict=True):
+                for first, count, line, start in runs:
+                    at = out + (r * channel + line * row + start)
+                    for piece, lanes in pieces(count, t.lanes):
+                        value = register.get() if lanes == t.lanes else register.part(first + piece, lanes)
+                        store_result(self.b, y, at + piece, value, residual, activation, lanes)
 
 
 class _Inputs:

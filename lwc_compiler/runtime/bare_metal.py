@@ -18,12 +18,12 @@ import numpy as np
 
 from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.errors import ArtifactError, NotRunError, OptionError, ToolchainError
-from lwc_compiler.runtime.session import Network
+from lwc_compiler.runtime.network import Network
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from lwc_compiler.codegen.result import TensorSpec
     from lwc_compiler.runtime.linkable import Linkable
@@ -99,14 +99,14 @@ class BoardSession(Network):
         self.limit_seconds = _RUN_SECONDS
         self._network = network
 
-    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    def run(self, inputs: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.generic]]:
         return emulate(self._network, inputs, timeout=self.limit_seconds).outputs
 
     def close(self) -> None:
         """Nothing is held."""
 
 
-def emulate(network: Linkable, inputs: Mapping[str, NDArray[np.generic]], *, timeout: float) -> Emulation:
+def emulate(network: Linkable, inputs: Mapping[str, ArrayLike], *, timeout: float) -> Emulation:
     """Runs a network for a microcontroller in the emulator, and measures the run.
 
     Args:

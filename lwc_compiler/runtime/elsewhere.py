@@ -31,10 +31,10 @@ import numpy as np
 from lwc_compiler.codegen.link import find_compiler, link_program
 from lwc_compiler.errors import ArtifactError, NotRunError, OptionError, TargetError, ToolchainError
 from lwc_compiler.runtime.bare_metal import BoardSession
-from lwc_compiler.runtime.session import Network
+from lwc_compiler.runtime.network import Network
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from lwc_compiler.runtime.linkable import Linkable
     from lwc_compiler.targets.target import Target
@@ -332,7 +332,7 @@ class RemoteSession(Network):
         self._first = [] if network.weights is None else [_WEIGHTS]
         self._lock = threading.Lock()
 
-    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+    def run(self, inputs: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.generic]]:
         with self._lock:
             place, _ = self._started(inputs, ())
             files = [place.get(f"output{number}") for number in range(len(self.outputs))]
@@ -347,7 +347,7 @@ class RemoteSession(Network):
             outputs[spec.name] = np.frombuffer(contents, dtype).reshape(spec.shape).copy()
         return outputs
 
-    def time(self, inputs: Mapping[str, NDArray[np.generic]], seconds: float, *, steps: bool = False) -> Times:
+    def time(self, inputs: Mapping[str, ArrayLike], seconds: float, *, steps: bool = False) -> Times:
         """Times runs there, after a warm-up: at least 5, for `seconds`, and as long again for the steps.
 
         Raises:
@@ -368,7 +368,7 @@ class RemoteSession(Network):
             place.close()
 
     def _started(
-        self, inputs: Mapping[str, NDArray[np.generic]], options: Sequence[str], more_seconds: float = 0
+        self, inputs: Mapping[str, ArrayLike], options: Sequence[str], more_seconds: float = 0
     ) -> tuple[Place, Ended]:
         """Copies the inputs, and runs the program to its end."""
         arrays = self.arrays(inputs)

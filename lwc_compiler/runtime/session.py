@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import _ctypes
 import ctypes
-import math
 import os
 import tempfile
-import threading
 import weakref
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lwc_compiler.errors import ArtifactError, DataError, OptionError, TargetError
+from lwc_compiler.errors import ArtifactError, TargetError
 from lwc_compiler.runtime.artifact import Artifact, read_artifact
+from lwc_compiler.runtime.lanes import Lane, Lanes, lanes_for
+from lwc_compiler.runtime.network import Network
 from lwc_compiler.targets import find_target, missing_features, missing_platform
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from typing_extensions import Self
+    from numpy.typing import ArrayLike, NDArray
 
     from lwc_compiler.codegen.result import Lowered, TensorSpec
 
 ALIGNMENT_BYTES = 64
+_addressof, _from_buffer = ctypes.addressof, ctypes.c_char.from_buffer
 
 
 def load(directory: str | Path, threads: int | None = None) -> Session:
@@ -89,90 +89,12 @@ def open_lowered(lowered: Lowered, threads: int) -> Session:
         return Session(library, lowered.symbol, lowered.inputs, lowered.outputs, threads, lowered.target, weights)
 
 
-class Network(ABC):
-    """A compiled network that can be run; a context manager.
-
-    Attributes:
-        inputs: name, dtype and shape of every input.
-        outputs: name, dtype and shape of every output.
-        threads: threads that a run uses.
-    """
-
-    def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int) -> None:
-        if threads < 1:
-            raise OptionError(f"threads is {threads}: at least 1")
-        self.inputs = inputs
-        self.outputs = outputs
-        self.threads = threads
-        self._takes = tuple((spec.name, np.dtype(spec.dtype), spec.shape) for spec in inputs)
-
-    @abstractmethod
-    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-        """Computes the outputs.
-
-        Args:
-            inputs: input name -> array of exactly the input's dtype and shape; any strides.
-
-        Returns:
-            Output name -> new array.
-
-        Raises:
-            DataError: an input is missing, unknown, or of another dtype or shape.
-            ArtifactError: the session is closed, or the library reports an error.
-            TargetError: the network runs elsewhere, and that went wrong.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Frees what the network holds."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def arrays(self, inputs: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-        """The inputs in the order of the library, dense and row-major.
-
-        Raises:
-            DataError: one is missing, unknown, or of another dtype or shape.
-        """
-        arrays = []
-        for name, dtype, shape in self._takes:
-            array = inputs.get(name)
-            if type(array) is not np.ndarray or array.dtype != dtype or array.shape != shape:
-                array = self._accept(name, dtype, shape, array)
-            arrays.append(array if array.flags.c_contiguous else np.ascontiguousarray(array))
-        if len(inputs) != len(self._takes):
-            unknown = ", ".join(f"'{name}'" for name in inputs if name not in {spec.name for spec in self.inputs})
-            raise DataError(f"the model has no input {unknown}; its inputs are {self._signature()}")
-        return arrays
-
-    def _accept(
-        self, name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...], value: object
-    ) -> NDArray[np.generic]:
-        """`value` as an array when it fits the input; lists, scalars and subclasses of arrays are welcome."""
-        if value is None:
-            raise DataError(f"input '{name}' is missing; the model's inputs are {self._signature()}")
-        array: NDArray[np.generic] = np.asarray(value)
-        if array.dtype != dtype:
-            raise DataError(
-                f"input '{name}' is {array.dtype}; the model takes {dtype}: convert it with .astype('{dtype}')"
-            )
-        if array.shape != shape:
-            raise DataError(f"input '{name}' has shape {list(array.shape)}; the model was compiled for {list(shape)}")
-        return array
-
-    def _signature(self) -> str:
-        return ", ".join(f"'{spec.name}' ({spec.dtype} {list(spec.shape)})" for spec in self.inputs)
-
-
 class Session(Network):
-    """A loaded library with its workspace and its thread pool.
+    """A loaded library with its workspaces and thread pools.
 
-    Calls of `run` from several threads are safe: they take turns. To run at the same time, load the artifact once for
-    each thread. A session frees its pool and library when it is closed or no longer used.
+    Any number of threads may call `run`, which does not hold the GIL. As many runs as this process has processors for
+    (divided by the threads of one) happen at the same time, each with a workspace and a thread pool of its own; others
+    wait. A session frees its pools and the library when it is closed or no longer used.
     """
 
     def __init__(
@@ -185,43 +107,49 @@ class Session(Network):
         target: str,
         weights: Path | None = None,
     ) -> None:
-        self._set_tensors(inputs, outputs, threads)
-        self._functions: Functions
-        self._functions = self._library = library = _Library(path, symbol, weights=weights is not None)
+        super().__init__(inputs, outputs, threads)
+        library = _Library(path, symbol, weights=weights is not None)
         if not library.cpu_supported():
             library.close()
             raise TargetError(_unsupported_cpu(target))
-        # Without a pool the library runs on the calling thread.
-        self._pool = library.pool_create(threads) if threads > 1 else None
-        if threads > 1 and not self._pool:
-            library.close()
-            raise TargetError(f"this machine could not start {threads} threads: ask for fewer")
-        self._close: weakref.finalize[..., Session] = weakref.finalize(self, _free, library, self._pool)
-        # One block of bytes that holds an aligned workspace; NumPy alone promises 16 bytes.
-        self._memory = np.empty(library.workspace_bytes(threads) + ALIGNMENT_BYTES, np.uint8)
-        self._workspace = ctypes.c_void_p(-(-self._memory.ctypes.data // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
-        # Values of ctypes, which a call takes as they are.
-        self._passed: tuple[object, ...] = (
-            *self._mapped(weights),
-            self._arguments,
-            self._results,
-            self._workspace,
-            ctypes.c_size_t(library.workspace_bytes(threads)),
-            ctypes.c_void_p(self._pool),
-        )
+        pools: list[int] = []
+        self._open(library, _free, library, pools)
+        try:
+            first = self._mapped(library, weights)
+            make = partial(_make_lane, library, pools, threads, first, len(inputs), len(outputs))
+            self._lanes = Lanes(make, lanes_for(threads))
+        except (ArtifactError, TargetError):
+            self._close()
+            raise
+        self._library = library
 
-    def _set_tensors(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int) -> None:
-        """What the network takes and gives, and the pointers to both that a run passes."""
-        super().__init__(inputs, outputs, threads)
-        self._lock = threading.Lock()
-        self._arguments = (ctypes.c_void_p * len(inputs))()
-        self._results = (ctypes.c_void_p * len(outputs))()
-        self._gives = tuple((spec.name, np.dtype(spec.dtype), spec.shape, _memory_of(spec)) for spec in outputs)
+    def _open(self, functions: Functions, free: Callable[..., None], *arguments: object) -> None:
+        """Keeps the library, and what is called with `arguments` once the session is closed or no longer used."""
+        self._functions = functions
+        self._close = weakref.finalize(self, free, *arguments)
+        # When the process ends, a thread may still be in the library.
+        self._close.atexit = False
 
-    def run(self, inputs: Mapping[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
-        return self._call(self._functions.run, self._passed, inputs)
+    def run(
+        self, inputs: Mapping[str, ArrayLike], out: Mapping[str, NDArray[np.generic]] | None = None
+    ) -> dict[str, NDArray[np.generic]]:
+        """Computes the outputs; see `Network.run`.
 
-    def profile(self, inputs: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float64]:
+        Args:
+            inputs: see `Network.run`. They must not change until the run is over.
+            out: output name -> row-major array of exactly the output's dtype and shape that takes it; it shares no
+                memory with another output or an input. Other outputs are new arrays.
+
+        Returns:
+            Output name -> array; that of `out` where it was given.
+
+        Raises:
+            DataError: an input or an array of `out` does not fit.
+            ArtifactError: the session is closed, or the library reports an error.
+        """
+        return self._call(self._functions.run, inputs, out)
+
+    def profile(self, inputs: Mapping[str, ArrayLike]) -> NDArray[np.float64]:
         """Runs the network once and gives the seconds of each of its steps, and then of the copies of its tensors.
 
         The manifest's `programs` say what the steps are, see `target`.
@@ -230,7 +158,7 @@ class Session(Network):
             DataError, ArtifactError: see `run`.
         """
         seconds = np.zeros(self._library.step_count() + 1)
-        self._call(self._library.profile, (*self._passed, ctypes.c_void_p(seconds.ctypes.data)), inputs)
+        self._call(self._library.profile, inputs, None, ctypes.c_void_p(seconds.ctypes.data))
         return seconds
 
     @property
@@ -249,30 +177,37 @@ class Session(Network):
             raise TargetError(f"the library has no code for {name} that this CPU can run")
 
     def _call(
-        self, function: Callable[..., int], passed: tuple[object, ...], inputs: Mapping[str, NDArray[np.generic]]
+        self,
+        function: Callable[..., int],
+        inputs: Mapping[str, ArrayLike],
+        out: Mapping[str, NDArray[np.generic]] | None,
+        *more: object,
     ) -> dict[str, NDArray[np.generic]]:
-        """Calls one of the library's functions that compute the outputs."""
+        """Calls one of the library's functions that compute the outputs; `more` are its last arguments."""
         arrays = self.arrays(inputs)
-        outputs: dict[str, NDArray[np.generic]] = {}
-        addresses = []
-        for name, dtype, shape, make in self._gives:
-            # Memory of ctypes gives away its address much faster than an array does.
-            memory = make()
-            outputs[name] = np.ndarray(shape, dtype, memory)  # type: ignore[arg-type]  # any buffer will do
-            addresses.append(ctypes.addressof(memory))
-        with self._lock:
-            if not self._close.alive:
-                raise ArtifactError("the session is closed: load the artifact again")
+        if out is None:
+            outputs: dict[str, NDArray[np.generic]] = {
+                name: np.empty(shape, dtype) for name, dtype, shape in self._gives
+            }
+        else:
+            outputs = self.results(out, arrays)
+        lane = arguments, results, passed = self._lanes.take()
+        try:
             for index, array in enumerate(arrays):
-                self._arguments[index] = _address(array)
-            for index, address in enumerate(addresses):
-                self._results[index] = address
-            code = function(*passed)
-        if code:
-            raise ArtifactError(f"the library failed: {self._functions.error_string(code).decode()} (code {code})")
+                arguments[index] = _address(array)
+            for index, array in enumerate(outputs.values()):
+                results[index] = _address(array)
+            code = function(*passed, *more)
+        finally:
+            self._lanes.give(lane)
+        self._check(code)
         return outputs
 
-    def _mapped(self, weights: Path | None) -> tuple[ctypes.c_void_p, ...]:
+    def _check(self, code: int) -> None:
+        if code:
+            raise ArtifactError(f"the library failed: {self._functions.error_string(code).decode()} (code {code})")
+
+    def _mapped(self, library: _Library, weights: Path | None) -> tuple[ctypes.c_void_p, ...]:
         """What a run takes before all else: the address of the file of weights, where there is one.
 
         Raises:
@@ -282,27 +217,45 @@ class Session(Network):
             return ()
         self._weights = np.memmap(weights, np.uint8, "r")
         address = ctypes.c_void_p(self._weights.ctypes.data)
-        code = self._library.check_weights(address, self._weights.size)
+        code = library.check_weights(address, self._weights.size)
         if code:
-            said = self._library.error_string(code).decode()
-            self.close()
-            raise ArtifactError(f"{weights}: {said}; compile the model again")
+            raise ArtifactError(f"{weights}: {library.error_string(code).decode()}; compile the model again")
         return (address,)
 
     def close(self) -> None:
-        """Stops the threads and unloads the library; waits for a run that is under way."""
-        with self._lock:
-            self._close()
+        """Stops the threads and unloads the library; waits for runs that are under way."""
+        self._lanes.close()
+        self._close()
 
 
-def _memory_of(spec: TensorSpec) -> type[ctypes.Array[ctypes.c_char]]:
-    return ctypes.c_char * max(1, math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)
+def _make_lane(
+    library: _Library, pools: list[int], threads: int, first: tuple[object, ...], inputs: int, outputs: int
+) -> Lane:
+    """A lane with a workspace and a pool, which `pools` gets; `first` is what a run takes before all else.
+
+    Raises:
+        TargetError: this machine cannot start the threads.
+    """
+    pool = None  # without one the library runs on the calling thread
+    if threads > 1:
+        pool = library.pool_create(threads)
+        if not pool:
+            raise TargetError(f"this machine could not start {threads} threads: ask for fewer")
+        pools.append(pool)
+    size = library.workspace_bytes(threads)
+    # One block of bytes that holds an aligned workspace; NumPy alone promises 16 bytes.
+    memory = np.empty(size + ALIGNMENT_BYTES, np.uint8)
+    workspace = memory[-memory.ctypes.data % ALIGNMENT_BYTES :]
+    arguments, results = (ctypes.c_void_p * inputs)(), (ctypes.c_void_p * outputs)()
+    # Values of ctypes, which a call takes as they are.
+    pointer = workspace.ctypes.data_as(ctypes.c_void_p)
+    return Lane(arguments, results, (*first, arguments, results, pointer, ctypes.c_size_t(size), ctypes.c_void_p(pool)))
 
 
 def _address(array: NDArray[np.generic]) -> int:
     # Several times as quick as `array.ctypes`; needs a buffer that can be written and has a first byte.
     if array.flags.writeable and array.size:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # an array is a buffer
+        return _addressof(_from_buffer(array))  # type: ignore[arg-type]  # an array is a buffer
     return array.ctypes.data
 
 
@@ -367,8 +320,8 @@ class _Library(Functions):
         self.pool_destroy.argtypes, self.pool_destroy.restype = [pointer], None
 
 
-def _free(library: _Library, pool: int | None) -> None:
-    if pool:
+def _free(library: _Library, pools: list[int]) -> None:
+    for pool in pools:
         library.pool_destroy(pool)
     library.close()
 

@@ -22,14 +22,29 @@ GEOMETRIES = [
 FORMATS = [entry.format for entry in KERNELS if entry.name.startswith("conv_")]
 
 
-def forced(weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, fmt: str, number: int, target) -> Plan:
-    """A tiling picked at random from all that the cost model weighs."""
+# Planes whose rows follow each other in the vectors: padding on one side or on both, phases, dilation, no padding.
+NARROW = [
+    conv(1, 40, (7, 7), 24, (3, 3), pads=(1, 1, 1, 1)),
+    conv(2, 24, (14, 14), 21, (3, 3), (2, 2), (1, 1, 1, 1)),
+    conv(1, 20, (13, 20), 16, (5, 5), (2, 2), (2, 2, 2, 2)),
+    conv(1, 24, (10, 10), 18, (3, 3), pads=(2, 2, 2, 2), dilations=(2, 2)),
+    conv(1, 16, (9, 12), 16, (2, 3), pads=(0, 0, 1, 2), groups=2),
+    conv(1, 12, (6, 5, 9), 9, (2, 3, 3), (2, 1, 3), (0, 1, 2, 0, 1, 0)),
+]
+
+
+def forced(
+    weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, fmt: str, number: int, target, flat: bool
+) -> Plan:
+    """A tiling picked at random from all that the cost model weighs, or from those whose rows follow each other."""
     problem = canonical(geometry)
     candidates = list(tilings(problem, target, fmt))
+    if flat:
+        candidates = [tiling for tiling in candidates if tiling.flat] or candidates
     tiling = candidates[int(np.random.default_rng(number).integers(len(candidates)))]
-    flat = weight.reshape(problem.groups, problem.out_channels, -1)
+    taps = weight.reshape(problem.groups, problem.out_channels, -1)
     residual = Input(1) if epilogue.residual else None
-    return plan_tiling(flat, geometry, epilogue, fmt, tiling, Input(0), residual, Output(0))
+    return plan_tiling(taps, geometry, epilogue, fmt, tiling, Input(0), residual, Output(0))
 
 
 def make_case(number: int, geometry: ConvGeometry, fmt: str) -> Case:
@@ -40,12 +55,13 @@ def make_case(number: int, geometry: ConvGeometry, fmt: str) -> Case:
     further, expected, scale = finish(generator, reference(x, weight, geometry), epilogue, axis=1)
 
     def plan(target) -> Plan:
-        return forced(weight, geometry, epilogue, fmt, number, target)
+        return forced(weight, geometry, epilogue, fmt, number, target, geometry in NARROW)
 
     return Case(f"{number}-{fmt}", plan, [x, *further], expected, scale)
 
 
 PAIRS = [(geometry, fmt) for geometry in GEOMETRIES for fmt in FORMATS for _ in range(2)]
+PAIRS += [(geometry, fmt) for geometry in NARROW for fmt in ("csr", "block2", "dense")]
 CASES = [make_case(number, *pair) for number, pair in enumerate(PAIRS)]
 
 
@@ -59,3 +75,11 @@ def test_outputs_may_take_the_residuals_buffer_where_none_is_computed_twice() ->
     assert {plan.steps[0].kernel.over for plan in plans} == {None, 1}
     alone = [case.plan(find_target("x86-64-v3")) for case in CASES if len(case.inputs) == 1]
     assert {plan.steps[0].kernel.over for plan in alone} == {None}
+
+
+def test_rows_follow_each_other_where_they_leave_lanes_empty() -> None:
+    target = find_target("x86-64-v4")
+    for geometry in NARROW:
+        assert any(tiling.flat for tiling in tilings(canonical(geometry), target, "csr")), geometry
+    wide = conv(1, 20, (8, 16), 32, (3, 3), pads=(1, 1, 1, 1))
+    assert not any(tiling.flat for tiling in tilings(canonical(wide), target, "csr"))

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import functools
 import itertools
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx.backend.base import Backend, BackendRep, Device, DeviceType
+from onnx.backend.base import Backend, BackendRep
 
+from lwc_compiler.backend import PreparedModel, supports_device
 from lwc_compiler.model import Model
-from lwc_compiler.passes.lower import lower
 from lwc_compiler.recipe import LowerOptions
-from lwc_compiler.runtime.session import Session
 from tests.onnx_backend.cases import Array, Case, bind, collect, fingerprint, load_cases
 from tests.onnx_backend.exclusions import reason
 
@@ -68,26 +65,9 @@ def compile_and_run(cases: Sequence[Case]) -> list[list[Array]]:
     model = merge(cases)
     prefixes = [f"c{i}_" if len(cases) > 1 else "" for i in range(len(cases))]
     feeds = {p + name: value for p, case in zip(prefixes, cases, strict=True) for name, value in case.inputs.items()}
-    shapes = {
-        value.name: feeds[value.name].shape
-        for value in model.graph.input
-        if not all(d.HasField("dim_value") for d in value.type.tensor_type.shape.dim)
-    }
-    lowered = lower(Model(model, "merged"), LowerOptions(shapes=shapes))
-    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
-        path = Path(folder) / "merged.so"
-        path.write_bytes(lowered.library)
-        with Session(path, lowered.symbol, lowered.inputs, lowered.outputs, 1, lowered.target) as session:
-            # Networks in float16 and bfloat16 are lowered to float32, inputs and outputs included.
-            outputs = session.run({spec.name: feeds[spec.name].astype(spec.dtype) for spec in lowered.inputs})
-    return [
-        [outputs[p + o.name].astype(_dtype(o)) for o in case.model.graph.output]
-        for p, case in zip(prefixes, cases, strict=True)
-    ]
-
-
-def _dtype(value: onnx.ValueInfoProto) -> np.dtype:
-    return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+    # Not by `prepare`, which reads no model of before opset 7.
+    outputs = PreparedModel(Model(model, "merged"), LowerOptions()).run(feeds)
+    return [[outputs[p + o.name] for o in case.model.graph.output] for p, case in zip(prefixes, cases, strict=True)]
 
 
 def results(cases: Sequence[Case]) -> dict[str, list[Array] | Exception]:
@@ -125,7 +105,7 @@ class LwcBackend(Backend):
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        return Device(device).type == DeviceType.CPU
+        return supports_device(device)
 
 
 @functools.cache

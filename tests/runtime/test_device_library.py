@@ -341,6 +341,51 @@ def test_session(lowered, driver, library, tmp_path) -> None:
     check_all_given_back((tmp_path / "log").read_text().splitlines())
 
 
+def test_arrays_on_the_gpu_from_python(driver, library, tmp_path) -> None:
+    """Their addresses and the stream get to the driver, which copies nothing from or to the processor."""
+    script = (
+        "import ctypes, pathlib, sys\n"
+        "import numpy as np\n"
+        "from lwc_compiler.codegen.result import TensorSpec as T\n"
+        "from lwc_compiler.errors import ArtifactError, DataError\n"
+        "from lwc_compiler.runtime.device_session import DeviceSession\n"
+        "from tests.runtime.test_dlpack import OnGpu\n"
+        "specs = (T('x', 'float32', (1, 16)),), (T('y', 'float32', (1, 4)), T('same', 'float32', (4, 4)))\n"
+        "driver, memory = ctypes.CDLL('libcuda.so.1'), ctypes.c_ulonglong()\n"
+        "with DeviceSession(pathlib.Path(sys.argv[1]), 'net', *specs, 1) as session:\n"
+        "    driver.cuMemAlloc_v2(ctypes.byref(memory), ctypes.c_size_t(256)); at = memory.value\n"
+        "    values = np.arange(16, dtype=np.float32)\n"
+        "    ctypes.memmove(at, values.ctypes.data, 64)\n"
+        "    x = OnGpu(np.empty((1, 16), np.float32), at)\n"
+        "    y, same = OnGpu(np.empty((1, 4), np.float32), at + 64), OnGpu(np.empty((4, 4), np.float32), at + 128)\n"
+        "    out = {'y': y, 'same': same}\n"
+        "    session.run_device({'x': x}, out, 77)\n"
+        "    assert np.array_equal((ctypes.c_float * 16).from_address(at + 128), values)\n"
+        "    session.run_device({'x': x}, out)\n"
+        "    session.run_device({'x': x}, out, 0)\n"
+        "    assert x.streams == out['same'].streams == [77, 1, 1]\n"
+        "    elsewhere = OnGpu(np.empty((1, 16), np.float32))\n"
+        "    for given in ({'x': elsewhere}, {}, {'x': x, 'z': x}):\n"
+        "        try: session.run_device(given, out)\n"
+        "        except (ArtifactError, DataError) as error: print(error)\n"
+        "    driver.cuMemFree_v2(memory)\n"
+    )
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "FAKE_LOG": str(tmp_path / "log")}
+    command = [sys.executable, "-c", script, str(library)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "the library failed: a pointer is not to memory of the GPU (code 8)",
+        "the inputs are ['x']: ['x'] is missing or unknown",
+        "the inputs are ['x']: ['z'] is missing or unknown",
+    ]
+    calls = (tmp_path / "log").read_text().splitlines()
+    streams = [call.split()[-1] for call in calls if call.startswith(("cuMemcpyDtoD", "cuGraphLaunch"))]
+    assert streams == 4 * ["0x4d"] + 8 * ["0x1"]
+    assert not [call for call in calls if call.startswith("cuMemcpyDtoH")]
+    check_all_given_back(calls)
+
+
 def test_library_needs_the_c_library_alone(library) -> None:
     needed = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True).stdout
     assert set(re.findall(r"NEEDED.*\[(.*?)\]", needed)) <= {"libc.so.6", "libdl.so.2"}
