@@ -182,7 +182,7 @@ def _read_thumb(
         elif first & 0xFBFF == 0xF2AD:  # SUBW from SP
             frame += (first >> 10 & 1) << 11 | (second >> 12 & 7) << 8 | second & 0xFF
         elif first == 0xF36F and second & 0x70C0 == 0:  # BFC of the lowest bits, before it becomes SP
-            aligned = max(aligned, (1 << (second & 0x1F) + 1) - 1)
+            aligned = max(aligned, (1 << (second & 0x1F) + 1) - 4)  # it is a multiple of 4 before
         elif (first & 0xFFEF == 0xEBAD and second >> 8 & 0xF == 13) or first & 0xFF87 == 0x4485:  # SP -/+ a register
             known = False
     function.frame = frame + aligned if known else None

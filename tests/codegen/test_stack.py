@@ -21,7 +21,7 @@ THUMB = [
     ("sub.w sp, sp, #0xab00ab00", 0xAB00AB00),
     ("sub.w sp, sp, #0xabababab", 0xABABABAB),
     ("subw sp, sp, #4095", 4095),
-    ("push {r7}\nsub.w r4, sp, #64\nbfc r4, #0, #4\nmov sp, r4", 4 + 64 + 15),
+    ("push {r7}\nsub.w r4, sp, #64\nbfc r4, #0, #4\nmov sp, r4", 4 + 64 + 12),
     ("add sp, #8\nadd r1, sp, #4\nldr r2, [sp, #8]\nstr r2, [sp]\npop {r4, pc}", 0),
     ("sub sp, sp, r1", None),
     ("add sp, r1", None),
