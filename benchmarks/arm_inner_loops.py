@@ -1,14 +1,15 @@
-"""Predicts the speed of our inner loops on Arm cores with LLVM's models of their pipelines; no board is needed.
+"""Predicts the speed of our inner loops on Arm cores with models of their pipelines; no board is needed.
 
 Run: python -m benchmarks.arm_inner_loops [--cores cortex-a72 ...] [--xnnpack DIR] [--output DIR]
 
 Every kernel is the one that lwc picks for the layer and the core. Its hot loop, the one with the most sums in
 registers, is cut out of the machine code and given to llvm-mca, which assumes that every load hits the level-1 cache
-and every branch is guessed right. Figures are cycles for each useful multiply-add, beside the limit of the core's
-multiply-add units in the same model (a loop of independent vector multiply-adds) and the fastest of XNNPACK's sparse
-kernels for such weights: single ones, or blocks of 4 output channels. `--xnnpack` names a checkout of XNNPACK's
-source; its kernels are compiled by zig for the same core. Results go to results/arm-inner-loops.json and .md. It needs
-llvm-mca and llvm-objdump, of version 19 if possible.
+and every branch is guessed right. For Cortex-A53, of which llvm-mca has a wrong picture, `cortex_a53.py` counts.
+Figures are cycles for each useful multiply-add, beside the limit of the core's multiply-add units in the same model (a
+loop of independent vector multiply-adds) and the fastest of XNNPACK's sparse kernels for such weights: single ones, or
+blocks of 4 output channels. `--xnnpack` names a checkout of XNNPACK's source; its kernels are compiled by zig for the
+same core. Results go to results/arm-inner-loops.json and .md. It needs llvm-mca and llvm-objdump, of version 19 if
+possible.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import cortex_a53
 from benchmarks.kernels import LAYERS, plan, pruned
 from lwc_compiler.codegen.kernel_build import compile_kernels
 from lwc_compiler.kernels.choice import Candidate, Task, predicted
@@ -120,7 +122,9 @@ def multiply_adds(loop: Sequence[str]) -> tuple[int, int]:
 
 
 def cycles(loop: Sequence[str], core: str) -> float:
-    """Cycles of a pass through a loop, as llvm-mca predicts them."""
+    """Cycles of a pass through a loop, as the core's model predicts them."""
+    if core == "cortex-a53":
+        return cortex_a53.cycles(loop)
     body = [re.sub(r"0x[0-9a-f]+ <.*", ".L", line) if _BRANCH.match(line) else line for line in loop]
     command = [tool("llvm-mca"), "-mtriple=aarch64", f"-mcpu={_MODELS.get(core, core)}", f"-iterations={_REPEATS}"]
     text = "\n".join([".L:", *body, ""])
@@ -209,9 +213,10 @@ def table(results: dict[str, Any]) -> str:
         f"# Inner loops on Arm, {results['date']}",
         "",
         f"`python -m benchmarks.arm_inner_loops`; {results['mca']}; XNNPACK: {results['xnnpack']}.",
-        "Cycles for each useful multiply-add of float32, as llvm-mca predicts them, with every load in the level-1",
-        "cache. The limit is that of a loop of independent vector multiply-adds; the last column is what lwc's own",
-        "model predicts for the whole layer, with copies, caches and the starts of loops.",
+        "Cycles for each useful multiply-add of float32, as llvm-mca predicts them, for Cortex-A53 by the rules of",
+        "benchmarks/cortex_a53.py, with every load in the level-1 cache. The limit is that of a loop of independent",
+        "vector multiply-adds; the last column is what lwc's own model predicts for the whole layer, with copies,",
+        "caches and the starts of loops.",
         "",
         "| core | loop | kernel | cycles | limit | over it | XNNPACK | its kernel | goal | layer, predicted |",
         "|---|---|---|---|---|---|---|---|---|---|",

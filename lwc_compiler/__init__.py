@@ -19,11 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from lwc_compiler.errors import (
+    AccuracyGateError,
+    AgreementGateError,
     ArtifactError,
     DataError,
+    GateError,
     LwcError,
     ModelError,
     OptionError,
+    RegressionGateError,
+    SizeGateError,
+    SpeedGateError,
     TargetError,
     ToolchainError,
     TrainingError,
@@ -33,6 +39,8 @@ from lwc_compiler.errors import (
 from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
+    from lwc_compiler.build_recipe import BuildRecipe, GateOptions, OutputOptions, TargetGates, TargetOptions
+    from lwc_compiler.gates import GateResult
     from lwc_compiler.model import Model
     from lwc_compiler.passes.sensitivity import ScanProgress
     from lwc_compiler.recipe import (
@@ -43,8 +51,9 @@ if TYPE_CHECKING:
         Recipe,
         RetrainOptions,
         SensitivityOptions,
-        load_recipe,
     )
+    from lwc_compiler.recipe_file import load_build_recipe, load_recipe
+    from lwc_compiler.recipe_run import Build
     from lwc_compiler.runtime.artifact import Artifact
     from lwc_compiler.runtime.network import Network
     from lwc_compiler.runtime.session import Session
@@ -52,9 +61,16 @@ if TYPE_CHECKING:
     from lwc_compiler.training.progress import Progress
 
 __all__ = [
+    "AccuracyGateError",
+    "AgreementGateError",
     "Artifact",
     "ArtifactError",
+    "Build",
+    "BuildRecipe",
     "DataError",
+    "GateError",
+    "GateOptions",
+    "GateResult",
     "IterateOptions",
     "LowerOptions",
     "LwcError",
@@ -62,23 +78,31 @@ __all__ = [
     "ModelError",
     "Network",
     "OptionError",
+    "OutputOptions",
     "PackOptions",
     "PruneOptions",
     "Recipe",
+    "RegressionGateError",
     "RetrainOptions",
     "Sensitivity",
     "SensitivityOptions",
     "Session",
+    "SizeGateError",
+    "SpeedGateError",
     "TargetError",
+    "TargetGates",
+    "TargetOptions",
     "ToolchainError",
     "TrainingError",
     "UnsupportedError",
     "VerificationError",
     "__version__",
+    "build",
     "compact",
     "compile",
     "iterate",
     "load",
+    "load_build_recipe",
     "load_recipe",
     "lower",
     "pack",
@@ -91,9 +115,14 @@ __all__ = [
 
 _LAZY = {
     "Artifact": "runtime.artifact",
+    "Build": "recipe_run",
+    "BuildRecipe": "build_recipe",
+    "GateOptions": "build_recipe",
+    "GateResult": "gates",
     "IterateOptions": "recipe",
     "LowerOptions": "recipe",
     "Model": "model",
+    "OutputOptions": "build_recipe",
     "PackOptions": "recipe",
     "PruneOptions": "recipe",
     "Recipe": "recipe",
@@ -102,7 +131,10 @@ _LAZY = {
     "Sensitivity": "sparsity.curves",
     "SensitivityOptions": "recipe",
     "Session": "runtime.session",
-    "load_recipe": "recipe",
+    "TargetGates": "build_recipe",
+    "TargetOptions": "build_recipe",
+    "load_build_recipe": "recipe_file",
+    "load_recipe": "recipe_file",
 }
 
 
@@ -112,6 +144,7 @@ def compile(  # noqa: A001 - the verb of the project
     recipe: Recipe | None = None,
     *,
     force: bool = False,
+    cache: bool = False,
     workdir: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Artifact:
@@ -122,6 +155,8 @@ def compile(  # noqa: A001 - the verb of the project
         output: the artifact directory to write; its parent exists.
         recipe: what to do; None: lower the zeros that are already in the model for this machine.
         force: replace the artifact at `output`; it stays as it is when anything fails.
+        cache: take the result of an earlier call with the same model, data, recipe and version , and keep
+            this one for later.
         workdir: where retraining keeps its checkpoints: the same call continues from the last one; None: nowhere.
         progress: called while retraining.
 
@@ -140,6 +175,47 @@ def compile(  # noqa: A001 - the verb of the project
         Path(output),
         Recipe() if recipe is None else recipe,
         force=force,
+        cache=cache,
+        workdir=None if workdir is None else Path(workdir),
+        progress=progress,
+    )
+
+
+def build(
+    recipe: str | Path | BuildRecipe,
+    output: str | Path | None = None,
+    *,
+    allow_code: bool = False,
+    force: bool = False,
+    cache: bool = False,
+    workdir: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Build:
+    """Does a whole run: prunes and retrains a model once, compiles it for every target, and judges all gates.
+
+    Args:
+        recipe: a TOML file, or the recipe itself.
+        output: the directory to write; its parent exists. None: what the recipe says.
+        allow_code: whether a file may name code that is then run, see `load_build_recipe`.
+        force: replace the run at `output`; it stays as it is when anything fails.
+        cache: see `compile`; the figures are always measured.
+        workdir: see `compile`.
+        progress: called while retraining.
+
+    Returns:
+        What was made. A gate that failed raises nothing here: `Build.check` does.
+
+    Raises:
+        LwcError: see `compile`. Nothing is written then.
+    """
+    from lwc_compiler.recipe_file import load_build_recipe
+    from lwc_compiler.recipe_run import run_recipe
+
+    return run_recipe(
+        load_build_recipe(recipe, allow_code=allow_code) if isinstance(recipe, str | Path) else recipe,
+        None if output is None else Path(output),
+        force=force,
+        cache=cache,
         workdir=None if workdir is None else Path(workdir),
         progress=progress,
     )

@@ -18,19 +18,25 @@ import click
 
 import lwc_compiler as lwc
 from lwc_compiler.cli_artifacts import bench, inspect, run, targets
+from lwc_compiler.cli_completion import completion
 from lwc_compiler.cli_output import print_json, print_rich, print_table, show_artifact, show_packed
 from lwc_compiler.cli_parts import (
     DATA,
     PATH,
     Group,
+    allow_code_option,
     force_option,
     json_option,
     model_argument,
+    no_cache_option,
     output_file,
+    sarif_option,
     val_data_option,
     workdir_option,
 )
 from lwc_compiler.cli_progress import scan_progress, training_progress
+from lwc_compiler.cli_recipe import build, gate, recipe_group
+from lwc_compiler.cli_report import refusals_as_sarif, report
 
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
@@ -76,6 +82,14 @@ def cli() -> None:
 @click.option("--train-data", metavar="DATA", help=f"Retrain on this data: {DATA}.  [default: do not retrain]")
 @val_data_option
 @workdir_option
+@allow_code_option
+@sarif_option
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Same bytes for the same inputs: choose kernels by prediction and train on one thread.",
+)
+@no_cache_option
 @force_option
 @json_option
 def compile_command(
@@ -85,6 +99,10 @@ def compile_command(
     train_data: str | None,
     val_data: str | None,
     workdir: Path | None,
+    allow_code: bool,
+    sarif: Path | None,
+    deterministic: bool,
+    no_cache: bool,
     force: bool,
     as_json: bool,
     **options: Any,
@@ -97,11 +115,17 @@ def compile_command(
     """
     from lwc_compiler.cli_options import whole_recipe
 
-    what = whole_recipe(recipe, train_data, val_data, options)
+    what = whole_recipe(recipe, train_data, val_data, options, allow_code=allow_code, deterministic=deterministic)
     directory = output or Path(f"{model.stem}.lwc")
-    with training_progress() as progress:
-        artifact = lwc.compile(model, directory, what, force=force, workdir=workdir, progress=progress)
+    with refusals_as_sarif(sarif, model, force=force), training_progress() as progress:
+        artifact = lwc.compile(
+            model, directory, what, force=force, cache=not no_cache, workdir=workdir, progress=progress
+        )
     show_artifact(artifact, as_json)
+
+
+cli.add_command(build)
+cli.add_command(recipe_group)
 
 
 @cli.command(parts=("prune",))
@@ -190,7 +214,7 @@ def sensitivity(
         return
     columns, rows = found.cells(suggestion)
     print_table(columns, [tuple(row) for row in rows])
-    dense = found.dense.loss if found.metric == "loss" else found.dense.accuracy
+    dense = found.value(found.dense)
     click.echo(f"{found.metric} of the model as it is: {dense:.4g} on {found.samples} samples of {data}")
     click.echo("holds to: the lowest density without a loss above 1 %; quality: its threshold / standard deviation")
     if suggestion is not None:
@@ -290,16 +314,18 @@ def compact(model: Path, output: Path, force: bool, as_json: bool) -> None:
 @cli.command(parts=("lower",))
 @model_argument
 @click.option("-o", "--output", type=PATH, metavar="DIR", help="Artifact to write.  [default: <model>.lwc]")
+@sarif_option
 @force_option
 @json_option
-def lower(model: Path, output: Path | None, force: bool, as_json: bool, **options: Any) -> None:
+def lower(model: Path, output: Path | None, sarif: Path | None, force: bool, as_json: bool, **options: Any) -> None:
     """Compiles MODEL as it is, with its zeros.
 
     The code is checked against ONNX Runtime.
     """
     from lwc_compiler.cli_options import part_of
 
-    artifact = lwc.lower(model, output or Path(f"{model.stem}.lwc"), part_of(options, "lower"), force=force)
+    with refusals_as_sarif(sarif, model, force=force):
+        artifact = lwc.lower(model, output or Path(f"{model.stem}.lwc"), part_of(options, "lower"), force=force)
     show_artifact(artifact, as_json)
 
 
@@ -335,47 +361,13 @@ def unpack(packed: Path, output: Path, force: bool, as_json: bool) -> None:
     _save(lwc.unpack(packed), output, as_json)
 
 
-for _command in (run, bench, inspect):
+for _command in (run, bench, inspect, gate):
     cli.add_command(_command)
 
 
-@cli.command()
-@model_argument
-@click.option("-o", "--output", type=PATH, required=True, metavar="DIR", help="Report to write.")
-@click.option(
-    "--dense",
-    type=PATH,
-    metavar="FILE",
-    help="The model before pruning, whose weights the plots then show too.  [default: none]",
-)
-@click.option(
-    "--data",
-    metavar="DATA",
-    help=f"Data to measure activations on: {DATA}.  [default: none; Act% and FLOP% stay open]",
-)
-@force_option
-@json_option
-def report(model: Path, output: Path, dense: Path | None, data: str | None, force: bool, as_json: bool) -> None:
-    """Writes the report of a pruned MODEL: report.md, report.json and plots."""
-    from lwc_compiler.model import load_model
-    from lwc_compiler.passes.normalize import normalize
-    from lwc_compiler.report.activations import activations_on
-    from lwc_compiler.report.render import to_json, to_rich
-    from lwc_compiler.report.write import check_report_destination, write_report
-
-    check_report_destination(output, force=force)
-    pruned = normalize(load_model(model), fold_batch_norm=False)
-    original = None if dense is None else normalize(load_model(dense), fold_batch_norm=False)
-    activations = None if data is None else activations_on(pruned, data)
-    written = write_report(output, pruned, original, activations=activations, force=force)
-    if as_json:
-        print_json(to_json(written))
-        return
-    print_rich(to_rich(written))
-    click.echo(f"wrote {output}")
-
-
-cli.add_command(targets)
+cli.add_command(report)
+for _command in (targets, completion):
+    cli.add_command(_command)
 
 
 @cli.command()

@@ -153,7 +153,7 @@ def inspect(path: Path, as_json: bool) -> None:
         return
     from lwc_compiler.model import load_model
     from lwc_compiler.passes.normalize import normalize
-    from lwc_compiler.report.render import to_json
+    from lwc_compiler.report.document import to_json
     from lwc_compiler.report.table import layer_report
 
     report = layer_report(normalize(load_model(path), fold_batch_norm=False))
@@ -170,7 +170,7 @@ def inspect(path: Path, as_json: bool) -> None:
             quantity(row.flops),
             row.kept_because,
         )
-        for row in report.rows
+        for row in report.layers
     ]
     total = report.total
     rows.append(("total", "", "", total.weights, percent(total.density), quantity(total.flops), ""))

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 import click
 
+from lwc_compiler.build_recipe import GateOptions
+from lwc_compiler.cli_completion import complete_target
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe import (
     IterateOptions,
@@ -21,8 +23,8 @@ from lwc_compiler.recipe import (
     RetrainOptions,
     SensitivityOptions,
     build,
-    load_recipe,
 )
+from lwc_compiler.recipe_file import load_recipe
 
 KEEP = "keep"
 
@@ -33,6 +35,7 @@ _CLASSES: dict[str, type[Options]] = {
     "sensitivity": SensitivityOptions,
     "lower": LowerOptions,
     "pack": PackOptions,
+    "gates": GateOptions,
 }
 
 # Part of the recipe -> field -> help. Defaults and choices are added from the class.
@@ -137,6 +140,19 @@ HELP = {
         "fc_bits": "With codebook: bits of the codes of Gemm and MatMul, 1 to 8.",
         "huffman": "Whether indices and values are Huffman coded where that is smaller.",
     },
+    "gates": {
+        "max_accuracy_drop": "Accuracy that may be lost against the model before pruning (0.01 is one point), at least "
+        "0; where there is none, by how much the loss may rise.",
+        "min_metric": "Least accuracy, or agreement with the model before pruning, in [0, 1].",
+        "max_disagreement": "Largest share of the predictions that differ from those of the model before pruning, in "
+        "[0, 1]; needs no labels.",
+        "max_bytes": "Largest library, with its file of weights where that is apart; bytes.",
+        "max_flash_bytes": "Most flash for code and constants, without an operating system; bytes.",
+        "max_ram_bytes": "Most RAM for variables, workspace, inputs and outputs, without an operating system; bytes.",
+        "max_latency_ms": "Longest median time of a run, in milliseconds.",
+        "min_speedup": "Least median time of ONNX Runtime on the model before pruning / that of the artifact.",
+        "seconds": "Time to measure each engine for, above 0.",
+    },
 }
 
 _FLAGS = {
@@ -212,9 +228,20 @@ def part_of(options: Mapping[str, Any], part: str) -> Any:
     return build(_CLASSES[part], recipe_values(options)[part])
 
 
-def whole_recipe(file: Path | None, train_data: str | None, val_data: str | None, options: Mapping[str, Any]) -> Recipe:
-    """The recipe in `file` with what the command line says in its place; what neither says has its default."""
-    values = load_recipe(file).model_dump(exclude_unset=True) if file else {}
+def whole_recipe(
+    file: Path | None,
+    train_data: str | None,
+    val_data: str | None,
+    options: Mapping[str, Any],
+    *,
+    allow_code: bool = False,
+    deterministic: bool = False,
+) -> Recipe:
+    """The recipe in `file` with what the command line says in its place; what neither says has its default.
+
+    Code that the file names is refused without `allow_code`; on the command line the user has typed it.
+    """
+    values = load_recipe(file, allow_code=allow_code).model_dump(exclude_unset=True) if file else {}
     given = recipe_values(options)
     if given["prune"].get("sparsity") == KEEP:
         if len(given["prune"]) > 1:
@@ -225,6 +252,8 @@ def whole_recipe(file: Path | None, train_data: str | None, val_data: str | None
         if fields:
             values[part] = {**(values.get(part) or {}), **fields}
     values.update({name: data for name, data in {"train_data": train_data, "val_data": val_data}.items() if data})
+    if deterministic:
+        values["deterministic"] = True
     recipe: Recipe = build(Recipe, values)
     return recipe
 
@@ -243,6 +272,7 @@ def _option(part: str, field: str, text: str) -> click.Option:
         type=str if (part, field) == ("prune", "sparsity") else kind,
         default=None,
         multiple=multiple,
+        shell_complete=complete_target if (part, field) == ("lower", "target") else None,
         metavar=_METAVARS.get((part, field), "NAME" if kind is str and multiple else None),
         help=f"{text}  [default: {shown}]",
     )

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import lwc_compiler as lwc
     from lwc_compiler.packing import PackedSizes
     from lwc_compiler.runtime.artifact import Rounding
-    from lwc_compiler.runtime.bench import Bench
     from lwc_compiler.runtime.layer_times import LayerTime
+    from lwc_compiler.runtime.timing import Bench
 
 
 def show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
@@ -44,6 +44,37 @@ def show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
     elsewhere = check.emulator and not check.emulator.startswith("qemu-system")
     how = "--via ssh://USER@HOST" if elsewhere else "--against MODEL.onnx"
     click.echo(f"next: lwc bench {artifact.directory} {how}, lwc inspect {artifact.directory}")
+
+
+def show_build(made: lwc.Build) -> None:
+    """What a run made, measured and judged."""
+    figures = made.figures
+    rows: list[tuple[Any, ...]] = [
+        (
+            name,
+            each.target,
+            each.bytes,
+            each.flash_bytes,
+            each.ram_bytes,
+            f"{each.speed.median_ms:.4g}" if each.speed else None,
+            f"{each.speed.speedup:.2f}x {each.speed.against}" if each.speed else None,
+        )
+        for name, each in figures.targets.items()
+    ]
+    print_table(("target", "code for", "bytes", "flash", "RAM", "median ms", "ratio"), rows)
+    if figures.packed_bytes is not None:
+        click.echo(f"{made.packed}: {figures.packed_bytes:,} bytes")
+    if quality := figures.quality:
+        on = f"{quality.samples:,} samples of {quality.data}"
+        click.echo(f"{quality.metric} {quality.value:.4g}, of the original {quality.dense:.4g}, on {on}")
+    show_gates(made.gates)
+    click.echo(f"wrote {made.directory}")
+
+
+def show_gates(gates: Sequence[lwc.GateResult]) -> None:
+    """What became of every gate, a line each."""
+    for gate in gates:
+        click.echo(f"{gate.verdict:<7} {gate.message}")
 
 
 def show_packed(path: Path, sizes: PackedSizes, as_json: bool) -> None:

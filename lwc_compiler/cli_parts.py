@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from lwc_compiler.cli_timeout import time_limit
+
 
 class Command(click.Command):
     """A command with the options that every command has, and the recipe options of `parts`.
@@ -21,6 +23,14 @@ class Command(click.Command):
         self._parts = tuple(parts)
         self._common: list[click.Parameter] = [
             click.Option(["-v", "--verbose"], is_flag=True, callback=_set_level, expose_value=False, help="Log more."),
+            click.Option(
+                ["--timeout"],
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="SECONDS",
+                callback=_set_timeout,
+                expose_value=False,
+                help="End with an error when it takes longer.  [default: none]",
+            ),
             click.Option(
                 ["--debug"], is_flag=True, callback=_set_debug, expose_value=False, help="Show an error's traceback."
             ),
@@ -35,6 +45,10 @@ class Command(click.Command):
             self.params += self._common
             self._common = []
         return super().get_params(ctx)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with time_limit(ctx.ensure_object(dict).get("timeout")):
+            return super().invoke(ctx)
 
 
 class Group(click.Group):
@@ -64,6 +78,10 @@ def _set_debug(ctx: click.Context, _option: click.Parameter, debug: bool) -> Non
     ctx.ensure_object(dict)["debug"] = debug
 
 
+def _set_timeout(ctx: click.Context, _option: click.Parameter, seconds: float | None) -> None:
+    ctx.ensure_object(dict)["timeout"] = seconds
+
+
 PATH = click.Path(path_type=Path, readable=False)  # what opens the file says what is wrong with it
 model_argument = click.argument("model", type=PATH)
 directory_argument = click.argument("directory", type=PATH)
@@ -71,10 +89,25 @@ output_file = click.option(
     "-o", "--output", type=PATH, required=True, metavar="FILE", help="ONNX file to write; its directory exists."
 )
 force_option = click.option("--force", is_flag=True, help="Replace the output when it exists.")
+no_cache_option = click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Make everything anew, and keep no result in the cache ($LWC_CACHE, ~/.cache/lwc).",
+)
 via_option = click.option(
     "--via",
     metavar="WHERE",
     help="Run it elsewhere: qemu, ssh://USER@HOST[:PORT] or adb.  [default: in this process]",
+)
+allow_code_option = click.option(
+    "--allow-code", is_flag=True, help="Let the recipe name code that is then run: module:function, or a compiler."
+)
+sarif_option = click.option(
+    "--sarif",
+    type=PATH,
+    metavar="FILE",
+    help="Write why the model is refused as SARIF 2.1.0, with a result for each node; none when it is not refused.  "
+    "[default: do not]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 DATA = (

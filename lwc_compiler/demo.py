@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
-    from lwc_compiler.runtime.bench import Bench
+    from lwc_compiler.runtime.timing import Bench
     from lwc_compiler.training.progress import Progress
 
 NAME = "lenet_300_100"

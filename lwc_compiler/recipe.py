@@ -1,23 +1,22 @@
 """What a user may ask for: the same options as a TOML file, on the command line and in Python.
 
 Each pass has one frozen options class here; `Recipe` holds one of each. Unknown keys are refused. Values are checked
-where they enter, so a pass can trust them.
+where they enter, so a pass can trust them. `build_recipe.py` has what a whole run is told, `recipe_file.py` reads it.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Annotated, Any, Literal
+import difflib
+import types
+import typing
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from lwc_compiler.errors import OptionError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:  # pragma: no cover
-    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -84,13 +83,18 @@ class RetrainOptions(Options):
     """How the surviving weights are retrained (Han et al. 2015, section 3.3 and 4).
 
     Attributes:
+        epochs: passes over the training data.
+        batch_size: samples of a batch.
         loss: `auto` takes `distillation` when the data has no labels, else `cross-entropy` for integer labels and
             `mse` for float labels.
         distill: weight a of the teacher in (1 - a) x loss + a x distillation, for data with labels (Hinton et al.
             2015, section 2); 0: no teacher.
         optimizer: `adamw` or `sgd` (with momentum).
         learning_rate: peak learning rate.
+        momentum: of `sgd`.
         schedule: `constant`, `cosine` (to 0 over the run) or `step` (x `step_factor` every `step_epochs`).
+        step_epochs: with the schedule `step`, epochs between two steps.
+        step_factor: with the schedule `step`, the factor of a step.
         clip_norm: gradients are scaled down to this global L2 norm; None: never.
         accumulate: batches whose mean gradient makes one step.
         batch_norm: `train`: statistics and scale are trained; `frozen`: both stay as they are.
@@ -113,6 +117,8 @@ class RetrainOptions(Options):
             first) and a `numpy.random.Generator`, and returns them changed, with the same shapes and types. The
             generator depends on seed and epoch only. None: the data is used as it is.
         patience: stop after this many epochs without a better validation metric; None: never.
+        seed: of the order of the samples.
+        threads: of the training; 0: as many as there are cores.
     """
 
     epochs: Annotated[int, Field(ge=1)] = 10
@@ -261,8 +267,10 @@ class Recipe(Options):
         prune: None keeps the zeros that are in the model (`--sparsity keep`).
         retrain: needs training data.
         iterate: prune in rounds; needs training data and `prune`. None: prune once.
+        lower: what the machine code is made for.
         train_data: see `lwc_compiler.training.data`; None: no retraining.
         val_data: data the best epoch is chosen on; None: the last tenth of `train_data`.
+        deterministic: the same inputs give the same bytes on the same processor, see `settled`.
     """
 
     prune: PruneOptions | None = None
@@ -271,14 +279,63 @@ class Recipe(Options):
     lower: LowerOptions = LowerOptions()
     train_data: str | None = None
     val_data: str | None = None
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _settles(self) -> Recipe:
+        if self.deterministic and self.lower.tune:
+            raise ValueError("'deterministic' takes the kernels that are predicted to be the fastest: leave 'tune' out")
+        if self.deterministic and self.retrain and self.retrain.threads > 1:
+            raise ValueError("'deterministic' trains on one thread: leave 'threads' of 'retrain' out")
+        return self
+
+    def settled(self) -> Self:
+        """What `deterministic` means: kernels are not measured, and sums of a training have one order.
+
+        Returns:
+            The recipe with 0 kernels to measure and 1 thread to train with, where it is deterministic.
+        """
+        if not self.deterministic:
+            return self
+        settled: dict[str, Options] = {"lower": self.lower.model_copy(update={"tune": 0})}
+        if self.train_data:
+            settled["retrain"] = (self.retrain or RetrainOptions()).model_copy(update={"threads": 1})
+        return self.model_copy(update=settled)
 
 
-def explain(error: ValidationError, where: str) -> OptionError:
-    """The first complaint of pydantic as one sentence that names the entry, what was found and what is accepted."""
-    first = error.errors()[0]
-    entry = ".".join(str(part) for part in first["loc"]) or where
+def explain(error: ValidationError, where: str, kind: type[Any]) -> OptionError:
+    """The first complaint of pydantic as one sentence that names the entry, what was found and what is accepted.
+
+    Args:
+        error: what `kind` said.
+        where: what holds the values.
+        kind: the options class.
+    """
+    # A key that is missing may be there with a typing error.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    path = [str(part) for part in first["loc"]]
+    entry = ": ".join((where, ".".join(path))) if path else where
+    if first["type"] == "extra_forbidden":
+        return OptionError(f"{entry}: there is no such key; {_closest(path[-1], _keys_at(kind, path[:-1]))}")
     found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r}"
-    return OptionError(f"{where}: {entry}: {first['msg'].removeprefix('Value error, ')}{found}")
+    return OptionError(f"{entry}: {first['msg'].removeprefix('Value error, ')}{found}")
+
+
+def _keys_at(kind: Any, path: list[str]) -> list[str]:
+    """The keys that a table of the recipe takes."""
+    for key in path:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[key].annotation
+            if typing.get_origin(kind) in (typing.Union, types.UnionType):
+                kind = next(each for each in typing.get_args(kind) if each is not type(None))
+        else:  # the key is a name of the user's, in a table of tables
+            kind = typing.get_args(kind)[1]
+    return list(kind.model_fields)
+
+
+def _closest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"the closest is '{close[0]}'" if close else f"the keys here are {', '.join(known)}"
 
 
 def build(kind: type[Any], values: dict[str, Any], where: str = "options") -> Any:
@@ -286,19 +343,4 @@ def build(kind: type[Any], values: dict[str, Any], where: str = "options") -> An
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise explain(error, where) from None
-
-
-def load_recipe(path: str | Path) -> Recipe:
-    """Reads a TOML recipe.
-
-    Raises:
-        OptionError: the file is missing, is not TOML, or holds an unknown key or a bad value.
-    """
-    path = Path(path)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise OptionError(f"recipe {path}: {error}") from None
-    recipe: Recipe = build(Recipe, values, f"recipe {path}")
-    return recipe
+        raise explain(error, where, kind) from None

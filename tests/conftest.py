@@ -13,7 +13,7 @@ from lwc_compiler.codegen.result import LayerDecision, Lowered, ProgramInfo, Ste
 from lwc_compiler.kernels.kernel import Trial
 from lwc_compiler.model import Model
 from lwc_compiler.recipe import Recipe
-from lwc_compiler.report.table import Report
+from lwc_compiler.report.document import Report
 from lwc_compiler.runtime.artifact import Verification, write_artifact
 
 
@@ -22,6 +22,14 @@ def _no_measurements():
     """Kernels are picked by prediction, unless a test asks for measurements: these take long and change no result."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lwc_compiler.passes.lower._TUNE", 0)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_its_own(tmp_path_factory):
+    """Nothing that other runs have cached is used, and nothing is left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LWC_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -243,8 +251,9 @@ class Done:
 
 
 @pytest.fixture
-def lwc(capsys):
-    """Runs a command line in this process: `lwc("prune", path, ...)`."""
+def lwc(capsys, monkeypatch, tmp_path_factory):
+    """Runs a command line in this process, with a cache for this test: `lwc("prune", path, ...)`."""
+    monkeypatch.setenv("LWC_CACHE", str(tmp_path_factory.mktemp("cache")))
 
     def run(*arguments) -> Done:
         capsys.readouterr()

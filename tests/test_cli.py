@@ -29,7 +29,7 @@ from lwc_compiler.recipe import (
     SensitivityOptions,
 )
 from lwc_compiler.runtime.artifact import read_artifact
-from lwc_compiler.runtime.bench import Bench, Timing
+from lwc_compiler.runtime.timing import Bench, Timing
 from lwc_compiler.training.progress import Progress
 
 CLASSES = {
@@ -118,7 +118,7 @@ def test_command_line_wins_over_the_recipe_file(tmp_path):
         prune=PruneOptions(sparsity=0.5, keep=("x",)),
         retrain=RetrainOptions(epochs=7),
         lower=LowerOptions(threads=2),
-        train_data="a.npz",
+        train_data=str(tmp_path / "a.npz"),
     )
     recipe = parsed("--recipe", str(file), "--sparsity", "0.75", "--seed", "1", "--train-data", "b.npz")
     assert recipe.prune == PruneOptions(sparsity=0.75, keep=("x",))
@@ -265,7 +265,12 @@ def test_demo_prints_what_it_measured(lwc, monkeypatch, tmp_path):
         progress(Progress(0, 2, 0, 5, None, 0.25, None))
         progress(Progress(1, 2, 3, 5, 0.5, 0.25, 8.0))
         progress(Progress(2, 2, 3, 5, 0.4, 0.5, 4.0))
-        bench = Bench(1, (Timing("lwc", 9, 0.001, 0.001, 0.002), Timing("ONNX Runtime", 9, 0.004, 0.003, 0.005)), 4.0)
+        bench = Bench(
+            1,
+            (Timing("lwc", 9, 0.001, 0.001, 0.002, 0.0), Timing("ONNX Runtime", 9, 0.004, 0.003, 0.005, 0.0)),
+            4.0,
+            0.1,
+        )
         return DemoResult(1200, 100, 0.95, 0.96, 300, 4800, 900, 9000, 1e-7, bench, 12.0)
 
     monkeypatch.setattr("lwc_compiler.demo.run_demo", run_demo)

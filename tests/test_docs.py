@@ -41,6 +41,25 @@ def lwc_commands(text):
             yield words[1 : ends[0] if ends else None]
 
 
+def command_of(arguments):
+    """The command that a line of arguments calls, by the words of its name, and what is left for it."""
+    words, command = [], cli
+    while isinstance(command, click.Group):
+        context = click.Context(command, info_name="lwc")
+        name, command, arguments = command.resolve_command(context, arguments)
+        words.append(name)
+    return " ".join(words), command, arguments
+
+
+def commands(group=cli, words=""):
+    """Every command that is no group, by the words of its name."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{words}{name} ")
+        else:
+            yield f"{words}{name}", command
+
+
 def options(command):
     params = command.get_params(click.Context(command))
     return [option for option in params if isinstance(option, click.Option) and "--help" not in option.opts]
@@ -53,10 +72,9 @@ def section(text, heading):
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
 def test_every_lwc_call_is_accepted(path):
     for arguments in lwc_commands(path.read_text(encoding="utf-8")):
-        if arguments[0] in cli.commands:
-            cli.commands[arguments[0]].make_context(arguments[0], arguments[1:], obj={"debug": False})
-        else:
-            assert arguments in (["--version"], ["--help"]), arguments
+        if arguments not in (["--version"], ["--help"]):
+            name, command, rest = command_of(arguments)
+            command.make_context(name, rest, obj={"debug": False})
 
 
 def test_documents_hold_commands_to_check():
@@ -64,14 +82,15 @@ def test_documents_hold_commands_to_check():
     assert len(list(lwc_commands((ROOT / "docs" / "cli.md").read_text(encoding="utf-8")))) >= 50
 
 
-@pytest.mark.parametrize("command", list(cli.commands))
+@pytest.mark.parametrize("command", list(dict(commands())))
 def test_every_option_is_explained_with_an_example(command):
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert f"\n## lwc {command}\n" in text
+    # Small commands of a group share a section.
+    assert f"\n## lwc {command}\n" in text or f"\n## lwc {command.split()[0]}\n" in text
     examples = list(lwc_commands(text))
-    assert [arguments for arguments in examples if arguments[0] == command]
+    assert [arguments for arguments in examples if command_of(arguments)[0] == command]
     used = {word for arguments in examples for word in arguments}
-    for option in options(cli.commands[command]):
+    for option in options(dict(commands())[command]):
         long = option.opts[-1]
         assert f"`{long}`" in text or re.search(rf"`{long} [A-Z]", text), f"{command} {long} is not explained"
         assert used & {*option.opts, *option.secondary_opts}, f"{command} {long} has no example"
@@ -110,7 +129,7 @@ def test_make_targets_in_the_documents_exist():
 
 def test_exit_codes_are_documented():
     text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    for error in (errors.LwcError, *errors.LwcError.__subclasses__()):
+    for error in (errors.LwcError, *errors.LwcError.__subclasses__(), *errors.GateError.__subclasses__()):
         assert re.search(rf"^\| {error.exit_code} \| `{error.__name__}` \|", text, re.MULTILINE), error
 
 

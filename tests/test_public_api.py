@@ -15,14 +15,19 @@ from lwc_compiler.errors import LwcError
 from lwc_compiler.model import load_model
 
 SIGNATURES = {
+    "build": "(recipe: str | Path | BuildRecipe, output: str | Path | None = None, *, allow_code: bool = False, "
+    "force: bool = False, cache: bool = False, workdir: str | Path | None = None, "
+    "progress: Callable[[Progress], None] | None = None) -> Build",
     "compact": "(model: str | Path | Model) -> Model",
     "compile": "(model: str | Path | Model, output: str | Path, recipe: Recipe | None = None, *, force: bool = False, "
-    "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Artifact",
+    "cache: bool = False, workdir: str | Path | None = None, "
+    "progress: Callable[[Progress], None] | None = None) -> Artifact",
     "iterate": "(model: str | Path | Model, train_data: str, val_data: str | None = None, *, prune: PruneOptions, "
     "retrain: RetrainOptions | None = None, options: IterateOptions | None = None, "
     "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Model",
     "load": "(directory: str | Path, threads: int | None = None, *, via: str | None = None) -> Network",
-    "load_recipe": "(path: str | Path) -> Recipe",
+    "load_build_recipe": "(path: str | Path, *, allow_code: bool = False) -> BuildRecipe",
+    "load_recipe": "(path: str | Path, *, allow_code: bool = False) -> Recipe",
     "lower": "(model: str | Path | Model, output: str | Path, options: LowerOptions | None = None, *, "
     "force: bool = False) -> Artifact",
     "pack": "(model: str | Path | Model, path: str | Path, options: PackOptions | None = None) -> None",
@@ -38,13 +43,19 @@ SIGNATURES = {
 ERRORS = {
     *("ArtifactError", "DataError", "LwcError", "ModelError", "OptionError", "TargetError", "ToolchainError"),
     *("TrainingError", "UnsupportedError", "VerificationError"),
+    *("AccuracyGateError", "AgreementGateError", "GateError", "RegressionGateError", "SizeGateError", "SpeedGateError"),
 }
 CLASSES = {
     "Artifact",
+    "Build",
+    "BuildRecipe",
+    "GateOptions",
+    "GateResult",
     "IterateOptions",
     "LowerOptions",
     "Model",
     "Network",
+    "OutputOptions",
     "PackOptions",
     "PruneOptions",
     "Recipe",
@@ -52,6 +63,8 @@ CLASSES = {
     "Sensitivity",
     "SensitivityOptions",
     "Session",
+    "TargetGates",
+    "TargetOptions",
 }
 
 

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from tvm import relax, te, tirx
 
-from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.errors import Refusal, UnsupportedError
 from lwc_compiler.model import attributes_of
 
 Array = NDArray[Any]
@@ -104,7 +104,7 @@ class Node:
         return self.builder.emit_te(function, *arguments, primfunc_name_hint=name)
 
     def refuse(self, why: str) -> UnsupportedError:
-        return UnsupportedError(f"{describe(self.proto)} cannot be lowered: {why}")
+        return UnsupportedError.of([refusal(self.proto, why)])
 
     def _input(self, index: int) -> Value:
         value = self.inputs[index]
@@ -118,11 +118,10 @@ def input_name(proto: onnx.NodeProto, index: int) -> str:
     return proto.input[index] if index < len(proto.input) else ""
 
 
-def describe(proto: onnx.NodeProto) -> str:
-    """The node as error messages name it."""
+def refusal(proto: onnx.NodeProto, why: str) -> Refusal:
+    """That the node cannot be lowered."""
     name = proto.name or (proto.output[0] if proto.output else "")
-    operator = f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type
-    return f"node '{name}' ({operator})"
+    return Refusal(name, f"{proto.domain}.{proto.op_type}" if proto.domain else proto.op_type, why)
 
 
 Converter: TypeAlias = Callable[[Node], Result]

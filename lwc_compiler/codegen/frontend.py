@@ -8,7 +8,7 @@ that ONNX defines by simpler ones needs no converter.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,13 +31,13 @@ from lwc_compiler.codegen.converters import (
     Array,
     Node,
     Value,
-    describe,
     dtype_of,
     input_name,
+    refusal,
     shape_of,
     tensor,
 )
-from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.errors import Refusal, UnsupportedError
 
 # Operators whose result is not a function of their inputs' values: never evaluated when compiling.
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -72,34 +72,36 @@ def check_supported(proto: onnx.ModelProto) -> None:
     It needs no static shapes. The import has the last word: it also sees shapes and computed constants.
 
     Raises:
-        UnsupportedError: names node and operator.
+        UnsupportedError: names every such node, and its operator.
     """
     functions = {(f.domain, f.name): f for f in proto.functions}
-    for value in (*proto.graph.input, *proto.graph.output):
-        _check_type(value)
+    refused = [_refused_type(value) for value in (*proto.graph.input, *proto.graph.output)]
     known = {i.name for i in proto.graph.initializer}
-    _check_nodes(proto.graph.node, _versions(proto.opset_import), functions, known)
+    refused += _refused_nodes(proto.graph.node, _versions(proto.opset_import), functions, known)
+    if found := list(dict.fromkeys(each for each in refused if each is not None)):
+        raise UnsupportedError.of(found)
 
 
-def _check_type(value: onnx.ValueInfoProto) -> None:
+def _refused_type(value: onnx.ValueInfoProto) -> Refusal | None:
+    """Why a graph input or output cannot be lowered; None when it can."""
     kind = value.type.WhichOneof("value")
     element = value.type.tensor_type.elem_type
     if kind != "tensor_type":
-        raise UnsupportedError(
-            f"'{value.name}' is a {(kind or 'value without type').removesuffix('_type')}; only tensors can be lowered"
-        )
+        name = (kind or "value without type").removesuffix("_type")
+        return Refusal("", "", f"'{value.name}' is a {name}; only tensors can be lowered")
     if element == onnx.TensorProto.STRING or str(onnx.helper.tensor_dtype_to_np_dtype(element)) not in DTYPES:
         name = onnx.TensorProto.DataType.Name(element)
-        raise UnsupportedError(f"'{value.name}' has element type {name}; lowered are {', '.join(DTYPES)}")
+        return Refusal("", "", f"'{value.name}' has element type {name}; lowered are {', '.join(DTYPES)}")
+    return None
 
 
-def _check_nodes(
+def _refused_nodes(
     nodes: Iterable[onnx.NodeProto],
     versions: Mapping[str, int],
     functions: Mapping[tuple[str, str], onnx.FunctionProto],
     known: set[str],
-) -> None:
-    """Refuses unknown operators, and constant inputs that depend on more than `known` values and shapes."""
+) -> Iterator[Refusal]:
+    """Unknown operators, and constant inputs that depend on more than `known` values and shapes."""
     for node in nodes:
         operator = node.op_type
         needed = [node.input[i] for i in _VALUE_INPUTS[operator]] if operator in _VALUE_INPUTS else node.input
@@ -109,22 +111,20 @@ def _check_nodes(
         if operator == "If" and node.input[0] in known:
             for branch in (a.g for a in node.attribute):
                 inner = known | {i.name for i in branch.initializer}
-                _check_nodes(branch.node, versions, functions, inner)
+                yield from _refused_nodes(branch.node, versions, functions, inner)
                 # Which branch is taken is not known here, so an output counts as known when it may be.
                 known.update(n for n, o in zip(node.output, branch.output, strict=True) if o.name in inner)
             continue
         if (function := functions.get((node.domain, operator))) is not None:
             inner = {name for name, given in zip(function.input, node.input, strict=False) if given in known}
-            _check_nodes(function.node, _versions(function.opset_import), functions, inner)
+            yield from _refused_nodes(function.node, _versions(function.opset_import), functions, inner)
         elif operator in CONVERTERS and node.domain in _ONNX_DOMAINS:
             for index in CONSTANT_INPUTS.get(operator, ()):
                 if (name := input_name(node, index)) and name not in known:
-                    raise UnsupportedError(
-                        f"{describe(node)} cannot be lowered: its input '{name}' must be constant, "
-                        "but is computed from the model's inputs"
-                    )
+                    why = f"its input '{name}' must be constant, but is computed from the model's inputs"
+                    yield refusal(node, why)
         elif not _has_body(node, versions):
-            raise _unknown(node)
+            yield _unknown(node)
 
 
 def _has_body(node: onnx.NodeProto, versions: Mapping[str, int]) -> bool:
@@ -132,14 +132,10 @@ def _has_body(node: onnx.NodeProto, versions: Mapping[str, int]) -> bool:
     return schema is not None and (schema.has_function or schema.has_context_dependent_function)
 
 
-def _unknown(node: onnx.NodeProto) -> UnsupportedError:
+def _unknown(node: onnx.NodeProto) -> Refusal:
     if node.op_type in _CONTROL_FLOW:
-        return UnsupportedError(
-            f"{describe(node)} cannot be lowered: control flow that depends on the input is not handled"
-        )
-    return UnsupportedError(
-        f"{describe(node)} cannot be lowered: the operator is not handled; docs/operators.md lists those that are"
-    )
+        return refusal(node, "control flow that depends on the input is not handled")
+    return refusal(node, "the operator is not handled; docs/operators.md lists those that are")
 
 
 def _schema(node: onnx.NodeProto, versions: Mapping[str, int]) -> Any:
@@ -168,7 +164,8 @@ class _Importer:
         parameters = []
         for value in graph.input:
             if value.name not in values:
-                _check_type(value)
+                if (refused_type := _refused_type(value)) is not None:
+                    raise UnsupportedError.of([refused_type])
                 values[value.name] = parameter = relax.Var(_identifier(value.name), _static_type(value))
                 parameters.append(parameter)
         refused: UnsupportedError | None = None
@@ -228,7 +225,7 @@ class _Importer:
             return [np.zeros(shape_of(r), dtype_of(r)) if 0 in shape_of(r) else r for r in results]
         body = _body(proto, versions, inputs)
         if body is None:
-            raise _unknown(proto)
+            raise UnsupportedError.of([_unknown(proto)])
         return self.call(proto, body, versions, inputs)
 
     def branch(
@@ -256,7 +253,8 @@ class _Importer:
         try:
             self.run(nodes, {**versions, **_versions(function.opset_import)}, values)
         except UnsupportedError as error:
-            raise UnsupportedError(f"{describe(proto)} is defined by simpler operators, of which {error}") from None
+            why = f"it is defined by simpler operators, of which {error}"
+            raise UnsupportedError.of([refusal(proto, why)]) from None
         return [values.get(name) for name in function.output]
 
 
@@ -297,7 +295,7 @@ def _bind_attributes(node: onnx.NodeProto, given: Mapping[str, onnx.AttributePro
 def _evaluate(proto: onnx.NodeProto, versions: Mapping[str, int], inputs: Sequence[Value | None]) -> list[Array]:
     """The outputs of a node whose inputs are constants."""
     if _schema(proto, versions) is None:
-        raise _unknown(proto)
+        raise UnsupportedError.of([_unknown(proto)])
     names = [f"i{n}" if i is not None else "" for n, i in enumerate(inputs)]
     outputs = [name or f"unused{n}" for n, name in enumerate(proto.output)]
     node = onnx.NodeProto()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
-
-from pydantic import Field
 
 from lwc_compiler.codegen.footprint import Footprint
 from lwc_compiler.codegen.stack import StackUse
@@ -44,8 +41,7 @@ class LayerDecision:
         flops: multiply-adds x 2 over the stored weights, one inference at the lowered batch.
         dense_flops: the same for the dense layer.
         why: one phrase: what the choice rests on.
-        trials: the ways to compute the layer that were compared, the one that was taken first; in the report, which is
-            for reading, and not in the manifest, which every program that loads the artifact reads.
+        trials: the ways to compute the layer that were compared, the one that was taken first.
         weight_type: how a weight is stored: `float32`, `float16` or `int8`.
         float32_bytes: what `bytes` would be with weights in float32; None where they are.
     """
@@ -62,7 +58,7 @@ class LayerDecision:
     flops: int
     dense_flops: int
     why: str
-    trials: Annotated[tuple[Trial, ...], Field(exclude=True)] = ()
+    trials: tuple[Trial, ...] = ()
     weight_type: str = "float32"
     float32_bytes: int | None = None
 

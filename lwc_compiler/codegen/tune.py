@@ -12,6 +12,7 @@ import hashlib
 import json
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from importlib import resources
@@ -25,6 +26,7 @@ from lwc_compiler.codegen.kernel_build import compile_kernels
 from lwc_compiler.codegen.link import Compiler, link_library
 from lwc_compiler.kernels.choice import explain, formats_best, predicted
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, Input, Output, Trial
+from lwc_compiler.locks import locked
 from lwc_compiler.targets import host_cpu
 
 if TYPE_CHECKING:
@@ -84,18 +86,17 @@ class Tuner:
     def _remember(self, layer: str, seconds: dict[str, float]) -> None:
         """Adds timings to the file, with what others wrote to it since; a file that cannot be written is no loss."""
         self._timings.setdefault(self._machine, {})[layer] = seconds
-        timings = _read(self._file)
-        timings[self._machine] = timings.get(self._machine, {}) | self._timings[self._machine]
-        new = None
-        try:
+        new = self._file.with_suffix(".new")
+        with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self._file.parent, delete=False, encoding="utf-8") as file:
-                new = Path(file.name)
-                json.dump(timings, file)
-            new.replace(self._file)
-        except OSError:
-            if new is not None:
-                new.unlink(missing_ok=True)
+            with locked(self._file.with_suffix(".lock"), "writes its timings"):
+                timings = _read(self._file)
+                timings[self._machine] = timings.get(self._machine, {}) | self._timings[self._machine]
+                try:
+                    new.write_text(json.dumps(timings), encoding="utf-8")
+                    new.replace(self._file)
+                finally:
+                    new.unlink(missing_ok=True)
 
 
 def _promising(candidates: Sequence[Candidate], count: int) -> list[Candidate]:

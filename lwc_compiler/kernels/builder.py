@@ -11,8 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tvm import tirx
-from tvm.ir import PointerType, PrimType
-from tvm.tirx.stmt import AllocBuffer, Bind, BufferStore, DeclBuffer, Evaluate, For, ForKind, IfThenElse, SeqStmt, Stmt
+from tvm.ir import PointerType, PrimType, StringImm
+from tvm.tirx.stmt import (
+    AllocBuffer,
+    AttrStmt,
+    Bind,
+    BufferStore,
+    DeclBuffer,
+    Evaluate,
+    For,
+    ForKind,
+    IfThenElse,
+    SeqStmt,
+    Stmt,
+)
 
 from lwc_compiler.kernels.kernel import Kernel
 from lwc_compiler.kernels.weight_types import WeightType
@@ -43,6 +55,10 @@ class Register:
         """Replaces the value."""
         self._builder.store(self._buffer, 0, value, self._lanes)
 
+    def address(self) -> Expr:
+        """Where it lies, for functions that change it."""
+        return tirx.address_of(self._buffer.vload([tirx.const(0, "int32")]))
+
     def part(self, start: int, lanes: int) -> Expr:
         """`lanes` of its lanes from `start` on."""
         return self._builder.load(self._buffer, start, lanes)
@@ -64,6 +80,7 @@ class KernelBuilder:
         self._data: dict[Expr, Expr] = {}
         self._declared: list[Stmt] = []
         self._blocks: list[list[Stmt]] = [[]]
+        self._code: dict[str, str] = {}
         self.first = tirx.Var("t0", "int32")
         self.last = tirx.Var("t1", "int32")
 
@@ -132,8 +149,17 @@ class KernelBuilder:
     def prefetch(self, buffer: Expr, index: Expr) -> None:
         """Asks for the cache line of an element, which need not exist, to be brought into the level-1 cache."""
         read, near, data = (tirx.const(value, "int32") for value in (0, 3, 1))
-        address = tirx.address_of(buffer.vload([_int(index)]))
+        address = self.address_of(buffer, index)
         self.emit(Evaluate(tirx.call_intrin("void", "tirx.prefetch", address, read, near, data)))
+
+    def address_of(self, buffer: Expr, index: Expr) -> Expr:
+        """Where an element of a buffer lies."""
+        return tirx.address_of(buffer.vload([_int(index)]))
+
+    def call(self, code: str, name: str, *arguments: Expr) -> None:
+        """Calls a function without a result that is written in LLVM's language; it becomes part of the kernel."""
+        self._code[name] = code
+        self.emit(Evaluate(tirx.call_extern("void", name, *arguments)))
 
     def shuffle(self, first: Register, second: Register, lanes: list[int]) -> Register:
         """A register of the given lanes of two others; the lanes of the second count on from those of the first."""
@@ -187,6 +213,8 @@ class KernelBuilder:
     def build(self, name: str, tiles: int, thread_bytes: int = 0, bands: int = 1, over: int | None = None) -> Kernel:
         """The finished kernel; with `thread_bytes` > 0 the last pointer is the thread's scratch memory."""
         body = SeqStmt([*self._declared, _sequence(self._blocks[0])])
+        for code in self._code.values():
+            body = AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", StringImm(code), body)
         func = tirx.PrimFunc([*self._pointers, self.first, self.last], body)
         return Kernel(name, func.with_attr("tirx.noalias", over is None), tiles, thread_bytes, bands, over)
 

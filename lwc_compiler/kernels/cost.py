@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lwc_compiler.kernels import in_order
 from lwc_compiler.kernels.choice import uneven
 from lwc_compiler.kernels.tap_layout import LINE, Problem, TapLayout, Tiling, readable_in_place
 
@@ -293,13 +294,16 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
                 continue
             by_lane = target.core is not None and target.core.by_lane and lanes > 1 and r % lanes == 0
             adjoining = pairs_loads(target) and problem.images == 1
+            ordered = target.core is not None and target.core.in_order and target.core.by_lane and lanes > 1
             most = max(1, _room(target, r, by_lane) // r)
             vectors = -(-problem.width.out * problem.images // lanes)
             flat = not adjoining and problem.images == 1 and problem.height.out > 1
             for across in sorted({-(-vectors // n) for n in range(1, vectors + 1)}):
                 for down in _parts(problem.height.out):
-                    if down * across <= most:
-                        cut = Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane, adjoining=adjoining)
+                    cut = Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane, adjoining=adjoining)
+                    if ordered and down * across <= in_order.most_vectors(r):
+                        cut = replace(cut, in_order=in_order.suits(r, TapLayout(problem, cut).reads))
+                    if cut.in_order or down * across <= most:
                         yield from _blockings(problem, target, cut)
             for down in _parts(problem.height.out) if flat else ():
                 across = -(-((down - 1) * problem.width.pitch + problem.width.out) // lanes)
@@ -377,7 +381,12 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
         tap = c.tap + max(load, latency)
     else:
         tap = c.tap + max(t.rows * vectors * c.multiply, latency) + load + t.rows * c.broadcast
-    tap += issued(target, _tap_instructions(layout)) if t.adjoining else 0.0
+    start = c.block
+    if t.in_order:
+        tap = in_order.tap_cycles(t.rows, vectors) + vectors * (c.split * split + c.missed * missed)
+        start += in_order.start_cycles(t.rows, vectors)
+    elif t.adjoining:
+        tap += issued(target, _tap_instructions(layout))
     taps = p.planes * positions * density
     # Weights that do not fit the level-2 cache come from further away for every tile.
     if taps * (4 * t.rows + 2) * layout.row_groups * p.groups > target.l2_bytes / 2:
@@ -388,7 +397,7 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
     pixels = 4 * p.batch * p.groups * p.images
     stored = pixels * p.out_channels * p.height.out * p.width.out * p.depth.out
     store = c.far_store if stored > 0.75 * target.l2_bytes else c.store
-    group = taps * tap + c.block * layout.blocks + sums * (store + reload * (layout.blocks - 1)) + c.group
+    group = taps * tap + start * layout.blocks + sums * (store + reload * (layout.blocks - 1)) + c.group
     copied = layout.tiles * p.planes * layout.plane / LINE * (c.copy if p.width.stride == 1 else c.copy_strided)
     if pixels * p.in_channels * p.height.size * p.width.size * p.depth.size > 0.75 * target.l2_bytes:
         copied *= 1 + c.far_copy

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lwc_compiler.kernels.in_order import BEHIND
 from lwc_compiler.kernels.kernel import Constant
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ class Tiling:
             behind the tile are computed but not stored.
         flat: the whole rows of a tile follow each other in `tile_vectors` vectors, with the zeros between them, whose
             lanes are computed but not stored: for rows that fill their last vector badly.
+        in_order: the loop over taps is written for a core that works in order, see `in_order.py`.
     """
 
     lanes: int
@@ -131,6 +133,7 @@ class Tiling:
     by_lane: bool = False
     adjoining: bool = False
     flat: bool = False
+    in_order: bool = False
 
     def __str__(self) -> str:
         cut = f"{self.rows}x{self.tile_rows}x{self.tile_vectors}x{self.lanes}/{self.channels}/{self.chunk}"
@@ -273,7 +276,7 @@ def pack_taps(weight: NDArray[Any], layout: TapLayout, *, shared: bool) -> tuple
         values = [np.ascontiguousarray(grouped[:, :, b].transpose(0, 2, 1)).ravel() for b in blocks]
         return [
             Constant(ends),
-            Constant(layout.offsets.astype(offset_type)),
+            Constant(_with_behind(layout.offsets.astype(offset_type), layout)),
             Constant(np.concatenate(values)),
         ], p.groups * p.out_channels * grouped.shape[2]
     counts, offsets, values = [], [], []
@@ -299,9 +302,14 @@ def pack_taps(weight: NDArray[Any], layout: TapLayout, *, shared: bool) -> tuple
     flat = np.concatenate(values)
     return [
         Constant(ends),
-        Constant(_not_empty(np.concatenate(offsets))),
+        Constant(_not_empty(_with_behind(np.concatenate(offsets), layout))),
         Constant(_not_empty(flat)),
     ], flat.size
+
+
+def _with_behind(offsets: NDArray[Any], layout: TapLayout) -> NDArray[Any]:
+    """Offsets, and behind them some that the loop for cores that work in order follows."""
+    return np.concatenate([offsets, np.zeros(BEHIND, offsets.dtype)]) if layout.tiling.in_order else offsets
 
 
 def _not_empty(array: NDArray[Any]) -> NDArray[Any]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
+from lwc_compiler.kernels import in_order
 from lwc_compiler.kernels.builder import (
     KernelBuilder,
     Register,
@@ -144,6 +145,12 @@ class TapSums:
             begin = b.let("begin", b.load(self._ends, block * every + number))
             end = b.let("end", b.load(self._ends, block * every + number + 1))
             first = 0
+        if t.in_order and in_order.suits(t.rows, at):
+            source = b.address_of(scratch, 0 if base is fixed else base)
+            where = (b.address_of(self._offsets, begin), b.address_of(values, first + begin * t.rows), source)
+            self._add_in_order(where, end - begin, at, sums)
+            self._keep(scratch, block, held, each)
+            return sums
         with b.loop("taps", begin, end) as taps:
             if self.shared:
                 b.prefetch(values, first + (taps * t.rows + _AHEAD))
@@ -159,18 +166,34 @@ class TapSums:
         for other in others:
             for r, v, register in each:
                 register.set(register.get() + other[r][v].get())
+        self._keep(scratch, block, held, each)
+        if self.kind.scaled:
+            self._scale(block, channel, sums)
+        return sums
+
+    def _add_in_order(self, where: tuple[Any, Any, Any], count: Any, at: list[int], sums: list[list[Register]]) -> None:
+        """Adds a list of taps in the order that suits a core that works in order; `where` are its data's addresses."""
+        size = 2 if self.layout.packed <= 1 << 16 else 4
+        code, name = in_order.tap_loop(self.layout.tiling.rows, at, size, 4 * _AHEAD if self.shared else 0)
+        self.b.call(code, name, *where, count, *(register.address() for row in sums for register in row))
+
+    def _keep(self, scratch: Any, block: Any, held: Any, each: list[tuple[int, int, Register]]) -> None:
+        """Lets sums wait for the next block of channels."""
+        b, t, lay = self.b, self.layout.tiling, self.layout
         if lay.blocks > 1:
             with b.when(block < lay.blocks - 1):
-                for r, v, register in each:
-                    b.store(scratch, held + (r * vectors + v) * t.lanes, register.get(), t.lanes)
-        if self._scales is not None:
-            with b.when(block == lay.blocks - 1):
-                for r in range(t.rows):
-                    scale = splat(b.let("scale", b.load(self._scales, channel + r)), t.lanes)
-                    bias = 0.0 if self._bias is None else b.let("b", b.load(self._bias, channel + r))
-                    for register in sums[r]:
-                        register.set(register.get() * scale + splat(bias, t.lanes))
-        return sums
+                for i, (_, _, register) in enumerate(each):
+                    b.store(scratch, held + i * t.lanes, register.get(), t.lanes)
+
+    def _scale(self, block: Any, channel: Any, sums: list[list[Register]]) -> None:
+        """Multiplies finished sums by the scales of their channels, and adds the biases."""
+        b, t = self.b, self.layout.tiling
+        with b.when(block == self.layout.blocks - 1):
+            for r, row in enumerate(sums):
+                scale = splat(b.let("scale", b.load(self._scales, channel + r)), t.lanes)
+                bias = 0.0 if self._bias is None else b.let("b", b.load(self._bias, channel + r))
+                for register in row:
+                    register.set(register.get() * scale + splat(bias, t.lanes))
 
     def _weights(self, values: Any, at: Any) -> list[Any]:
         """A tap's weights, one of each row, in `values` from `at` on; as vectors where the kernel has vectors."""

@@ -99,7 +99,7 @@ def check_lowered(
             f"{target.flash_bytes:,}. Nothing was written. Prune more (--sparsity), or take a board with more flash "
             "(`lwc targets`)"
         )
-    around = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in tensors)
+    around = bytes_of(tensors)
     static = library_bytes if footprint is None else footprint.static_ram
     needed = static + workspace_bytes + around
     what = "variables" if footprint is not None else "weights" if target.gpu else "library"
@@ -109,6 +109,11 @@ def check_lowered(
             f"workspace, {around:,} of inputs and outputs, {static:,} of {what}) beside its stack, and {target.name} "
             f"has {target.ram_bytes:,}. Nothing was written. {_LESS_RAM}"
         )
+
+
+def bytes_of(tensors: tuple[TensorSpec, ...]) -> int:
+    """Bytes of these inputs and outputs together."""
+    return sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in tensors)
 
 
 def _sizes(graph: onnx.GraphProto) -> dict[str, int]:

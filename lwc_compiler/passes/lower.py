@@ -86,7 +86,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     programs = []
     files, printed = {}, None
     for variant in target.variants or (target,):
-        count = _measured(options, variant)
+        count = measured_candidates(options, variant)
         pick = Tuner(variant, count, compiler) if count and compiler else predicted
         if options.weight_type != "float32":
             pick = narrowest
@@ -254,7 +254,7 @@ def _of_the_model(decision: LayerDecision, graph: onnx.GraphProto, runs: int) ->
     )
 
 
-def _measured(options: LowerOptions, target: Target) -> int:
+def measured_candidates(options: LowerOptions, target: Target) -> int:
     """How many kernels are measured for each layer.
 
     Raises:

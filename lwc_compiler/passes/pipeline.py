@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ from lwc_compiler.model import Model
 from lwc_compiler.passes.compact import compact
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.prune import prune
+from lwc_compiler.passes.reuse import Reuse
 from lwc_compiler.passes.sites import constant_tensors, find_sites
 from lwc_compiler.passes.stored_weights import with_stored_weights
 from lwc_compiler.recipe import (
@@ -26,7 +29,8 @@ from lwc_compiler.recipe import (
     RetrainOptions,
     SensitivityOptions,
 )
-from lwc_compiler.report.table import Report, layer_report, with_lowered
+from lwc_compiler.report.document import Report
+from lwc_compiler.report.table import layer_report, with_lowered
 from lwc_compiler.runtime.artifact import Artifact, Rounding, check_destination, write_artifact
 from lwc_compiler.sparsity.curves import Sensitivity, load_sensitivity
 from lwc_compiler.targets import find_target
@@ -47,98 +51,146 @@ def compile_model(
     recipe: Recipe,
     *,
     force: bool = False,
+    cache: bool = False,
     workdir: Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Artifact:
     """Everything `lwc_compiler.compile` does, whose arguments and errors these are."""
     # What can be refused is refused before any long work.
+    check_complete(recipe)
+    recipe = recipe.settled()
+    check_destination(directory, force=force)
+    target = find_target(recipe.lower.target)
+    reuse = Reuse.of(source, recipe) if cache else Reuse(None)
+
+    def made() -> Artifact:
+        with timed("normalize"):
+            original = normalize(source, fold_batch_norm=False)
+        with timed("check that it can be lowered"):
+            check_lowerable(original, recipe.lower, thorough=recipe.train_data is not None)
+        model = reuse.model(recipe, source.name, lambda: pruned_and_retrained(original, recipe, workdir, progress))
+        return make_artifact(original, model, source_sha256, directory, recipe, force=force)
+
+    return reuse.artifact(source_sha256, recipe, target, directory, made, force=force)
+
+
+def check_complete(recipe: Recipe) -> None:
+    """Refuses a recipe whose parts need others that are not there."""
     if recipe.retrain and not recipe.train_data:
         raise OptionError("retraining needs training data: give --train-data, or leave the retraining options out")
     if recipe.iterate and not (recipe.prune and recipe.train_data):
         raise OptionError("pruning in rounds needs a goal and training data: give --sparsity and --train-data")
-    check_destination(directory, force=force)
-    target = find_target(recipe.lower.target)
-    original = normalize(source, fold_batch_norm=False)
-    _check_lowerable(original, recipe.lower, thorough=recipe.train_data is not None)
 
-    model = _pruned_and_retrained(original, recipe, workdir, progress)
 
+def make_artifact(
+    original: Model, model: Model, source_sha256: str, directory: Path, recipe: Recipe, *, force: bool = False
+) -> Artifact:
+    """Lowers, checks and writes a model.
+
+    Args:
+        original: the model before pruning, normalized.
+        model: pruned and retrained.
+        source_sha256: hash of the file of `original`; empty when it came from memory.
+        directory: the artifact to write; its parent exists.
+        recipe: what was asked for.
+        force: replace the artifact that is there.
+
+    Raises:
+        LwcError: see `lwc_compiler.compile`; nothing is written then.
+    """
     # TVM and ONNX Runtime take a second to import.
     from lwc_compiler.codegen.bundle import bundle_files
     from lwc_compiler.passes.lower import lower_static
     from lwc_compiler.runtime.verify import make_test_vector, verify
 
+    target = find_target(recipe.lower.target)
+    with timed("compact"):
+        static = _static(model, recipe.lower)
+        compacted = compact(static)
     logger.info("lowering for %s", target.name)
-    static = _static(model, recipe.lower)
-    small = compact(static)
-    lowered = lower_static(small, recipe.lower)
+    with timed("lower"):
+        lowered = lower_static(compacted, recipe.lower)
     computed, rounding = model, None
     if recipe.lower.weight_type != "float32":
-        computed, rounding = _rounded(static, small, lowered, recipe)
+        computed, rounding = _rounded(static, compacted, lowered, recipe)
     logger.info("checking the code against ONNX Runtime")
-    verification = verify(computed, lowered, recipe.lower.cc)
-    return write_artifact(
-        directory,
-        lowered,
-        model,
-        recipe=recipe,
-        source_sha256=source_sha256,
-        report=with_lowered(_report(model, static, recipe), lowered),
-        figures=_figures(original, model) if recipe.iterate else {},
-        # How a library for a GPU is called, docs/cuda.md shows.
-        bundle=bundle_files(lowered, make_test_vector(computed, lowered), rounding) if target.gpu is None else {},
-        verification=verification,
-        rounding=rounding,
-        force=force,
-    )
+    with timed("verify"):
+        verification = verify(computed, lowered, recipe.lower.cc)
+    with timed("write"):
+        return write_artifact(
+            directory,
+            lowered,
+            model,
+            recipe=recipe,
+            source_sha256=source_sha256,
+            report=with_lowered(_report(model, static, recipe), lowered, verification),
+            figures=_figures(original, model) if recipe.iterate else {},
+            # How a library for a GPU is called, docs/cuda.md shows.
+            bundle=bundle_files(lowered, make_test_vector(computed, lowered), rounding) if target.gpu is None else {},
+            verification=verification,
+            rounding=rounding,
+            force=force,
+        )
 
 
-def _rounded(static: Model, small: Model, lowered: Lowered, recipe: Recipe) -> tuple[Model, Rounding]:
+def _rounded(static: Model, compacted: Model, lowered: Lowered, recipe: Recipe) -> tuple[Model, Rounding]:
     """What a library with narrower weights computes, and how far that is from `static`, on data where there is some.
 
-    `small` is the model that was lowered.
+    `compacted` is the model that was lowered.
     """
     from lwc_compiler.report.activations import sample_feeds
     from lwc_compiler.runtime.verify import measure_rounding
 
-    stored, data = with_stored_weights(small, lowered.layers), recipe.val_data or recipe.train_data
+    stored, data = with_stored_weights(compacted, lowered.layers), recipe.val_data or recipe.train_data
     feeds, source = (sample_feeds(static, data), f"samples of {data}") if data else ((), "")
     return stored, measure_rounding(static, stored, lowered, recipe.lower.max_rounding_error, feeds, source)
 
 
-def _pruned_and_retrained(
+def pruned_and_retrained(
     original: Model, recipe: Recipe, workdir: Path | None, progress: Callable[[Progress], None] | None
 ) -> Model:
+    """What `recipe` makes of a normalized model before it is lowered."""
     if recipe.iterate and recipe.prune and recipe.train_data:
-        return prune_in_rounds(
-            original,
-            recipe.train_data,
-            recipe.val_data,
-            recipe.prune,
-            recipe.retrain or RetrainOptions(),
-            recipe.iterate,
-            workdir=workdir,
-            progress=progress,
-        )
+        with timed("prune and retrain in rounds"):
+            return prune_in_rounds(
+                original,
+                recipe.train_data,
+                recipe.val_data,
+                recipe.prune,
+                recipe.retrain or RetrainOptions(),
+                recipe.iterate,
+                workdir=workdir,
+                progress=progress,
+            )
     model = mark_zeros(original)
     if recipe.prune:
-        data = recipe.val_data or recipe.train_data
-        model = pruner_for(original, recipe.prune, data, workdir)(original, recipe.prune)
+        with timed("prune"):
+            data = recipe.val_data or recipe.train_data
+            model = pruner_for(original, recipe.prune, data, workdir)(original, recipe.prune)
     if recipe.train_data:
         from lwc_compiler.passes.retrain import retrain
 
-        return retrain(
-            model,
-            recipe.train_data,
-            recipe.val_data,
-            recipe.retrain or RetrainOptions(),
-            teacher=original,
-            workdir=workdir,
-            progress=progress,
-        )
+        with timed("retrain"):
+            return retrain(
+                model,
+                recipe.train_data,
+                recipe.val_data,
+                recipe.retrain or RetrainOptions(),
+                teacher=original,
+                workdir=workdir,
+                progress=progress,
+            )
     if recipe.prune:
-        logger.warning("there is no training data: the model was pruned without retraining, its accuracy not measured")
+        logger.warning("there is no training data: the model was pruned without retraining")
     return model
+
+
+@contextmanager
+def timed(name: str) -> Iterator[None]:
+    """Logs how long the pass took, once it is through."""
+    start = time.monotonic()
+    yield
+    logger.info("%s: %.2f s", name, time.monotonic() - start)
 
 
 def prune_in_rounds(
@@ -193,7 +245,7 @@ def pruner_for(model: Model, options: PruneOptions, data: str | None, workdir: P
     return pruner
 
 
-def _check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> None:
+def check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> None:
     """Raises what `lower` would raise, without lowering; `thorough` imports the graph, which can take some seconds."""
     static = _static(model, options)
     from lwc_compiler.codegen.frontend import check_supported, import_onnx

@@ -211,7 +211,7 @@ class _Scan:
     def curves(self, found: dict[tuple[str, float], dict[str, Any]]) -> tuple[SiteCurve, ...]:
         """The result, from all measurements."""
         flops: dict[str, int | None] = {}
-        for row in layer_report(self.model).rows:
+        for row in layer_report(self.model).layers:
             known = flops.get(row.site, 0)
             flops[row.site] = None if row.flops is None or known is None else row.flops + known
         dense = found[_DENSE, 1.0]

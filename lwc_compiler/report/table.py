@@ -8,8 +8,8 @@ weights times the density of the layer's input. The network's own input counts a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +19,13 @@ from onnx import numpy_helper
 
 from lwc_compiler.model import infer_shapes
 from lwc_compiler.passes.sites import Site, constant_tensors, find_sites
+from lwc_compiler.report.document import LayerRow, Report, last_entry
 from lwc_compiler.sparsity.formats import BlockCsr, Dense, Format, RelativeIndex
 
 if TYPE_CHECKING:
-    from lwc_compiler.codegen.result import LayerDecision, Lowered
+    from lwc_compiler.codegen.result import Lowered
     from lwc_compiler.model import Model
+    from lwc_compiler.runtime.artifact import Verification
 
 # What a layer's output goes through before it is "the layer's activations": with these, the column Act% and its total
 # come out as in the paper, which counts activations after pooling.
@@ -49,114 +51,6 @@ class Activations:
 
     source: str
     counts: Mapping[str, tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class LayerRow:
-    """One node that uses a site.
-
-    Attributes:
-        node: label of the node.
-        op: ONNX operator type.
-        site: name of the weight.
-        shape: shape of the weight.
-        weights: number of weights.
-        kept: weights that are not zero.
-        flops: FLOPs of the dense layer, one run of the model; None where its shapes are not known.
-        inputs: (entries that are not zero, all entries) of the layer's input, which for a first layer are all; None
-            when not measured.
-        activations: the same of what the layer hands on, after its activation function and pooling.
-        kept_because: why pruning left the layer alone; None when it did not, or the model was not pruned.
-        decision: how the layer was lowered; None before lowering.
-    """
-
-    node: str
-    op: str
-    site: str
-    shape: tuple[int, ...]
-    weights: int
-    kept: int
-    flops: int | None
-    inputs: tuple[int, int] | None = None
-    activations: tuple[int, int] | None = None
-    kept_because: str | None = None
-    decision: LayerDecision | None = None
-
-    @property
-    def density(self) -> float:
-        """Kept / all weights."""
-        return self.kept / self.weights
-
-    @property
-    def activation_density(self) -> float | None:
-        """Share of the layer's activations that are not zero."""
-        return _ratio(self.activations)
-
-    @property
-    def flops_kept(self) -> float | None:
-        """Density of the weights times density of the layer's input."""
-        density = _ratio(self.inputs)
-        return None if density is None else self.density * density
-
-
-@dataclass(frozen=True)
-class Total:
-    """The last row of the table. A weight that several nodes share counts once, FLOPs count for every node.
-
-    Attributes:
-        weights: number of weights.
-        kept: weights that are not zero.
-        flops: FLOPs of all dense layers; None where one is not known.
-        activation_density: over all activations of all layers; None when not measured.
-        flops_kept: over all FLOPs; None when not measured.
-    """
-
-    weights: int
-    kept: int
-    flops: int | None
-    activation_density: float | None
-    flops_kept: float | None
-
-    @property
-    def density(self) -> float:
-        """Kept / all weights; 1 for a model without weights."""
-        return self.kept / self.weights if self.weights else 1.0
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything `report.json` and `report.md` say.
-
-    Attributes:
-        model: name of the model.
-        rows: one a node that uses a site, in graph order.
-        sizes: what -> bytes.
-        activation_source: what the activation densities were measured with.
-        passes: provenance of the model.
-    """
-
-    model: str
-    rows: tuple[LayerRow, ...]
-    sizes: Mapping[str, int]
-    activation_source: str = "not measured"
-    passes: tuple[Mapping[str, object], ...] = field(default=(), repr=False)
-
-    @property
-    def total(self) -> Total:
-        """The last row."""
-        sites = {row.site: row for row in self.rows}.values()
-        flops = [row.flops for row in self.rows if row.flops is not None]
-        complete = len(flops) == len(self.rows)
-        shares = [row.flops_kept for row in self.rows if row.flops_kept is not None]
-        activations = [row.activations for row in self.rows if row.activations is not None]
-        measured = complete and len(shares) == len(self.rows) and sum(flops) > 0
-        return Total(
-            weights=sum(row.weights for row in sites),
-            kept=sum(row.kept for row in sites),
-            flops=sum(flops) if complete else None,
-            activation_density=_ratio((sum(part[0] for part in activations), sum(part[1] for part in activations))),
-            flops_kept=float(np.dot(flops, shares)) / sum(flops) if measured else None,
-        )
 
 
 def layer_report(model: Model, activations: Activations | None = None) -> Report:
@@ -194,15 +88,15 @@ def layer_report(model: Model, activations: Activations | None = None) -> Report
             )
     return Report(
         model=model.name,
-        rows=tuple(rows[name] for node in model.proto.graph.node for name in node.output if name in rows),
+        layers=tuple(rows[name] for node in model.proto.graph.node for name in node.output if name in rows),
         sizes={f"weights, {what}": size for what, size in stored.items()},
-        activation_source=activations.source if activations else "not measured",
+        activations_measured_with=activations.source if activations else "not measured",
         passes=model.provenance,
     )
 
 
-def with_lowered(report: Report, lowered: Lowered) -> Report:
-    """The report with the decision that lowering took for each layer, and the sizes of what it made."""
+def with_lowered(report: Report, lowered: Lowered, verification: Verification) -> Report:
+    """The report with the decision that lowering took for each layer, the sizes of what it made, and its check."""
     decisions = {(decision.site, decision.node): decision for decision in lowered.layers}
     narrow = [layer.float32_bytes - layer.bytes for layer in lowered.layers if layer.float32_bytes is not None]
     saved = sum(narrow) if narrow else None
@@ -217,7 +111,9 @@ def with_lowered(report: Report, lowered: Lowered) -> Report:
         memory["stack"] = lowered.stack.bytes
     return replace(
         report,
-        rows=tuple(replace(row, decision=decisions.get((row.site, row.node))) for row in report.rows),
+        target=lowered.target,
+        verification=verification,
+        layers=tuple(replace(row, decision=decisions.get((row.site, row.node))) for row in report.layers),
         sizes={
             **report.sizes,
             "constants in the library": lowered.weight_bytes,
@@ -227,11 +123,6 @@ def with_lowered(report: Report, lowered: Lowered) -> Report:
             "workspace": lowered.workspace_bytes,
         },
     )
-
-
-def last_entry(passes: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
-    """What the provenance says of the last run of pass `name`; None when it did not run."""
-    return next((entry for entry in reversed(tuple(passes)) if entry.get("pass") == name), None)
 
 
 def handed_on_tensors(proto: onnx.ModelProto, sites: Sequence[Site]) -> dict[str, str]:
@@ -303,7 +194,3 @@ def _stored_bytes(site: Site, weight: NDArray[Any]) -> dict[str, int]:
         matrix = site.to_matrix(weight)
         sizes |= {name: min(weight.nbytes, layout.pack(matrix).nbytes) for name, layout in formats.items()}
     return sizes
-
-
-def _ratio(part: tuple[int, int] | None) -> float | None:
-    return part[0] / part[1] if part and part[1] else None

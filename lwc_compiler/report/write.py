@@ -1,27 +1,29 @@
-"""A report as files: `report.md`, `report.json` and `plots/`."""
+"""A report as a directory: its files in the formats of `report/outputs.py`, and `plots/`."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lwc_compiler.errors import ArtifactError, ModelError
 from lwc_compiler.passes.sites import constant_tensors, find_sites
+from lwc_compiler.report.document import Report
+from lwc_compiler.report.markdown import plot_parts
+from lwc_compiler.report.outputs import MARKDOWN, NAMES, output_files, write_files
 from lwc_compiler.report.plots import figures_of, plots_available, save_plots
-from lwc_compiler.report.render import to_json, to_markdown
-from lwc_compiler.report.table import Activations, Report, layer_report
+from lwc_compiler.report.table import Activations, layer_report
 from lwc_compiler.runtime.artifact import check_place, written_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.figure import Figure
 
     from lwc_compiler.model import Model
 
 PLOTS = "plots"
-_FILES = {"report.json", "report.md", PLOTS}
+_FILES = {*NAMES, PLOTS}
+_FORMATS = ("json", "markdown")
 
 
 def check_report_destination(directory: Path, *, force: bool) -> None:
@@ -60,34 +62,66 @@ def write_report(
             or the directory cannot be written. Nothing is left behind.
         ModelError: `dense` has no layer of `model`.
     """
-    directory = Path(directory)
-    check_report_destination(directory, force=force)
-    if dense is not None:
-        _check_dense(model, dense)
-    report = layer_report(model, activations)
-    with written_whole(directory) as new:
-        write_report_files(new, report, figures_of(dense, model) if plots_available() else None)
+    check_report_destination(Path(directory), force=force)
+    report, figures = report_of(model, dense, activations)
+    write_directory(Path(directory), report, figures, force=force)
     return report
 
 
-def write_report_files(directory: Path, report: Report, figures: Mapping[str, Figure] | None) -> None:
+def report_of(
+    model: Model, dense: Model | None = None, activations: Activations | None = None
+) -> tuple[Report, Mapping[str, Figure] | None]:
+    """The report of a model, and its plots, which are None where they cannot be drawn; arguments of `write_report`.
+
+    Raises:
+        ModelError: `dense` has no layer of `model`.
+    """
+    if dense is not None:
+        _check_dense(model, dense)
+    return layer_report(model, activations), figures_of(dense, model) if plots_available() else None
+
+
+def write_directory(
+    directory: Path,
+    report: Report,
+    figures: Mapping[str, Figure] | None,
+    formats: Sequence[str] = _FORMATS,
+    *,
+    force: bool = False,
+) -> None:
+    """Writes a report as a directory; it appears whole or not at all. Arguments and errors of `write_report_files`.
+
+    Raises:
+        ArtifactError: something is there and `force` is not given, or it is no report, which `force` never replaces.
+    """
+    check_report_destination(directory, force=force)
+    with written_whole(directory) as new:
+        check_report_destination(directory, force=force)  # what another process has written there in the meantime
+        write_report_files(new, report, figures, formats)
+
+
+def write_report_files(
+    directory: Path, report: Report, figures: Mapping[str, Figure] | None, formats: Sequence[str] = _FORMATS
+) -> None:
     """Writes the files of a report into a directory that exists.
 
     Args:
         directory: where.
-        report: the table.
-        figures: file name -> plot; None: without plots.
+        report: what they say.
+        figures: file name -> plot; None: without plots, because they could not be drawn.
+        formats: of `lwc_compiler.report.outputs.FORMATS`.
 
     Raises:
-        ArtifactError: a plot cannot be written.
-        OSError: another file cannot be written.
+        ArtifactError: a file cannot be written.
+        OptionError: a format is unknown.
     """
+    files = output_files(report, formats)
     if figures:
         save_plots(figures, directory / PLOTS)
-    links = None if figures is None else [f"{PLOTS}/{name}.svg" for name in figures]
-    text = json.dumps(to_json(report), indent=2, ensure_ascii=False) + "\n"
-    (directory / "report.json").write_text(text, encoding="utf-8")
-    (directory / "report.md").write_text(to_markdown(report, links), encoding="utf-8")
+    if MARKDOWN in files:
+        links = None if figures is None else [f"{PLOTS}/{name}.svg" for name in figures]
+        files[MARKDOWN] += "".join(f"\n{part}\n" for part in plot_parts(links))
+    write_files(directory, files)
 
 
 def _check_dense(model: Model, dense: Model) -> None:

@@ -11,7 +11,8 @@ from onnx import numpy_helper
 from lwc_compiler.model import Model, load_model
 from lwc_compiler.packing import pack
 from lwc_compiler.passes.sites import constant_tensors, find_sites
-from lwc_compiler.report.table import Report, layer_report
+from lwc_compiler.report.document import Report
+from lwc_compiler.report.table import layer_report
 from lwc_compiler.reproduce.datasets import Files
 from lwc_compiler.reproduce.results import Round, Trained
 from lwc_compiler.reproduce.steps import Step

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lwc_compiler.errors import ArtifactError
-from lwc_compiler.report.render import plot_parts
+from lwc_compiler.report.markdown import plot_parts
 from lwc_compiler.reproduce.paper import Figure, Network, Row
 from lwc_compiler.reproduce.steps import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from lwc_compiler.report.table import Report
+    from lwc_compiler.report.document import Report
 
 _OPEN = "-"
 
@@ -58,7 +58,7 @@ def layers_of(report: Report) -> tuple[Layer, ...]:
     total = report.total
     rows = [
         Layer(row.node, row.weights, row.flops, row.activation_density, row.density, row.flops_kept)
-        for row in report.rows
+        for row in report.layers
     ]
     last = Layer("total", total.weights, total.flops, total.activation_density, total.density, total.flops_kept)
     return (*rows, last)

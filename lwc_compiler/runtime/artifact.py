@@ -12,19 +12,19 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
 
 from lwc_compiler.codegen.result import LayerDecision, ProgramInfo, TensorSpec
 from lwc_compiler.codegen.stack import StackUse
 from lwc_compiler.errors import ArtifactError
+from lwc_compiler.locks import locked
 from lwc_compiler.recipe import Recipe
 from lwc_compiler.targets import find_target
 from lwc_compiler.version import __version__
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from lwc_compiler.codegen.result import Lowered
     from lwc_compiler.model import Model
-    from lwc_compiler.report.table import Report
+    from lwc_compiler.report.document import Report
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
@@ -149,6 +149,10 @@ class Manifest(BaseModel):
     files: dict[str, FileEntry]
     rounding: Rounding | None = None
     stack: StackUse | None = None
+
+    @field_serializer("layers")
+    def _without_trials(self, layers: tuple[LayerDecision, ...]) -> list[dict[str, Any]]:
+        return [{name: value for name, value in asdict(layer).items() if name != "trials"} for layer in layers]
 
 
 @dataclass(frozen=True)
@@ -291,6 +295,7 @@ def write_artifact(
 
     check_destination(directory, force=force)
     with written_whole(directory) as new:
+        check_destination(directory, force=force)  # what another process has written there in the meantime
         if lowered.library is not None:
             (new / find_target(lowered.target).library_file(lowered.name)).write_bytes(lowered.library)
         if lowered.archive is not None:
@@ -332,6 +337,20 @@ def write_artifact(
         values = manifest.model_dump(mode="json")
         (new / MANIFEST).write_text(_json(values), encoding="utf-8")
     return Artifact(directory, Manifest.model_validate(values))
+
+
+def copy_artifact(source: Path, directory: Path, *, force: bool = False) -> Artifact:
+    """Writes a copy of the artifact in `source` to `directory`, as `write_artifact` writes one.
+
+    Raises:
+        ArtifactError: the directory cannot be written, or `source` is damaged; nothing is left behind.
+    """
+    read_artifact(source)
+    check_destination(directory, force=force)
+    with written_whole(directory) as new:
+        check_destination(directory, force=force)  # what another process has written there in the meantime
+        shutil.copytree(source, new, dirs_exist_ok=True)
+    return read_artifact(directory)
 
 
 def read_artifact(directory: str | Path) -> Artifact:
@@ -404,26 +423,43 @@ def _check_file(directory: Path, name: str, entry: FileEntry) -> None:
 
 @contextmanager
 def written_whole(directory: Path) -> Iterator[Path]:
-    """An empty directory to fill, which becomes `directory` when the block ends well and vanishes when it does not."""
+    """An empty directory to fill, which becomes `directory` when the block ends well and vanishes when it does not.
+
+    Processes that write the same directory take turns. What one that was killed has left behind is cleared away, and a
+    directory that it was about to replace is put back.
+
+    Raises:
+        ArtifactError: `directory` cannot be written.
+    """
     parent = directory.absolute().parent
-    try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=parent))
-    except OSError as error:
-        raise ArtifactError(f"cannot write {directory}: {error.strerror}") from error
+    staging = parent / f".{directory.name}.partial"
     new, old = staging / "new", staging / "old"
     try:
-        new.mkdir()
-        yield new
-        if directory.exists():
-            directory.rename(old)
-        new.rename(directory)
+        with locked(parent / f".{directory.name}.lock", f"writes {directory}"):
+            _put_back(old, directory)
+            _remove(staging)
+            try:
+                new.mkdir(parents=True)
+                yield new
+                if directory.exists():
+                    directory.rename(old)
+                new.rename(directory)
+            finally:
+                _put_back(old, directory)
+                shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
         raise ArtifactError(f"cannot write {directory}: {error.strerror or error}") from error
-    finally:
-        # Stopped between the two renames: the old artifact goes back.
-        if old.exists() and not directory.exists():
-            old.rename(directory)
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_back(old: Path, directory: Path) -> None:
+    """Where a process was stopped between two renames, `old` is what was in `directory`."""
+    if old.exists() and not directory.exists():
+        old.rename(directory)
+
+
+def _remove(directory: Path) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(directory)
 
 
 def _is_empty(directory: Path) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +27,7 @@ from lwc_compiler.runtime.layer_times import LayerTime, layer_times, millisecond
 from lwc_compiler.runtime.linkable import Linkable
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.session import Session, open_lowered, open_session
+from lwc_compiler.runtime.timing import Bench, Timing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,44 +40,6 @@ _BLOCKS_AT_LEAST = 5
 _PAUSE_SECONDS = 0.01
 _TURNS = 3
 _DENSE = "lwc, not pruned"
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Time of one run.
-
-    Attributes:
-        engine: what ran.
-        runs: runs that were timed.
-        median_ms: median, in milliseconds.
-        min_ms: fastest run.
-        p90_ms: nine in ten runs were at most this long.
-    """
-
-    engine: str
-    runs: int
-    median_ms: float
-    min_ms: float
-    p90_ms: float
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Timings of an artifact and, when asked for, of ONNX Runtime and of the dense model compiled by lwc.
-
-    Attributes:
-        threads: threads of all.
-        timings: lwc, ONNX Runtime, the dense model; ONNX Runtime runs here only.
-        speedup: the median of the second / lwc's; None when lwc's is alone.
-        layers: where the time of the artifact goes; empty when it was not asked for.
-        where: what ran all of them; empty for this process.
-    """
-
-    threads: int
-    timings: tuple[Timing, ...]
-    speedup: float | None
-    layers: tuple[LayerTime, ...] = ()
-    where: str = ""
 
 
 def bench(
@@ -124,9 +86,9 @@ def bench(
             engines[_DENSE] = lambda: dense.run(inputs)
             profiled.append(_Profiled(dense, lowered.programs, inputs))
         times = _interleave([*engines.values(), *(each.run for each in profiled)], seconds)
-        timings = tuple(_timing(engine, spent) for engine, spent in zip(engines, times, strict=False))
-    speedup = timings[1].median_ms / timings[0].median_ms if len(timings) > 1 else None
-    return Bench(session.threads, timings, speedup, _layers(profiled, artifact.manifest) if layers else ())
+    found = dict(zip(engines, times, strict=False))
+    entries = _layers(profiled, artifact.manifest) if layers else ()
+    return _summary(session.threads, found, entries)
 
 
 def _bench_elsewhere(
@@ -158,10 +120,9 @@ def _bench_elsewhere(
         for _ in range(_TURNS):
             for engine in engines.values():
                 engine.time(inputs, seconds / _TURNS, steps=layers)
-    timings = tuple(_timing(name, engine.runs) for name, engine in engines.items())
-    speedup = timings[1].median_ms / timings[0].median_ms if len(timings) > 1 else None
+    found = {name: engine.turns for name, engine in engines.items()}
     entries = _layers(list(engines.values()), manifest) if layers else ()
-    return Bench(session.threads, timings, speedup, entries, session.where)
+    return _summary(session.threads, found, entries, session.where)
 
 
 class _Remote:
@@ -169,13 +130,13 @@ class _Remote:
 
     def __init__(self, session: RemoteSession, programs: Sequence[ProgramInfo]) -> None:
         self._session, self._programs = session, programs
-        self.runs: list[float] = []
+        self.turns: list[list[float]] = []
         self.profiles: list[NDArray[np.float64]] = []
 
     def time(self, inputs: Mapping[str, Any], seconds: float, *, steps: bool) -> None:
         times = self._session.time(inputs, seconds, steps=steps)
         self.program = next(program for program in self._programs if program.target == times.target)
-        self.runs += times.runs
+        self.turns.append(times.runs)
         self.profiles += times.steps
 
 
@@ -208,17 +169,18 @@ def _layers(profiled: Sequence[_Profiled | _Remote], manifest: Manifest) -> tupl
     return layer_times(pruned.program, manifest.layers, pruned.profiles, beside)
 
 
-def _interleave(engines: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
-    """Seconds of every timed run of each engine."""
+def _interleave(engines: Sequence[Callable[[], object]], seconds: float) -> list[list[list[float]]]:
+    """Seconds of every timed run of each engine, block by block."""
     for run in engines:
         start = time.perf_counter()
         while time.perf_counter() - start < _WARM_UP_SECONDS:
             run()
-    times: list[list[float]] = [[] for _ in engines]
+    times: list[list[list[float]]] = [[] for _ in engines]
     for _ in range(max(_BLOCKS_AT_LEAST, round(seconds / _BLOCK_SECONDS))):
-        for run, spent in zip(engines, times, strict=True):
+        for run, blocks in zip(engines, times, strict=True):
             time.sleep(_PAUSE_SECONDS)
             run()
+            blocks.append(spent := [])
             block = time.perf_counter()
             while (start := time.perf_counter()) - block < _BLOCK_SECONDS:
                 run()
@@ -226,9 +188,32 @@ def _interleave(engines: Sequence[Callable[[], object]], seconds: float) -> list
     return times
 
 
-def _timing(engine: str, times: list[float]) -> Timing:
-    median, least, p90 = (1e3 * float(np.quantile(times, q)) for q in (0.5, 0.0, 0.9))
-    return Timing(engine, len(times), median, least, p90)
+def _summary(
+    threads: int, times: Mapping[str, list[list[float]]], layers: tuple[LayerTime, ...], where: str = ""
+) -> Bench:
+    """The figures from the seconds of every run, by engine and block."""
+    timings = tuple(_timing(engine, blocks) for engine, blocks in times.items())
+    if len(timings) == 1:
+        return Bench(threads, timings, None, None, layers, where)
+    first, second = (_medians(blocks) for blocks in list(times.values())[:2])
+    spread = _half_interquartile_range(second / first)
+    return Bench(threads, timings, timings[1].median_ms / timings[0].median_ms, spread, layers, where)
+
+
+def _timing(engine: str, blocks: list[list[float]]) -> Timing:
+    runs = np.concatenate(blocks)
+    median, least, p90 = (1e3 * float(np.quantile(runs, q)) for q in (0.5, 0.0, 0.9))
+    spread = 1e3 * _half_interquartile_range(_medians(blocks))
+    return Timing(engine, len(runs), median, least, p90, spread)
+
+
+def _medians(blocks: list[list[float]]) -> NDArray[np.float64]:
+    return np.array([np.median(block) for block in blocks])
+
+
+def _half_interquartile_range(values: NDArray[np.float64]) -> float:
+    low, high = np.quantile(values, (0.25, 0.75))
+    return float(high - low) / 2
 
 
 def _check_inputs(inputs: Sequence[TensorSpec], reference: onnxruntime.InferenceSession, name: str) -> None:

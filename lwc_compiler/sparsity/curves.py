@@ -105,6 +105,10 @@ class Sensitivity:
     dense: Point
     sites: tuple[SiteCurve, ...]
 
+    def value(self, point: Point) -> float:
+        """The metric of one of the measurements."""
+        return point.loss if point.accuracy is None or self.metric == "loss" else point.accuracy
+
     def curve(self, weight: str, shape: tuple[int, ...], structure: str, score: str) -> Curve:
         """The curve of a weight that is going to be pruned with `structure` and `score`.
 

@@ -14,9 +14,9 @@ from typing import Any
 from lwc_compiler.targets.host import first_cpu
 from lwc_compiler.targets.target import ALL_WEIGHT_TYPES, Core, Target
 
-# Estimates. Multiply-adds, loads and latency of Cortex-A72 and Neoverse N1 are those of LLVM's models; no other number
-# was checked against a model, a guide or a processor. Cortex-A53 is taken to load 64 bits in a cycle (LLVM's
-# model: 128), Cortex-A7, A8 and A9 to multiply 32 or 64.
+# Estimates. Multiply-adds, loads and latency of Cortex-A72 and Neoverse N1 are those of LLVM's models, and those of
+# Cortex-A53, which loads 64 bits in a cycle, of measurements (`kernels/in_order.py`); no other number was checked
+# against a model, a guide or a processor. Cortex-A7, A8 and A9 are taken to multiply 32 or 64.
 _A53 = Core(1, 0.5, 2, 8, in_order=True, near_line=12, far_line=60, by_lane=True)
 _A72 = Core(1, 1, 3, 4, by_lane=True)
 _A76 = Core(2, 2, 4, 4, near_line=6, far_line=20, by_lane=True)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from lwc_compiler.errors import DataError, ToolchainError
 
 LABEL_NAMES = ("labels", "y", "targets")
+_ARRAYS = (".npz", ".npy")
 CHUNK_BYTES = 64 << 20  # how much is looked at at once when a memory-mapped array is checked
 ACCEPTED = "an .npz or .npy file, a folder of images by class, or module:function"
 
@@ -105,13 +106,19 @@ def open_source(text: str, inputs: list[InputSpec]) -> Source:
     path = Path(text)
     if path.is_dir():
         return ImageSource.open(path, inputs)
-    if path.suffix in (".npz", ".npy"):
+    if path.suffix in _ARRAYS:
         if not path.is_file():
             raise DataError(f"data {text}: there is no such file")
         return ArraySource(text, read_arrays(path, inputs), inputs)
-    if ":" in text:
+    if is_function(text):
         return StreamSource(text, load_function(text), inputs)
     raise DataError(f"data {text}: there is no such folder, and it is not {ACCEPTED}")
+
+
+def is_function(text: str) -> bool:
+    """Whether `open_source` reads `text` as `module:function`, and runs it."""
+    path = Path(text)
+    return ":" in text and path.suffix not in _ARRAYS and not path.is_dir()
 
 
 # -- arrays -----------------------------------------------------------------------------------------------------------

@@ -58,6 +58,32 @@ def test_refused_before_any_work(case):
         check_supported(model(graph))
 
 
+def test_all_that_is_refused_is_found_at_once():
+    graph = """agraph (seq(float[4]) s, float[4] x, int64[1] t) => (float[4] y) {
+        [first] a = NonZero(x)
+        [second] b = Reshape(x, t)
+        [fine] c = Relu(x)
+        [third] y = my.Op(c)
+    }"""
+    with pytest.raises(UnsupportedError) as caught:
+        check_supported(model(graph))
+    found = [(each.node, each.operator) for each in caught.value.refusals]
+    assert found == [("", ""), ("first", "NonZero"), ("second", "Reshape"), ("third", "my.Op")]
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "the model cannot be lowered, for 4 reasons:"
+    assert lines[1:] == [f"  {each}" for each in caught.value.refusals]
+    assert caught.value.refusals[3].reason.startswith("the operator is not handled")
+
+
+def test_many_refusals_make_no_long_message():
+    nodes = "".join(f"[n{number}] y{number} = NonZero(x) " for number in range(30))
+    with pytest.raises(UnsupportedError) as caught:
+        check_supported(model(f"agraph (float[4] x) => (int64[1, n] y0) {{ {nodes} }}"))
+    assert len(caught.value.refusals) == 30
+    assert str(caught.value).splitlines()[-1] == "  and 10 more"
+    assert len(str(caught.value).splitlines()) == 22
+
+
 REFUSED_BY_IMPORT = {
     "training mode": (
         "agraph (float[4] x) => (float[4] y) <bool t = {1}> { [here] y = Dropout(x, , t) }",
@@ -65,7 +91,10 @@ REFUSED_BY_IMPORT = {
     ),
     "in a definition": (
         "agraph (float[4] x) => (float[4] y) { [here] y = Bernoulli(x) }",
-        "node 'here' \\(Bernoulli\\) is defined by simpler operators, of which node .* \\(RandomUniformLike\\)",
+        (
+            "node 'here' \\(Bernoulli\\) cannot be lowered: it is defined by simpler operators, of which node .* "
+            "\\(RandomUniformLike\\)"
+        ),
     ),
     "open dimension": ("agraph (float[n] x) => (float[n] y) { y = Neg(x) }", "input 'x' has an open dimension"),
     "no elements": (

@@ -5,31 +5,23 @@ from functools import cache
 
 import numpy as np
 import pytest
-from onnx import numpy_helper, parser
 from rich.console import Console
 
-from lwc_compiler.codegen.result import LayerDecision, Lowered
 from lwc_compiler.errors import DataError
-from lwc_compiler.kernels.kernel import Trial
-from lwc_compiler.model import Model
-from lwc_compiler.passes.prune import prune
+from lwc_compiler.gates import GateResult
 from lwc_compiler.passes.sites import find_sites
-from lwc_compiler.recipe import PruneOptions
 from lwc_compiler.report.activations import measure_activations
-from lwc_compiler.report.render import percent, quantity, table_cells, to_json, to_markdown, to_rich
+from lwc_compiler.report.document import to_json
+from lwc_compiler.report.markdown import to_markdown
+from lwc_compiler.report.render import gate_cells, layer_cells, percent, quantity, to_rich
 from lwc_compiler.report.table import Activations, handed_on_tensors, layer_report, with_lowered
+from tests.report.conftest import CHECKED, decision, lowered, model_of
 
 RNG = np.random.default_rng(0)
 
 
 def random(*shape):
     return RNG.standard_normal(shape, dtype=np.float32)
-
-
-def model_of(text, name="net", **weights):
-    proto = parser.parse_model('<ir_version: 10, opset_import: ["" : 17]>' + text)
-    proto.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in weights.items())
-    return Model(proto, name)
 
 
 def zeros(*shape):
@@ -140,7 +132,7 @@ def test_weights_and_flops_are_the_papers(network):
     printed = PAPER[network][1]
     report = layer_report(paper_model(network))
     # The paper rounds, and in places truncates, to two or three digits.
-    for row, (weights, flops, *_) in zip(report.rows, printed, strict=False):
+    for row, (weights, flops, *_) in zip(report.layers, printed, strict=False):
         assert row.weights == pytest.approx(weights, rel=0.025)
         assert row.flops == pytest.approx(flops, rel=0.025)
     assert report.total.weights == pytest.approx(printed[-1][0], rel=0.002)
@@ -161,10 +153,10 @@ def test_shares_follow_from_densities_as_in_the_paper(network):
     report = layer_report(model, Activations("the paper", counts))
     rows = [
         replace(row, kept=round(kept / 100 * row.weights))
-        for row, (_, _, _, kept, _) in zip(report.rows, printed, strict=False)
+        for row, (_, _, _, kept, _) in zip(report.layers, printed, strict=False)
     ]
-    report = replace(report, rows=tuple(rows))
-    for row, (_, _, act, _, flops) in zip(report.rows, printed, strict=False):
+    report = replace(report, layers=tuple(rows))
+    for row, (_, _, act, _, flops) in zip(report.layers, printed, strict=False):
         assert 100 * row.activation_density == pytest.approx(act, abs=0.2)
         assert 100 * row.flops_kept == pytest.approx(flops, abs=1)
     act, kept, flops = printed[-1][2:]
@@ -186,17 +178,17 @@ def test_shares_follow_from_densities_as_in_the_paper(network):
 )
 def test_flops_of_each_operator(body, shape, out, flops):
     model = model_of(f"agraph (float[1, 4, 6, 6] x) => (float[{out}] out) {{ {body} }}", w=random(*shape))
-    (row,) = layer_report(model).rows
+    (row,) = layer_report(model).layers
     assert row.flops == flops
 
 
 def test_open_dimensions_beyond_the_batch_leave_flops_open():
     model = model_of("agraph (float[N, L, 4] x) => (float[N, L, 4] out) { out = MatMul (x, w) }", w=random(4, 4))
     report = layer_report(model)
-    assert report.rows[0].flops is None
+    assert report.layers[0].flops is None
     assert report.total.flops is None
     assert to_json(report)["layers"][0]["flops"] is None
-    assert table_cells(report)[1][0][3] == "-"
+    assert layer_cells(report).rows[0][3] == "-"
     with pytest.raises(DataError, match="input 'x' has open dimensions"):
         measure_activations(model)
 
@@ -213,7 +205,7 @@ SHARED = """agraph (float[N, 4] x) => (float[N, 3] out) {
 def test_a_shared_weight_has_a_row_for_each_node_and_counts_once():
     model = model_of(SHARED, w=np.eye(4, dtype=np.float32), v=random(4, 3))
     report = layer_report(model)
-    assert [(row.node, row.site) for row in report.rows] == [("a", "w"), ("b", "w"), ("c", "v")]
+    assert [(row.node, row.site) for row in report.layers] == [("a", "w"), ("b", "w"), ("c", "v")]
     assert report.total.weights == 16 + 12
     assert report.total.kept == 4 + 12
     assert report.total.flops == 2 * (16 + 16 + 12)
@@ -230,16 +222,16 @@ def test_measured_densities_are_those_of_what_is_fed():
     # a reads x, hands on q; b hands on s; c reads s.
     assert measured.counts == {"x": (11, 12), "q": (5, 12), "s": (5, 12), "out": (6, 9)}
     report = layer_report(model, measured)
-    assert [row.activation_density for row in report.rows] == [5 / 12, 5 / 12, 6 / 9]
-    assert report.rows[2].flops_kept == 5 / 12
-    assert report.activation_source == "three rows"
+    assert [row.activation_density for row in report.layers] == [5 / 12, 5 / 12, 6 / 9]
+    assert report.layers[2].flops_kept == 5 / 12
+    assert report.activations_measured_with == "three rows"
 
 
 def test_shares_are_open_without_measurement():
     report = layer_report(model_of(SHARED, w=random(4, 4), v=random(4, 3)))
     assert report.total.activation_density is None
     assert report.total.flops_kept is None
-    assert report.activation_source == "not measured"
+    assert report.activations_measured_with == "not measured"
 
 
 def test_random_inputs_are_said_to_be_random():
@@ -280,140 +272,6 @@ def test_activations_are_taken_where_something_else_reads_them():
     assert handed_on_tensors(model.proto, find_sites(model.proto)) == {"a": "b", "c": "c", "e": "out"}
 
 
-@pytest.fixture
-def pruned():
-    text = """agraph (float[N, 1, 8, 8] x) => (float[N, 10] out) {
-        [stem|0] a = Conv (x, w1)
-        r = Relu (a)
-        [conv] b = Conv (r, w2)
-        s = Relu (b)
-        f = Flatten (s)
-        [fc] out = Gemm (f, w3)
-    }"""
-    text = text.replace("stem|0", "stem")
-    model = model_of(text, w1=random(4, 1, 3, 3), w2=random(8, 4, 3, 3), w3=random(128, 10))
-    model.proto.graph.node[0].name = "stem|0"
-    return prune(model, PruneOptions(sparsity=0.9))
-
-
-def lowered(*decisions):
-    return Lowered(
-        name="net",
-        symbol="net",
-        library=b"\x7fELF",
-        archive=b"!<arch>\n",
-        header="",
-        inputs=(),
-        outputs=(),
-        workspace_bytes=512,
-        least_workspace_bytes=512,
-        weight_bytes=99,
-        layers=decisions,
-        programs=(),
-        target="host",
-        threads=1,
-        compiler="cc",
-    )
-
-
-def decision(site, node, why, *trials):
-    return LayerDecision(site, node, "Conv", (8, 4, 3, 3), 0.1, "csr", "conv_csr", 1234, 5678, 10, 100, why, trials)
-
-
-def test_markdown(pruned):
-    report = layer_report(pruned, Activations("two images", {"r": (72, 144), "f": (32, 128), "out": (10, 10)}))
-    legend = (
-        "Act%: non-zero activations a layer hands on (two images). Weights%: weights kept. "
-        "FLOP%: multiply-adds left when zero weights and zero inputs are left out."
-    )
-    assert to_markdown(report).splitlines() == [
-        "# net",
-        "",
-        "| layer | shape | weights | FLOP | Act% | Weights% | FLOP% | kept because |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
-        "| stem\\|0 | 4x1x3x3 | 36 | 2.59K | 50 | 100 | - | first layer (keep_first) |",
-        "| conv | 8x4x3x3 | 288 | 9.22K | 25 | 10 | 5 |  |",
-        "| fc | 128x10 | 1.28K | 2.56K | 100 | 10 | 2.5 |  |",
-        "| total |  | 1.6K | 14.4K | 40 | 12 | - |  |",
-        "",
-        legend,
-        "",
-        "| size | bytes |",
-        "| --- | ---: |",
-        "| weights, dense | 6,416 |",
-        f"| weights, csr | {report.sizes['weights, csr']:,} |",
-        f"| weights, relative index | {report.sizes['weights, relative index']:,} |",
-    ]
-
-
-def test_markdown_links_plots_or_says_why_there_are_none(pruned):
-    plain = to_markdown(layer_report(pruned))
-    drawn = to_markdown(layer_report(pruned), ["plots/density.svg", "plots/mask-1.svg"])
-    assert drawn == plain + "\n## Plots\n\n![density](plots/density.svg)\n\n![mask-1](plots/mask-1.svg)\n"
-    missing = to_markdown(layer_report(pruned), None)
-    assert missing == plain + "\nreports come without plots: install lwc-compiler[plots]\n"
-
-
-def iterated(name="accuracy", **changes):
-    """A provenance entry of two rounds."""
-    first = {
-        "round": 1,
-        "stage": "fc",
-        "target": 0.6,
-        "density": 0.4,
-        "metric": 0.98125,
-        "metric_pruned": 0.5,
-        "held": True,
-        "best_epoch": 7,
-        "learning_rate": 0.0001,
-        "dropout": {},
-        "dead": 1234,
-        "sites": {},
-        "history": [],
-    }
-    second = {**first, "round": 2, "stage": "all", "density": 0.08, "metric": 0.9, "held": False, **changes}
-    return {
-        "pass": "iterate",
-        "options": {},
-        "metric": name,
-        "dense_metric": 0.9836,
-        "rounds": [first, second],
-        "best_round": 1,
-    }
-
-
-def test_markdown_tells_of_rounds(pruned):
-    report = layer_report(replace(pruned, provenance=(*pruned.provenance, iterated())))
-    lines = to_markdown(report).splitlines()
-    columns = "round | stage | Weights% | times fewer | accuracy before retraining | accuracy after"
-    best = "**1 (best)** | **fc** | **40** | **2.5** | **50.00 %** | **98.12 %**"
-    assert lines[lines.index("## Rounds") :] == [
-        "## Rounds",
-        "",
-        f"| {columns} | held | best epoch | learning rate | dead connections |",
-        "| ---: | --- | ---: | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
-        f"| {best} | **yes** | **7** | **0.0001** | **1,234** |",
-        "| 2 | all | 8 | 12.5 | 50.00 % | 90.00 % | no | 7 | 0.0001 | 1,234 |",
-        "",
-        "The dense model's accuracy is 98.36 %.",
-    ]
-    assert json.loads(json.dumps(to_json(report)))["passes"][-1] == iterated()
-
-
-def test_rounds_without_accuracy_and_without_a_limit(pruned):
-    entry = iterated("loss", held=None, metric=0.012345, density=0.0, metric_pruned=None)
-    text = to_markdown(layer_report(replace(pruned, provenance=(entry,))))
-    assert "| loss before retraining | loss after |" in text
-    assert "| 2 | all | 0 | - | - | 0.01235 | - |" in text
-    assert text.endswith("The dense model's loss is 0.9836.\n")
-
-
-def test_rounds_of_which_none_holds_are_said_to_be(pruned):
-    text = to_markdown(layer_report(replace(pruned, provenance=({**iterated(), "best_round": 0},))))
-    assert "best)" not in text
-    assert text.endswith("is 98.36 %. No round holds it: the model was left as it was.\n")
-
-
 def test_sizes_are_those_of_the_packed_weights(pruned):
     sizes = layer_report(pruned).sizes
     # stem stays dense: 144 bytes. conv keeps 29 of 288 in 8 rows, fc 128 of 1280 in 10 rows: 4 + 2 bytes each.
@@ -422,67 +280,30 @@ def test_sizes_are_those_of_the_packed_weights(pruned):
 
 
 def test_decisions_of_lowering_are_merged_by_weight_and_node(pruned):
-    merged = with_lowered(layer_report(pruned), lowered(decision("w2", "conv", "fastest measured")))
-    assert [row.decision and row.decision.why for row in merged.rows] == [None, "fastest measured", None]
+    merged = with_lowered(layer_report(pruned), lowered(decision("w2", "conv", "fastest measured")), CHECKED)
+    assert [row.decision and row.decision.why for row in merged.layers] == [None, "fastest measured", None]
+    assert (merged.target, merged.verification) == ("host", CHECKED)
     assert merged.sizes["library"] == 4
     assert merged.sizes["constants in the library"] == 99
     assert merged.sizes["workspace"] == 512
-    columns, rows = table_cells(merged)
-    assert columns[-4:] == ["format", "kernel", "bytes", "why"]
-    assert rows[0][-4:] == ["-"] * 4
-    assert rows[1][-4:] == ["csr", "conv_csr", "1,234", "fastest measured"]
-    assert rows[-1][-4:] == ["", "", "1,234", ""]
-    assert all(len(row) == len(columns) for row in rows)
+    cells = layer_cells(merged)
+    assert cells.columns[-4:] == ("format", "kernel", "bytes", "why")
+    assert cells.rows[0][-4:] == ("-",) * 4
+    assert cells.rows[1][-4:] == ("csr", "conv_csr", "1,234", "fastest measured")
+    assert cells.last[-4:] == ("", "", "1,234", "")
+    assert all(len(row) == len(cells.columns) for row in (*cells.rows, cells.last))
 
 
-def test_markdown_has_what_each_layer_was_chosen_from(pruned):
-    decisions = (
-        decision("w1", "stem|0", "A<B", Trial("dense 4|6", 12345.6, None)),
-        decision("w2", "conv", "measured fastest", Trial("csr 2x3", 9000.0, 1.25e-6), Trial("dense", 8000.0, 2e-3)),
-        decision("w3", "fc", "the only one"),
-    )
-    lines = to_markdown(with_lowered(layer_report(pruned), lowered(*decisions))).splitlines()
-    assert lines[lines.index("## Kernels compared") :] == [
-        "## Kernels compared",
-        "",
-        "<details><summary>stem|0: A&lt;B</summary>",
-        "",
-        "| format and cut | predicted, cycles | measured, ms |",
-        "| --- | ---: | ---: |",
-        "| dense 4\\|6 | 12,346 | - |",
-        "",
-        "</details>",
-        "",
-        "<details><summary>conv: measured fastest</summary>",
-        "",
-        "| format and cut | predicted, cycles | measured, ms |",
-        "| --- | ---: | ---: |",
-        "| csr 2x3 | 9,000 | 0.00125 |",
-        "| dense | 8,000 | 2 |",
-        "",
-        "</details>",
+def test_spreads_of_gates_are_short():
+    gates = [
+        GateResult("g", "speed", "host", 1.0, 0.015451, unit, spread, "passed", "m")
+        for unit, spread in (("ms", 3.16e-5), ("x", 0.0397), ("ms", 0.0))
     ]
-
-
-def test_json(pruned):
-    trials = (Trial("csr 2x3", 9000.0, 1.25e-6), Trial("dense", 8000.0, None))
-    chosen = decision("w2", "conv", "why not", *trials)
-    merged = with_lowered(layer_report(pruned, measure_activations(pruned)), lowered(chosen))
-    content = json.loads(json.dumps(to_json(merged), allow_nan=False))
-    assert content["model"] == "net"
-    stem, conv, _ = content["layers"]
-    assert stem["kept_because"] == "first layer (keep_first)"
-    assert stem["decision"] is None
-    assert conv["decision"]["format"] == "csr"
-    assert conv["decision"]["trials"] == [
-        {"name": "csr 2x3", "cycles": 9000.0, "seconds": 1.25e-6},
-        {"name": "dense", "cycles": 8000.0, "seconds": None},
+    assert [row[4] for row in gate_cells(gates).rows] == [
+        "0.01545 ms ± 0.000032",
+        "0.01545x ± 0.04x",
+        "0.01545 ms ± 0",
     ]
-    assert conv["density"] == 29 / 288
-    assert conv["flops_kept"] == pytest.approx(conv["density"] * conv["inputs"][0] / conv["inputs"][1])
-    assert content["total"]["kept"] == 36 + 29 + 128
-    assert content["passes"][0]["pass"] == "prune"
-    assert content["sizes"]["library"] == 4
 
 
 def test_terminal_table(pruned):
@@ -495,10 +316,12 @@ def test_terminal_table(pruned):
 
 def test_model_without_sites_has_an_empty_table():
     report = layer_report(model_of("agraph (float[N, 4] x) => (float[N, 4] out) { out = Relu (x) }"))
-    assert report.rows == ()
+    assert report.layers == ()
     assert report.total.density == 1.0
     assert json.dumps(to_json(report))
-    assert "| total |  | 0 | 0 | - | 100 | - |" in to_markdown(report)
+    cells = layer_cells(report)
+    assert (cells.rows, cells.last) == ((), ("total", "", "0", "0", "-", "100", "-"))
+    assert "Layers" not in to_markdown(report)
 
 
 @pytest.mark.parametrize(

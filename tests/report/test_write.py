@@ -59,7 +59,7 @@ def test_without_matplotlib_the_report_says_that_it_has_no_plots(tmp_path, prune
 @pytest.mark.usefixtures("without_matplotlib")
 def test_measured_activations_are_in_the_table(tmp_path, pruned):
     report = write_report(tmp_path / "report", pruned, activations=Activations("ones", {"active": (3, 12)}))
-    assert report.rows[0].activation_density == 0.25
+    assert report.layers[0].activation_density == 0.25
     assert "(ones)" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
 
 

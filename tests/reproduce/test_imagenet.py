@@ -43,8 +43,8 @@ def test_alexnet_at_the_papers_densities_gives_its_table():
     model = BUILDERS["alexnet"](allocated)
     report = layer_report(model, paper_activations("alexnet", model))
     densities = NETWORKS["alexnet"].densities
-    rows = tuple(replace(row, kept=round(densities[row.node] * row.weights)) for row in report.rows)
-    assert_as_printed("alexnet", layers_of(replace(report, rows=rows)))
+    rows = tuple(replace(row, kept=round(densities[row.node] * row.weights)) for row in report.layers)
+    assert_as_printed("alexnet", layers_of(replace(report, layers=rows)))
 
 
 def test_the_whole_path_on_a_network_that_is_small(tmp_path):

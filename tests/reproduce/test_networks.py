@@ -27,9 +27,9 @@ def allocated(shape):
 def test_layers_weights_and_flops_are_the_papers(network):
     printed = NETWORKS[network]
     report = layer_report(BUILDERS[network](allocated))
-    assert [row.node for row in report.rows] == [row.layer for row in printed.layers]
+    assert [row.node for row in report.layers] == [row.layer for row in printed.layers]
     assert report.total.weights == WEIGHTS[network]
-    for row, figures in zip(report.rows, printed.layers, strict=True):
+    for row, figures in zip(report.layers, printed.layers, strict=True):
         # The paper rounds some figures and truncates others: one in the last digit.
         for ours, figure in ((row.weights, figures.weights), (row.flops, figures.flops)):
             assert abs(figure.printed(ours) - figure.value) <= 1.001 * figure.step, (row.node, figure)

@@ -1,14 +1,16 @@
 import json
 import resource
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import onnx
 import pytest
 
 from lwc_compiler.errors import ArtifactError
-from lwc_compiler.report.table import Report
+from lwc_compiler.report.document import Report
 from lwc_compiler.runtime import artifact as module
 from lwc_compiler.runtime.artifact import MANIFEST, SCHEMA_VERSION, read_artifact, sha256_of, write_artifact
 
@@ -60,6 +62,7 @@ def test_what_is_written_can_be_read(artifact, twice):
     ]
     assert again.manifest.files["libtwice.so"].sha256 == sha256_of(again.library)
     assert again.manifest.layers == tuple(replace(decision, trials=()) for decision in twice.layers)
+    assert "trials" not in json.loads((artifact.directory / MANIFEST).read_text(encoding="utf-8"))["layers"][0]
     assert again.manifest.tools["compiler"] == "test cc 1.0"
     assert again.manifest.tools["onnx"] == onnx.__version__
     assert [path.name for path in artifact.directory.parent.iterdir()] == ["twice.lwc"]
@@ -149,6 +152,57 @@ def test_a_stop_between_the_renames_restores_the_old_artifact(artifact, write, m
     with pytest.raises(KeyboardInterrupt):
         write(artifact.directory, report=Report("new", (), {}), force=True)
     assert contents(tmp_path) == before
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from lwc_compiler.runtime.artifact import written_whole
+rename = pathlib.Path.rename
+def renamed(self, target):
+    if self.name == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+pathlib.Path.rename = renamed
+with written_whole(pathlib.Path(sys.argv[1])) as new:
+    (new / "half").write_text("half")
+"""
+
+
+@pytest.mark.parametrize("before", ["twice.lwc", "new"])
+def test_what_a_killed_process_left_is_cleared_away(artifact, write, tmp_path, before):
+    """Killed with nothing of the new artifact in place, or when the old one was moved away already."""
+    command = [sys.executable, "-c", KILLED, artifact.directory, before]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert {".twice.lwc.lock", ".twice.lwc.partial"} <= {path.name for path in tmp_path.iterdir()}
+    with pytest.raises(ArtifactError, match="exists: give another place"):
+        write(artifact.directory)
+    assert read_artifact(artifact.directory) == artifact
+    write(artifact.directory, report=Report("new", (), {}), force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["twice.lwc"]
+    assert read_artifact(artifact.directory).report["model"] == "new"
+
+
+def test_two_that_write_one_directory_take_turns(artifact, write, tmp_path, monkeypatch):
+    """Without --force the second is refused as late as it can be: the first one's artifact is not replaced."""
+    waiting, turn = threading.Event(), threading.Event()
+
+    def slow(path):
+        waiting.set()
+        turn.wait(10)
+        return sha256_of(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "sha256_of", slow)
+        first = threading.Thread(target=write, args=(tmp_path / "out",), kwargs={"report": Report("first", (), {})})
+        first.start()
+        assert waiting.wait(10)
+    release = threading.Timer(0.2, turn.set)
+    release.start()
+    with pytest.raises(ArtifactError, match="exists"):
+        write(tmp_path / "out", report=Report("second", (), {}))
+    first.join()
+    assert read_artifact(tmp_path / "out").report["model"] == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "twice.lwc"]
 
 
 def test_full_disk_leaves_nothing(tmp_path):

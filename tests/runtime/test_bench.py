@@ -6,7 +6,7 @@ from onnx import helper
 import lwc_compiler as lwc
 from lwc_compiler.errors import DataError
 from lwc_compiler.model import save_model
-from lwc_compiler.runtime.bench import bench
+from lwc_compiler.runtime.bench import _summary, bench
 
 SECONDS = 0.01
 
@@ -23,8 +23,18 @@ def test_artifact_alone(artifact):
     assert timing.engine == "lwc"
     assert timing.runs > 5
     assert 0 < timing.min_ms <= timing.median_ms <= timing.p90_ms
-    assert result.speedup is None
+    assert result.speedup is result.speedup_spread is None
     assert result.threads == 1
+
+
+def test_spreads_are_those_of_the_blocks():
+    ours = [[0.001, 0.001, 0.009], [0.002], [0.002], [0.003], [0.004]]
+    theirs = [[0.004], [0.004], [0.006], [0.009], [0.008]]
+    result = _summary(1, {"lwc": ours, "other": theirs}, ())
+    assert [timing.spread_ms for timing in result.timings] == pytest.approx([0.5, 2.0])
+    assert result.speedup == pytest.approx(6 / 2)
+    assert result.speedup_spread == pytest.approx((3 - 2) / 2)  # of 4, 2, 3, 3, 2
+    assert result.timings[0].runs == 7
 
 
 @pytest.mark.parametrize("from_file", [False, True])

@@ -406,6 +406,12 @@ def test_an_artifact_runs_and_is_timed_by_ssh(mlp, ssh, tmp_path, lwc):
     assert [entry["layer"] for entry in result["layers"]] == ["fc1", "fc2", ""]
     assert all(entry["ms"] > 0 and entry["dense_ms"] > 0 for entry in result["layers"])
     assert f"1 thread by {ssh.address}" in lwc("bench", tmp_path / "mlp.lwc", *arguments[:2], "--seconds", "0").out
+    limits = ("--min-speedup", "1e-6", "--max-latency-ms", "1e6", "--seconds", "0.01")
+    done = lwc("gate", tmp_path / "mlp.lwc", *arguments[:4], *limits, "--json")
+    assert done.code == 0, done.err
+    latency, speedup = json.loads(done.out)
+    assert latency["verdict"] == speedup["verdict"] == "passed"
+    assert f"lwc, not pruned in turns with it on {ssh.address}" in speedup["message"]
 
 
 def test_bench_elsewhere_refuses_a_model_with_other_inputs(mlp, artifact, here, monkeypatch, odd):

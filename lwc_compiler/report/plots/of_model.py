@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
 from lwc_compiler.passes.sites import Site, constant_tensors, find_sites
+from lwc_compiler.report.document import last_entry
 from lwc_compiler.report.plots.curves import Curve, TrainedRound, sensitivity, trade_off, training_curve
 from lwc_compiler.report.plots.weights import kernel_picture, layer_density, mask_picture, weight_histogram
-from lwc_compiler.report.table import last_entry
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lwc_compiler.model import Model
-    from lwc_compiler.sparsity.curves import Point, Sensitivity
+    from lwc_compiler.sparsity.curves import Sensitivity
 
 _HISTOGRAMS = 3
 _MASKS = 2
@@ -52,33 +52,25 @@ def figure_of_scan(found: Sensitivity, suggested: Mapping[str, float] | None = N
         found: the measurements.
         suggested: weight -> density that was chosen for it.
     """
+    curves = curves_of_scan(found)
+    marks = {curves[weight].name: density for weight, density in (suggested or {}).items() if weight in curves}
+    return sensitivity(list(curves.values()), suggested=marks, dense=found.value(found.dense), metric=found.metric)
 
-    def value(point: Point) -> float:
-        return point.loss if point.accuracy is None or found.metric == "loss" else point.accuracy
 
+def curves_of_scan(found: Sensitivity) -> dict[str, Curve]:
+    """Weight -> the metric over the density of its layer."""
     names = _names([(site.weight, site.nodes[0]) for site in found.sites])
-    curves = [
-        Curve(names[site.weight], [point.density for point in site.points], [value(point) for point in site.points])
+    return {
+        site.weight: Curve(
+            names[site.weight], [point.density for point in site.points], [found.value(point) for point in site.points]
+        )
         for site in found.sites
-    ]
-    marks = {names[weight]: density for weight, density in (suggested or {}).items() if weight in names}
-    return sensitivity(curves, suggested=marks, dense=value(found.dense), metric=found.metric)
+    }
 
 
-def _figures_of_training(passes: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    iterated = last_entry(passes, "iterate")
-    if iterated is not None:
-        return _figures_of_rounds(iterated)
-    retrained = last_entry(passes, "retrain")
-    return {} if retrained is None else {"training": training_curve(_retrainings(passes), metric=retrained["metric"])}
-
-
-def _figures_of_rounds(iterated: Mapping[str, Any]) -> dict[str, Figure]:
-    stages, metric, dense = iterated["rounds"], iterated["metric"], iterated["dense_metric"]
-    # A round may have several stages: what counts is the model after the last.
-    rounds = {entry["round"]: entry for entry in stages}
-    best = rounds.get(iterated["best_round"])
-    sparser = sorted(rounds.values(), key=lambda entry: -entry["density"])
+def curves_of_rounds(iterated: Mapping[str, Any]) -> list[Curve]:
+    """The metric over the density of the rounds of `iterate`: after retraining and, where it was measured, before."""
+    sparser = sorted(_last_stages(iterated).values(), key=lambda entry: -entry["density"])
     before = [entry for entry in sparser if entry["metric_pruned"] is not None]
     curves = [
         Curve(
@@ -91,15 +83,34 @@ def _figures_of_rounds(iterated: Mapping[str, Any]) -> dict[str, Figure]:
     if before:
         densities = [entry["density"] for entry in before]
         curves.append(Curve("before retraining", densities, [entry["metric_pruned"] for entry in before]))
+    return curves
+
+
+def _figures_of_training(passes: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    iterated = last_entry(passes, "iterate")
+    if iterated is not None:
+        return _figures_of_rounds(iterated)
+    retrained = last_entry(passes, "retrain")
+    return {} if retrained is None else {"training": training_curve(_retrainings(passes), metric=retrained["metric"])}
+
+
+def _figures_of_rounds(iterated: Mapping[str, Any]) -> dict[str, Figure]:
+    stages, metric, dense = iterated["rounds"], iterated["metric"], iterated["dense_metric"]
+    best = _last_stages(iterated).get(iterated["best_round"])
     chosen = None if best is None else (best["density"], best["metric"])
     trained = [
         _trained(entry, str(entry["round"]) if entry["stage"] == "all" else f"{entry['round']} {entry['stage']}", best)
         for entry in stages
     ]
     return {
-        "trade-off": trade_off(curves, dense=dense, metric=metric, chosen=chosen),
+        "trade-off": trade_off(curves_of_rounds(iterated), dense=dense, metric=metric, chosen=chosen),
         "training": training_curve(trained, dense=dense, metric=metric),
     }
+
+
+def _last_stages(iterated: Mapping[str, Any]) -> dict[int, Mapping[str, Any]]:
+    """Round -> its last stage: what counts is the model after that."""
+    return {entry["round"]: entry for entry in iterated["rounds"]}
 
 
 def _retrainings(passes: Iterable[Mapping[str, Any]]) -> list[TrainedRound]:

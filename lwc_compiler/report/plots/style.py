@@ -10,7 +10,7 @@ from functools import wraps
 from itertools import zip_longest
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from lwc_compiler.report.render import FRACTIONS
+from lwc_compiler.report.document import FRACTIONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
