@@ -7,12 +7,14 @@ COMMA := ,
 # Linking needs a C compiler: where the system has none, PyPI's is installed.
 ZIG := $(if $(shell command -v cc || command -v gcc || command -v clang),,$(COMMA)zig)
 
-.PHONY: help demo reproduce bench test lint types unit clean
+.PHONY: help demo reproduce bench gpu-prepare gpu test lint types unit clean
 
 help:
 	@echo "make demo    train, prune, retrain and compile a small network on bundled data (about a minute)"
 	@echo "make reproduce  the paper's results on MNIST, three seeds of each network (hours)"
 	@echo "make bench   lwc beside other engines, each in an environment of its own (hours); ARGS='--models lenet5' chooses"
+	@echo "make gpu-prepare  all that a GPU has to show, in one file, made without a GPU; ARGS='--target a100' chooses one"
+	@echo "make gpu     runs that file: needs a GPU, Python and NumPy (under 10 minutes)"
 	@echo "make test    everything that has to pass: lint, types, tests"
 	@echo "make lint    ruff: rules and formatting"
 	@echo "make types   mypy"
@@ -29,6 +31,13 @@ reproduce: .venv/demo.stamp
 
 bench: .venv/demo.stamp
 	$(BIN)/python -m benchmarks.peers $(ARGS)
+
+gpu-prepare: .venv/test.stamp
+	$(BIN)/python -m benchmarks.gpu.prepare $(ARGS)
+
+# Without the environment: the machine with the GPU need not have lwc.
+gpu:
+	$(PYTHON) build/lwc-gpu.pyz --output benchmarks/results $(ARGS)
 
 test: lint types unit
 

@@ -1,5 +1,7 @@
 """How many cycles a loop takes on Cortex-A53, by rules that were measured on the core.
 
+Run: python -m benchmarks.cortex_a53 FILE, for the instructions of a loop, one a line, as llvm-objdump prints them.
+
 LLVM's model of it cannot be used for loops of multiply-adds: llvm-mca has instructions write their results in the order
 of the program, so that every load after a multiply-add waits six cycles. The core of the saxpy loop in
 github.com/daniestevez/qsdr was measured to take 32 cycles; llvm-mca says 69, these rules 32. XNNPACK's product of
@@ -15,9 +17,11 @@ right.
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 _NAME = re.compile(r"\b([wxvqds])(\d+)\b|\bsp\b")
 _MEMORY = re.compile(r"\[([^\]]*)\](!?)(,\s*(?:#-?\w+|x\d+))?\s*$")
@@ -151,3 +155,14 @@ def _hindered(instruction: Instruction, start: int, multiplied: set[int]) -> boo
     if instruction.kind not in ("load", "long load"):
         return False
     return any(cycle - 4 in multiplied for cycle in range(start, start + instruction.cycles))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    lines = parser.parse_args().file.read_text(encoding="utf-8").splitlines()
+    print(f"{cycles([line for line in lines if line.strip()]):.2f} cycles")
+
+
+if __name__ == "__main__":
+    main()

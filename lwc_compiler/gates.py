@@ -196,8 +196,9 @@ def _of_target(figures: TargetFigures) -> dict[str, _Measured]:
     }
     speed = figures.speed
     if speed is None:
-        unknown = _Measured(None, note=figures.not_timed, required=bool(figures.via))
-        return {**found, "max_latency_ms": unknown, "min_speedup": unknown}
+        units = {"max_latency_ms": "ms", "min_speedup": "x"}
+        why, required = figures.not_timed, bool(figures.via)
+        return found | {name: _Measured(None, unit, note=why, required=required) for name, unit in units.items()}
     beside = f"{speed.against} in turns with it on {speed.where}"
     return {
         **found,

@@ -230,6 +230,7 @@ class LowerOptions(Options):
             What is computed is float32.
         max_rounding_error: largest change of an output by the rounding of weights that is accepted, as a share of the
             output's scale.
+        precision: what the factors of linear layers are rounded to on a GPU; their sums are float32.
     """
 
     target: str = "host"
@@ -241,6 +242,7 @@ class LowerOptions(Options):
     weights: Literal["embed", "file"] = "embed"
     weight_type: Literal["float32", "float16", "int8"] = "float32"
     max_rounding_error: Annotated[float, Field(gt=0.0)] = 0.05
+    precision: Literal["float32", "tf32", "float16", "bfloat16"] = "float32"
 
 
 class PackOptions(Options):
@@ -317,7 +319,9 @@ def explain(error: ValidationError, where: str, kind: type[Any]) -> OptionError:
     entry = ": ".join((where, ".".join(path))) if path else where
     if first["type"] == "extra_forbidden":
         return OptionError(f"{entry}: there is no such key; {_closest(path[-1], _keys_at(kind, path[:-1]))}")
-    found = "" if first["type"] in ("missing", "value_error") else f", found {first['input']!r}"
+    if first["type"] == "missing":
+        return OptionError(f"{entry}: it is missing, and needed")
+    found = "" if first["type"] == "value_error" else f", found {first['input']!r}"
     return OptionError(f"{entry}: {first['msg'].removeprefix('Value error, ')}{found}")
 
 

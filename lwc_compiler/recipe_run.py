@@ -143,7 +143,7 @@ def run_recipe(
             artifact = reuse.artifact(source, alone, find_target(alone.lower.target), place, make)
             limits = (target.gates.max_latency_ms, target.gates.min_speedup, recipe.gates.max_latency_regression)
             wanted = any(limit is not None for limit in limits)
-            figures[name], times = measure(artifact, original if wanted else None, target.via, recipe.gates.seconds)
+            figures[name], times = measure(artifact, recipe.model if wanted else None, target.via, recipe.gates.seconds)
             reports.append(replace(read_report(artifact.directory), times=times))
         if recipe.pack is not None:
             from lwc_compiler.packing import pack, save_packed
@@ -188,16 +188,16 @@ def gate_artifact(
         raise OptionError("a gate on accuracy needs --data to measure on")
     if (judged or wanted) and against is None:
         raise OptionError("a gate on accuracy or speed needs --against, the model before pruning")
-    original = None if against is None else normalize(load_model(against), fold_batch_norm=False)
     quality = None
-    if judged and original is not None:
+    if judged and against is not None:
         from lwc_compiler.training.quality import Judge
 
+        original = normalize(load_model(against), fold_batch_norm=False)
         options, disagreement = RetrainOptions(), gates.max_disagreement is not None
         found = Judge(original.proto, None, data, options, disagreement=disagreement)
         _check_metric(found.metric, gates)
         quality = found.judge(load_model(artifact.model).proto)
-    figures, _ = measure(artifact, original if wanted else None, via, gates.seconds)
+    figures, _ = measure(artifact, against if wanted else None, via, gates.seconds)
     name = artifact.manifest.target
     return judge(gates, {name: gates}, Figures(quality, None, {name: figures}), None)
 
@@ -241,13 +241,13 @@ def _check_metric(metric: str, gates: GateOptions) -> None:
 
 
 def measure(
-    artifact: Artifact, original: Model | None, via: str | None, seconds: float
+    artifact: Artifact, against: str | Path | None, via: str | None, seconds: float
 ) -> tuple[TargetFigures, Bench | None]:
     """The figures of an artifact, and the times that its speed is from.
 
     Args:
         artifact: read.
-        original: the model before pruning, which it is timed against; None: it is not timed.
+        against: the file of the model before pruning, which it is timed against; None: it is not timed.
         via: where to time it; None: here, where this machine can.
         seconds: time for each engine.
     """
@@ -257,12 +257,12 @@ def measure(
     if "RAM, static" in sizes:
         ram = sizes["RAM, static"] + manifest.workspace_bytes + bytes_of((*manifest.inputs, *manifest.outputs))
     times, not_timed = None, "no gate asks for it"
-    if original is not None and not (not_timed := _why_not_timed(find_target(manifest.target), via)):
+    if against is not None and not (not_timed := _why_not_timed(find_target(manifest.target), via)):
         from lwc_compiler.runtime.bench import bench
 
         logger.info("timing the code for %s", manifest.target)
         try:
-            times = bench(artifact.directory, against=original, seconds=seconds, via=via)
+            times = bench(artifact.directory, against=against, seconds=seconds, via=via)
         except LwcError as error:
             if via is None:
                 raise

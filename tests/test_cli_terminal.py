@@ -46,11 +46,13 @@ def on_a_terminal(command, **changes):
     return written.decode()
 
 
-def test_pipes_get_plain_text(mlp, mlp_data, tmp_path):
-    """Tables, the progress of a training, a log, and an error."""
-    retrain = ("retrain", mlp, "-o", tmp_path / "r.onnx", "--train-data", mlp_data, "--epochs", "2")
-    for arguments, code in ((("targets",), 0), (("inspect", mlp), 0), (retrain, 0), (("inspect", tmp_path / "no"), 3)):
-        command = [sys.executable, "-m", "lwc_compiler", *map(str, arguments)]
+def test_pipes_get_plain_text(mlp, tmp_path):
+    """Tables, what a command says when it is done, an error, and the progress of a training."""
+    prune = ("prune", mlp, "-o", tmp_path / "pruned.onnx", "--sparsity", "0.5")
+    calls = [(("targets",), 0), (("inspect", mlp), 0), (prune, 0), (("inspect", tmp_path / "no"), 3)]
+    commands = [([sys.executable, "-m", "lwc_compiler", *map(str, call)], code) for call, code in calls]
+    logged = f"import logging\nlogging.basicConfig(level=logging.INFO)\n{TRAINING}"
+    for command, code in (*commands, ([sys.executable, "-c", logged], 0)):
         done = subprocess.run(command, env=environment(TERM="xterm-256color"), capture_output=True, text=True)
         assert done.returncode == code, done.stderr
         assert done.stdout or done.stderr

@@ -65,6 +65,7 @@ def test_what_cannot_be_measured_is_skipped_and_says_why():
     flash, ram, latency = judge(GateOptions(), limits, FIGURES, None)
     assert {flash.verdict, ram.verdict, latency.verdict} == {"skipped"}
     assert flash.value is ram.value is latency.value is None
+    assert [flash.unit, ram.unit, latency.unit] == ["bytes", "bytes", "ms"]
     assert "x86-64-v3 has an operating system" in flash.message
     assert latency.message == "max_latency_ms of board: not measured: it is not here"
 

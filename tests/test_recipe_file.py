@@ -1,7 +1,12 @@
+import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from lwc_compiler.build_recipe import BuildRecipe, GateOptions
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe_file import load_build_recipe, load_recipe
 
@@ -62,7 +67,7 @@ def test_environment_variables(recipe, monkeypatch):
         ('model = "a"\n[prune]\nsparcity = 0.5', "prune.sparcity: there is no such key; the closest is 'sparsity'"),
         ('model = "a"\n[targets.host.gates]\nmax_byte = 1', "targets.host.gates.max_byte: .* is 'max_bytes'"),
         ('model = "a"\n[outputs]\nzzz = 1', "outputs.zzz: there is no such key; the keys here are directory, reports"),
-        ("[prune]\nsparsity = 0.5", "model: Field required"),
+        ("[prune]\nsparsity = 0.5", "model: it is missing, and needed"),
         ("model = 7", "model: .*string.* found 7"),
         ('model = "a"\ngates = 7', "gates: .* found 7"),
         ('model = "a"\n[targets."../x"]', "targets...*/x"),
@@ -126,3 +131,33 @@ def test_the_documented_recipe_is_accepted(recipe):
     found = load_build_recipe(recipe(text))
     assert list(found.each_target()) == ["server", "stm32f4", "pi"]
     assert found.each_target()["stm32f4"].gates.max_bytes == 1_000_000
+
+
+KEYS = st.sampled_from([*BuildRecipe.model_fields, *GateOptions.model_fields, "prune", "sparsity", "host", "x"])
+SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(-3, 3),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(["net.onnx", "os:getcwd", "$", "${PATH}", "c", ""]),
+)
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3))
+
+
+def toml(value):
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(entry)}" for key, entry in value.items()) + "}"
+    return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=5))
+def test_whatever_a_file_says_it_is_a_recipe_or_refused_in_words(values):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "r.toml"
+        path.write_text("".join(f"{key} = {toml(value)}\n" for key, value in values.items()), encoding="utf-8")
+        try:
+            found = load_build_recipe(path)
+        except OptionError as error:
+            assert "r.toml" in str(error)
+        else:
+            assert found.model.startswith(folder)
+            assert found.each_target()

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
 import tvm
@@ -48,6 +49,8 @@ typedef unsigned long long uint64_t;
 #define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
 
 """
+
+_PRECISION = resources.files("lwc_compiler.codegen").joinpath("precision.cuh")
 
 _PASSES = tvm.ir.transform.Sequential(
     [
@@ -91,7 +94,8 @@ def compile_device(kernels: Mapping[str, Kernel], language: Literal["cuda", "ope
     if language == "cuda":
         # Two blocks on a multiprocessor will do: with no number, NVIDIA's compiler spills registers to have four.
         text = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 2)", text)
-        return _CUDA_PROLOGUE + text[text.find('extern "C" __global__') :]
+        called = _PRECISION.read_text(encoding="utf-8") if "lwc_" in text else ""
+        return _CUDA_PROLOGUE + called + text[text.find('extern "C" __global__') :]
     return text
 
 

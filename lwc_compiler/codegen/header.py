@@ -142,6 +142,11 @@ int {symbol}_run({symbol}_context *context, const void *const *inputs, void *con
  * cudaStream_t; NULL: the default one); the next run of the context has to be on the same stream, or after it. */
 int {symbol}_run_device({symbol}_context *context, const void *const *inputs, void *const *outputs, void *stream);
 
+/* Runs the network as {symbol}_run does, with events of the GPU between its launches, and adds to `seconds` the time of
+ * each step, in the order of manifest.json, and then of the copies of inputs and outputs: step_count + 1 numbers. */
+int {symbol}_step_count(void);
+int {symbol}_profile({symbol}_context *context, const void *const *inputs, void *const *outputs, double *seconds);
+
 const char *{symbol}_error_string(int code);
 const char *{symbol}_version(void);
 const char *{symbol}_target(void);

@@ -122,6 +122,7 @@ class Lowered:
         compiler: the C compiler and its version, as it describes itself; empty where none was asked.
         footprint: what the static library takes of flash and RAM; None for a target with an operating system.
         stack: what a run takes of the stack; None for a target with an operating system, and where there is no bound.
+        precision: what the factors of linear layers are rounded to.
     """
 
     name: str
@@ -143,3 +144,4 @@ class Lowered:
     source: str | None = None
     footprint: Footprint | None = None
     stack: StackUse | None = None
+    precision: str = "float32"

@@ -63,6 +63,15 @@ class Register:
         """`lanes` of its lanes from `start` on."""
         return self._builder.load(self._buffer, start, lanes)
 
+    def set_part(self, lane: int, value: Expr) -> None:
+        """Replaces the value of one lane."""
+        self._builder.store(self._buffer, lane, value)
+
+    @property
+    def pointer(self) -> Expr:
+        """Its address, for a function that is called by name."""
+        return self._buffer.data
+
 
 class KernelBuilder:
     """Builds one kernel: declare its pointers, then emit the work of the tiles `first` to `last` - 1.

@@ -51,6 +51,7 @@ KERNELS = (
     Entry("gemm_batched", "", "products of two computed matrices"),
     Entry("gpu_taps", "csr", "GPU: convolution or product of many rows, single non-zeros", _GPU),
     Entry("gpu_gemm", "dense", "GPU: convolution or product of many rows with every weight", _GPU),
+    Entry("gpu_mma", "dense", "GPU: the same on tensor cores", _GPU),
     Entry("gpu_gemm_sum", "dense", "GPU: adds the parts of the sums of a dense layer up", _GPU),
     Entry("gpu_matvec_csr", "csr", "GPU: sparse matrix times a few vectors", _GPU),
     Entry("gpu_matvec_dense", "dense", "GPU: matrix with every weight times a few vectors", _GPU),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 _TUNE = 6
+_AMPERE = 80  # the first compute capability, times ten, that multiplies tf32 and bfloat16
 _MOST_ELEMENTS = 2**31 - 1  # indices on a GPU have 32 bits
 
 
@@ -56,6 +57,7 @@ def lower(model: Model, options: LowerOptions) -> Lowered:
 def lower_static(model: Model, options: LowerOptions) -> Lowered:
     """`lower` for a model that is normalized already, with static shapes and BatchNormalization folded."""
     target = find_target(options.target)
+    check_precision(options, target)
     check_weight_type(options)
     check_estimate(model, target, options.weight_type)
 
@@ -164,6 +166,8 @@ def _lower_device(model: Model, target: Target, options: LowerOptions) -> Lowere
     from lwc_compiler.kernels.choice import predicted
 
     assert target.gpu is not None
+    gpu = replace(target.gpu, precision=options.precision)
+    target = replace(target, gpu=gpu)
     check_for_device(model.proto.graph, options)
     check_supported(model.proto)
     compiler, nvrtc = find_compiler(target, options.cc), nvrtc_version()
@@ -174,7 +178,7 @@ def _lower_device(model: Model, target: Target, options: LowerOptions) -> Lowere
     stage = assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, f"{symbol}_kernel", target)
     check_launches(stage.kernels)
     source = compile_device(stage.kernels, "cuda")
-    codes = compile_all(source, target.gpu.architectures, ptx=target.gpu.ptx, threads=os.cpu_count() or 1)
+    codes = compile_all(source, gpu.architectures, ptx=gpu.ptx, threads=os.cpu_count() or 1)
     emitted = emit_device(stage, codes, inputs, outputs, symbol, target)
     check_lowered(target, None, emitted.weight_bytes, emitted.arena_bytes, ())
     header = emit_device_header(model.name, symbol, inputs, outputs)
@@ -197,7 +201,28 @@ def _lower_device(model: Model, target: Target, options: LowerOptions) -> Lowere
         target=target.name,
         threads=options.threads,
         compiler=f"{compiler.version}; {nvrtc}",
+        precision=options.precision,
     )
+
+
+def check_precision(options: LowerOptions, target: Target) -> None:
+    """Refuses a precision that the target does not compute in.
+
+    Raises:
+        OptionError: it is no GPU, or has code for one whose tensor cores do not take it.
+    """
+    if options.precision == "float32":
+        return
+    if target.gpu is None:
+        raise OptionError(
+            f"precision {options.precision}: {target.name} computes in float32; the others are for GPUs (`lwc targets`)"
+        )
+    oldest = target.gpu.architectures[0]
+    if options.precision != "float16" and oldest < _AMPERE:
+        raise OptionError(
+            f"precision {options.precision}: {target.name} has code for sm_{oldest}, whose tensor cores take float16; "
+            f"give float16, or a target from sm_{_AMPERE} on, like cuda:sm_{_AMPERE}"
+        )
 
 
 def check_for_device(graph: onnx.GraphProto, options: LowerOptions) -> None:

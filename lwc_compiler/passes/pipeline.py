@@ -250,16 +250,16 @@ def check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> N
     static = _static(model, options)
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.link import find_compiler
-    from lwc_compiler.passes.lower import check_weight_type
+    from lwc_compiler.passes.lower import check_for_device, check_precision, check_weight_type
 
     check_weight_type(options)
     target = find_target(options.target)
+    check_precision(options, target)
     # Source is compiled here to be checked.
     find_compiler(None if target.source else target, options.cc)
     check_supported(static.proto)
     if target.gpu is not None:
         from lwc_compiler.codegen.nvrtc import nvrtc_version
-        from lwc_compiler.passes.lower import check_for_device
 
         check_for_device(static.proto.graph, options)
         nvrtc_version()

@@ -105,6 +105,7 @@ def density_chart(
         lines[curve.name] = [
             Mark(x(density), y(value), f"{percent(density)} % kept: {metric_text(metric, value)}", missed)
             for density, value, missed in points
+            if math.isfinite(value)
         ]
     scale, unit = (100, " (%)") if metric in FRACTIONS else (1, "")
     kept = density_ticks(least, most)
@@ -126,8 +127,9 @@ def density_chart(
 
 
 def _view(values: Sequence[float], metric: str, depth: float) -> tuple[float, float]:
-    """Lowest and highest value in view; those of a fraction that are worse lie outside."""
-    low, high = min(values), max(values)
+    """Lowest and highest value in view; those of a fraction that are worse lie outside, as does the loss of a ruin."""
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
     if metric in FRACTIONS:
         low, high = (max(low, high - depth), high) if FRACTIONS[metric] else (low, min(high, low + depth))
     margin = 0.05 * (high - low) or 0.01 * abs(high) or 1.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from lwc_compiler.errors import DataError, OptionError, TargetError
+from lwc_compiler.errors import DataError, TargetError
 from lwc_compiler.runtime.dlpack import device_tensor
 from lwc_compiler.runtime.lanes import Lane, Lanes
 from lwc_compiler.runtime.network import Network
@@ -14,8 +14,6 @@ from lwc_compiler.runtime.session import Functions, Session
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from numpy.typing import ArrayLike
 
     from lwc_compiler.codegen.result import TensorSpec
 
@@ -96,14 +94,6 @@ class DeviceSession(Session):
         """
         if name != self.target:
             raise TargetError(f"the library has no code for {name}")
-
-    def profile(self, inputs: Mapping[str, ArrayLike]) -> NoReturn:
-        """Steps are not timed on a GPU.
-
-        Raises:
-            OptionError: always.
-        """
-        raise OptionError("the layers of a network on a GPU are not timed: leave --layers out")
 
 
 class _DeviceLibrary(Functions):

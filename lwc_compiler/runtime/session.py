@@ -157,8 +157,8 @@ class Session(Network):
         Raises:
             DataError, ArtifactError: see `run`.
         """
-        seconds = np.zeros(self._library.step_count() + 1)
-        self._call(self._library.profile, inputs, None, ctypes.c_void_p(seconds.ctypes.data))
+        seconds = np.zeros(self._functions.step_count() + 1)
+        self._call(self._functions.profile, inputs, None, ctypes.c_void_p(seconds.ctypes.data))
         return seconds
 
     @property
@@ -274,6 +274,8 @@ class Functions:
                 raise ArtifactError(f"{path} cannot be loaded on this machine: {error}") from error
         self._path, self._symbol = path, symbol
         self.run = self.function("run")
+        self.profile = self.function("profile")
+        self.step_count = self.function("step_count")
         self.target = self.function("target")
         self.error_string = self.function("error_string")
         self.target.restype = ctypes.c_char_p
@@ -307,8 +309,6 @@ class _Library(Functions):
         if weights:
             self.check_weights = self.function("check_weights")
             self.check_weights.argtypes = [pointer, ctypes.c_size_t]
-        self.profile = self.function("profile")
-        self.step_count = self.function("step_count")
         self.use_target = self.function("use_target")
         self.workspace_bytes = self.function("workspace_bytes")
         self.cpu_supported = self.function("cpu_supported")

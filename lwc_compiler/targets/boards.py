@@ -56,8 +56,10 @@ BOARDS = (
     Board("a100", "cuda:sm_80", 40 * _GB, 0, "NVIDIA A100, 40 GB"),
     Board("l4", "cuda:sm_89", 24 * _GB, 0, "NVIDIA L4"),
     Board("h100", "cuda:sm_90", 80 * _GB, 0, "NVIDIA H100 SXM"),
-    Board("h200", "cuda:sm_90", 141 * _GB, 0, "NVIDIA H200", Gpu((90,), 132, 128, 1.98, 4800.0, 50 * _MB)),
-    Board("rtx4090", "cuda:sm_89", 24 * _GB, 0, "GeForce RTX 4090", Gpu((89,), 128, 128, 2.52, 1008.0, 72 * _MB)),
-    Board("jetson-orin-nano", "cuda:sm_87", 8 * _GB, 0, "Jetson Orin Nano", Gpu((87,), 8, 128, 0.625, 68.0, 2 * _MB)),
+    Board("h200", "cuda:sm_90", 141 * _GB, 0, "NVIDIA H200", Gpu((90,), 132, 128, 1.98, 4800.0, 50 * _MB, 2048)),
+    Board("rtx4090", "cuda:sm_89", 24 * _GB, 0, "GeForce RTX 4090", Gpu((89,), 128, 128, 2.52, 1008.0, 72 * _MB, 512)),
+    Board(
+        "jetson-orin-nano", "cuda:sm_87", 8 * _GB, 0, "Jetson Orin Nano", Gpu((87,), 8, 128, 0.625, 68.0, 2 * _MB, 1024)
+    ),
     Board("jetson-agx-orin", "cuda:sm_87", 64 * _GB, 0, "Jetson AGX Orin"),
 )

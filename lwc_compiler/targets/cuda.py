@@ -51,17 +51,19 @@ def _target(capability: int, gpu: Gpu, l1_bytes: int, description: str, host: di
 
 
 _ONE = (
-    _target(75, Gpu((75,), 40, 64, 1.59, 320.0, 4 * _MB), 64 << 10, "Turing: T4, RTX 20"),
-    _target(80, Gpu((80,), 108, 64, 1.41, 1555.0, 40 * _MB), 164 << 10, "Ampere: A100, A30"),
-    _target(86, Gpu((86,), 72, 128, 1.7, 600.0, 6 * _MB), 100 << 10, "Ampere: A10, RTX 30"),
-    _target(87, Gpu((87,), 16, 128, 1.3, 204.8, 4 * _MB), 164 << 10, "Ampere: Jetson Orin, 64-bit Arm Linux", _ARM),
-    _target(89, Gpu((89,), 58, 128, 2.04, 300.0, 48 * _MB), 100 << 10, "Ada: L4, L40, RTX 40"),
-    _target(90, Gpu((90,), 132, 128, 1.98, 3350.0, 50 * _MB), 228 << 10, "Hopper: H100, H200"),
-    _target(100, Gpu((100,), 148, 128, 1.96, 8000.0, 126 * _MB), 228 << 10, "Blackwell: B200"),
-    _target(120, Gpu((120,), 170, 128, 2.41, 1792.0, 96 * _MB), 100 << 10, "Blackwell: RTX 50"),
+    _target(75, Gpu((75,), 40, 64, 1.59, 320.0, 4 * _MB, 512), 64 << 10, "Turing: T4, RTX 20"),
+    _target(80, Gpu((80,), 108, 64, 1.41, 1555.0, 40 * _MB, 1024), 164 << 10, "Ampere: A100, A30"),
+    _target(86, Gpu((86,), 72, 128, 1.7, 600.0, 6 * _MB, 512), 100 << 10, "Ampere: A10, RTX 30"),
+    _target(
+        87, Gpu((87,), 16, 128, 1.3, 204.8, 4 * _MB, 1024), 164 << 10, "Ampere: Jetson Orin, 64-bit Arm Linux", _ARM
+    ),
+    _target(89, Gpu((89,), 58, 128, 2.04, 300.0, 48 * _MB, 512), 100 << 10, "Ada: L4, L40, RTX 40"),
+    _target(90, Gpu((90,), 132, 128, 1.98, 3350.0, 50 * _MB, 2048), 228 << 10, "Hopper: H100, H200"),
+    _target(100, Gpu((100,), 148, 128, 1.96, 8000.0, 126 * _MB, 4096), 228 << 10, "Blackwell: B200"),
+    _target(120, Gpu((120,), 170, 128, 2.41, 1792.0, 96 * _MB, 256), 100 << 10, "Blackwell: RTX 50"),
 )
 # The kernels of a library for all of them are chosen as for an A100.
-_ALL = Gpu((75, 80, 86, 89, 90, 100, 120), 108, 64, 1.41, 1555.0, 40 * _MB, ptx=True)
+_ALL = Gpu((75, 80, 86, 89, 90, 100, 120), 108, 64, 1.41, 1555.0, 40 * _MB, 1024, ptx=True)
 TARGETS = (
     *_ONE,
     replace(

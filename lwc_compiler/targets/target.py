@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 ALL_WEIGHT_TYPES = ("float32", "float16", "int8")
+Precision = Literal["float32", "tf32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Gpu:
         gigahertz: its clock.
         gigabytes_a_second: bandwidth of its memory.
         l2_bytes: level-2 cache.
+        tensor_lanes: float16 multiply-adds of a multiprocessor's tensor cores in a cycle, with sums in float32.
+        precision: what factors are rounded to when layers are multiplied; sums are float32.
         ptx: the library also has code that the driver of a later GPU translates.
     """
 
@@ -55,6 +58,8 @@ class Gpu:
     gigahertz: float
     gigabytes_a_second: float
     l2_bytes: int
+    tensor_lanes: int
+    precision: Precision = "float32"
     ptx: bool = False
 
 

@@ -183,6 +183,32 @@ def test_tensors_beyond_indices_of_32_bits_are_refused() -> None:
         lower(one_node((2**16, 2**16)), LowerOptions(target="cuda:sm_80"))
 
 
+@pytest.mark.parametrize(
+    ("target", "precision", "said"),
+    [
+        ("x86-64-v3", "float16", "precision float16: x86-64-v3 computes in float32; the others are for GPUs"),
+        ("t4", "tf32", "precision tf32: t4 has code for sm_75, whose tensor cores take float16; give float16, or a"),
+        ("cuda", "bfloat16", "precision bfloat16: cuda has code for sm_75, .* or a target from sm_80 on"),
+    ],
+)
+def test_precisions_that_a_target_has_not_are_refused(lwc, mlp, tmp_path, target, precision, said) -> None:
+    with pytest.raises(OptionError, match=said):
+        lower(one_node((2, 3)), LowerOptions(target=target, precision=precision))
+    done = lwc("compile", mlp, "-o", tmp_path / "out", "--target", target, "--precision", precision)
+    assert done.code == OptionError.exit_code
+    assert "precision" in done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_precision_reaches_the_kernels(lwc, mlp, tmp_path) -> None:
+    out = tmp_path / "mlp.lwc"
+    done = lwc("compile", mlp, "-o", out, "--target", "h100", "--batch", 64, "--precision", "bfloat16")
+    assert done.code == 0, done.err
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert "gpu_mma" in {step["kernel"] for step in manifest["programs"][0]["steps"]}
+    assert manifest["verification"]["tolerance"] == 2**-4
+
+
 def test_measuring_is_refused() -> None:
     with pytest.raises(OptionError, match="tune 3: kernels for GPUs are not measured; tune 0"):
         lower(one_node((2, 3)), LowerOptions(target="a100", tune=3))

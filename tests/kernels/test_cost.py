@@ -50,3 +50,10 @@ def test_vectors_of_a_narrow_row_adjoin_where_one_instruction_loads_two(name: st
     problem = canonical(ConvGeometry(1, 64, (7, 7), 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)))
     whole = [tiling for tiling in tilings(problem, target, "csr") if tiling.tile_vectors == 2]
     assert {tuple(TapLayout(problem, tiling).starts) for tiling in whole} == {tuple(starts)}
+
+
+@pytest.mark.parametrize("format_name", ["csr", "block4", "block8", "dense"])
+def test_loops_are_written_in_order_where_the_core_works_in_order(format_name: str) -> None:
+    targets = {target.name: target for target in NARROW}
+    assert ranked(PROBLEM, targets["cortex-a53"], format_name, 0.1)[0][1].in_order
+    assert not any(tiling.in_order for tiling in tilings(PROBLEM, targets["cortex-a72"], format_name))

@@ -40,7 +40,7 @@ def planned_taps(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
 
 
 def gemm_tiles(geometry: ConvGeometry, _target):
-    tiles = [GemmTile(*planes(geometry), *sizes, n) for sizes in planning._GEMM_TILES for n in (1, 3)]
+    tiles = [GemmTile(*planes(geometry), m, p, n, each) for m, p, each in planning._GEMM_TILES for n in (1, 3)]
     return [tile for tile in tiles if tile.splits == 1 or tile.splits * 2 <= tile.slices]
 
 
@@ -48,10 +48,10 @@ def planned_gemm(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
     return planning._dense(weight, tile, epilogue, GPU.gpu).build()
 
 
-def matvec(*, is_sparse: bool):
+def matvec(*, is_sparse: bool, precision: str = "float32"):
     def plan(weight, rows: int, epilogue: Epilogue, _target):
         cut = planning._MATVEC_CUTS[rows % len(planning._MATVEC_CUTS)]
-        tile = planning._matvec_tile(weight, rows, is_sparse, *cut)
+        tile = planning._matvec_tile(weight, rows, is_sparse, precision, *cut)
         return planning._matvec(weight, tile, epilogue, GPU.gpu).build()
 
     return plan
@@ -161,6 +161,11 @@ def kernels_of_many_cuts() -> dict[str, Step]:
         for is_sparse in (False, True):
             plan = matvec(is_sparse=is_sparse)(weight, rows, epilogue(512), GPU)
             steps[f"matvec_{rows}_{int(is_sparse)}"] = plan.steps[0]
+    tall = sparse(generator, (13000, 64), 0.1, 1)  # fills shared memory
+    for i, cut in enumerate(planning._MATVEC_CUTS):
+        for rows in (1, 3, 8):
+            tile = planning._matvec_tile(tall, rows, True, "float32", *cut)
+            steps[f"tall_{rows}_{i}"] = planning._matvec(tall, tile, epilogue(64), GPU.gpu).build().steps[0]
     plan = plan_matmul(weight, 64, epilogue(512), GPU)
     geometry = conv(1, 32, (112, 112), 32, (3, 3), pads=(1, 1, 1, 1), groups=32)
     plans = {"rows": plan, "depthwise": plan_conv(np.ones((32, 1, 3, 3), np.float32), geometry, epilogue(32), GPU)}

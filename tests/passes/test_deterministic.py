@@ -8,7 +8,7 @@ import pytest
 
 from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe, RetrainOptions
 
-ROUNDS = ("--sparsity", "0.8", "--prune-first", "--rounds", "2", "--epochs", "1", "--deterministic", "--no-cache")
+ROUNDS = ("--sparsity", "0.8", "--prune-first", "--rounds", "1", "--epochs", "1", "--deterministic", "--no-cache")
 
 
 def contents(folder):

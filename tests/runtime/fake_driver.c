@@ -10,7 +10,7 @@
 #include <string.h>
 
 typedef unsigned long long address;
-enum { MOST = 64 };
+enum { MOST = 512 };
 static struct { char *start; size_t bytes; } blocks[MOST];
 static struct { char name[64]; int count; char fail[96]; } calls[MOST];
 static int capturing, launches;
@@ -46,6 +46,11 @@ int cuInit(unsigned flags) { CALL("%u", flags); return 0; }
 int cuDriverGetVersion(int *version) { CALL("%s", ""); *version = number("FAKE_VERSION", 13000); return 0; }
 int cuDeviceGetCount(int *count) { CALL("%s", ""); *count = number("FAKE_DEVICES", 1); return 0; }
 int cuDeviceGet(int *device, int ordinal) { CALL("%d", ordinal); *device = 40 + ordinal; return 0; }
+int cuDeviceGetName(char *name, int length, int device) {
+    CALL("%d", device);
+    snprintf(name, (size_t)length, "Fake GPU");
+    return 0;
+}
 int cuDeviceGetAttribute(int *value, int attribute, int device) {
     CALL("%d %d", attribute, device);
     const int capability = number("FAKE_CAPABILITY", 90);
@@ -68,7 +73,7 @@ int cuModuleLoadData(void **module, const void *image) {
 int cuModuleUnload(void *module) { CALL("%p", module); return 0; }
 int cuModuleGetFunction(void **function, void *module, const char *name) {
     CALL("%p %s", module, name);
-    *function = (void *)name;
+    *function = strdup(name);
     return 0;
 }
 int cuMemAlloc_v2(address *start, size_t bytes) {
@@ -145,6 +150,20 @@ int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long lo
     return 0;
 }
 #endif
+int cuEventCreate(void **event, unsigned flags) {
+    CALL("%u", flags);
+    static uintptr_t events = 100;
+    *event = (void *)events++;
+    return 0;
+}
+int cuEventDestroy_v2(void *event) { CALL("%p", event); return 0; }
+int cuEventRecordWithFlags(void *event, void *stream, unsigned flags) { CALL("%p %u", stream, flags); (void)event; return 0; }
+/* A millisecond for every event that was made from one to the other. */
+int cuEventElapsedTime(float *milliseconds, void *from, void *to) {
+    CALL("%s", "");
+    *milliseconds = (float)((uintptr_t)to - (uintptr_t)from);
+    return 0;
+}
 int cuGraphDestroy(void *graph) { CALL("%p", graph); return 0; }
 int cuGraphExecDestroy(void *executable) { CALL("%p", executable); return 0; }
 int cuGraphLaunch(void *executable, void *stream) { CALL("%p %p", executable, stream); return 0; }

@@ -28,6 +28,7 @@ library.net_create.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int)]
 library.net_destroy.argtypes = [ctypes.c_void_p]
 library.net_error_string.restype = ctypes.c_char_p
 library.net_run.argtypes, library.net_run_device.argtypes = [ctypes.c_void_p] * 3, [ctypes.c_void_p] * 4
+library.net_profile.argtypes = [ctypes.c_void_p] * 4
 said = []
 def say(value): said.append(value)
 def create(device=0):
@@ -40,6 +41,9 @@ def pointers(*arrays):
     addresses = [a if isinstance(a, int) else ctypes.addressof(a) for a in arrays]
     return (ctypes.c_void_p * len(arrays))(*addresses)
 def run(context): say(library.net_run(context, pointers(x), pointers(y, same)))
+def profile(context, seconds=(ctypes.c_double * 3)()):
+    say(library.net_profile(context, pointers(x), pointers(y, same), seconds))
+    return seconds
 def run_device(context, first, second, third, stream):
     say(library.net_run_device(context, pointers(first), pointers(second, third), stream))
 exec(sys.argv[2])
@@ -127,6 +131,7 @@ PAIRS = {
     "cuStreamCreate": "cuStreamDestroy_v2",
     "cuStreamBeginCapture_v2": "cuStreamEndCapture",
     "cuGraphInstantiateWithFlags": "cuGraphExecDestroy",
+    "cuEventCreate": "cuEventDestroy_v2",
 }
 
 
@@ -162,6 +167,33 @@ def test_calls_of_a_whole_life(play, lowered) -> None:
     assert uploads == [lowered.weight_bytes, 64, 64]
     assert all(call.split()[2] == "0x9" for call in calls if call.startswith("cuMemcpy"))
     check_all_given_back(calls)
+
+
+def test_profile_has_an_event_around_every_launch(play) -> None:
+    """Each event is a millisecond after the one before it; the second profile adds to the first."""
+    said, calls = play(
+        "c = create(); profile(c); say([round(1e3 * s, 3) for s in profile(c)]); say(library.net_step_count())\n"
+        "say(list(same)); run(c); library.net_destroy(c)"
+    )
+    assert said == [[True, 0], 0, 0, [2.0, 2.0, 4.0], 2, [float(i) for i in range(16)], 0]
+    first = names(calls).index("cuEventCreate")
+    run = ["cuMemcpyDtoHAsync_v2", "cuMemcpyDtoHAsync_v2", "cuEventRecordWithFlags", "cuStreamSynchronize"]
+    assert names(calls)[first : names(calls).index("cuCtxPopCurrent_v2", first)] == [
+        *5 * ["cuEventCreate"],
+        *["cuEventRecordWithFlags", "cuMemcpyHtoDAsync_v2", "cuStreamBeginCapture_v2"],
+        *2 * ["cuEventRecordWithFlags", "cuLaunchKernel"],
+        *["cuEventRecordWithFlags", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy"],
+        *["cuGraphLaunch", *run, *4 * ["cuEventElapsedTime"]],
+    ]
+    flags = [call.split()[2] for call in calls if call.startswith("cuEventRecord")]
+    assert flags == ["0", "1", "1", "1", "0", "0", "0"]  # those of the graph are recorded whenever it is launched
+    assert names(calls).count("cuGraphInstantiateWithFlags") == 2  # a run has a graph without events
+    check_all_given_back(calls)
+
+
+def test_a_profile_needs_a_place(play) -> None:
+    said, _ = play("c = create(); profile(c, None); library.net_destroy(c)")
+    assert said == [[True, 0], 1]
 
 
 def test_tensors_of_the_gpu_and_a_stream_of_the_caller(play) -> None:
@@ -238,26 +270,24 @@ def test_driver_without_a_function(play, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("code", [1, 719])
-def test_any_call_may_fail(play, code) -> None:
+@pytest.mark.parametrize("work", ["run", "profile"])
+def test_any_call_may_fail(play, work, code) -> None:
     """Each function of the driver in turn, in its first call of a run: the code gets out, and all is given back."""
-    _, calls = play("c = create(); run(c); library.net_destroy(c)")
+    _, calls = play(f"c = create(); {work}(c); library.net_destroy(c)")
     first = names(calls).index("cuCtxPopCurrent_v2")
-    last = len(calls) - 1 - names(calls)[::-1].index("cuStreamSynchronize")  # what destroys comes after
+    last = len(calls) - 1 - names(calls)[::-1].index("cuCtxPushCurrent_v2")  # what destroys comes after
     during = [name for name in dict.fromkeys(names(calls)[first + 1 : last]) if not re.search("Pop|GraphDestroy", name)]
     assert {"cuLaunchKernel", "cuGraphLaunch", "cuStreamEndCapture", "cuMemcpyDtoHAsync_v2"} <= set(during)
     for name in during:
         script = (
-            f"c = create(); os.environ['FAKE_FAIL'] = '{name} 1 {code}'; run(c); del os.environ['FAKE_FAIL']\n"
-            "run(c); library.net_destroy(c)"
+            f"c = create(); os.environ['FAKE_FAIL'] = '{name} 1 {code}'; {work}(c); del os.environ['FAKE_FAIL']\n"
+            f"{work}(c); library.net_destroy(c)"
         )
         said, calls = play(script)
         # Pushing the context fails before anything is at work, so that it is not remembered.
         lost = code == 719 and name != "cuCtxPushCurrent_v2"
         assert said == [[True, 0], 1000 + code, 1719 if lost else 0], name
-        taken = (
-            name if name in ("cuCtxPushCurrent_v2", "cuStreamBeginCapture_v2", "cuGraphInstantiateWithFlags") else ""
-        )
-        check_all_given_back(calls, taken)
+        check_all_given_back(calls, name if name in PAIRS else "")
 
 
 def test_a_lost_context_calls_the_driver_no_more(play) -> None:
@@ -311,7 +341,7 @@ def test_session(lowered, driver, library, tmp_path) -> None:
     script = (
         "import numpy as np, sys\n"
         "from lwc_compiler.codegen.result import TensorSpec as T\n"
-        "from lwc_compiler.errors import ArtifactError, OptionError, TargetError\n"
+        "from lwc_compiler.errors import ArtifactError, TargetError\n"
         "from lwc_compiler.runtime.device_session import DeviceSession\n"
         "import os, pathlib\n"
         "specs = (T('x', 'float32', (1, 16)),), (T('y', 'float32', (1, 4)), T('same', 'float32', (4, 4)))\n"
@@ -319,10 +349,11 @@ def test_session(lowered, driver, library, tmp_path) -> None:
         "x = np.arange(16, dtype=np.float32)[None]\n"
         "with session() as s:\n"
         "    assert np.array_equal(s.run({'x': x})['same'], x.reshape(4, 4)); print(s.target)\n"
+        "    print(s.profile({'x': x}).shape)\n"
         "    os.environ['FAKE_FAIL'] = 'cuGraphLaunch 1 700'\n"
-        "    for call in (lambda: s.run({'x': x}), lambda: s.profile({'x': x}), lambda: s.use_target('cuda:sm_90')):\n"
+        "    for call in (lambda: s.run({'x': x}), lambda: s.use_target('cuda:sm_90')):\n"
         "        try: call()\n"
-        "        except (ArtifactError, OptionError, TargetError) as error: print(type(error).__name__, error)\n"
+        "        except (ArtifactError, TargetError) as error: print(type(error).__name__, error)\n"
         "os.environ['FAKE_CAPABILITY'] = '70'\n"
         "try: session()\n"
         "except TargetError as error: print(error)\n"
@@ -333,8 +364,8 @@ def test_session(lowered, driver, library, tmp_path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "cuda",
+        "(3,)",
         f"ArtifactError the library failed: {LOST} (code 1700)",
-        "OptionError the layers of a network on a GPU are not timed: leave --layers out",
         "TargetError the library has no code for cuda:sm_90",
         "the network cannot run on this machine's GPU: the library has no code for this GPU (code 5)",
     ]

@@ -16,6 +16,7 @@ Expr = Any
 
 WARP = 32
 MAX_SHARED_BYTES = 48 << 10  # of a block, on every GPU, without asking the driver for more
+SHARED_ALIGNMENT_BYTES = 64  # of every array in shared memory
 
 
 class DeviceBuilder(KernelBuilder):
@@ -40,11 +41,13 @@ class DeviceBuilder(KernelBuilder):
         self.block = tuple(tirx.Var(f"block_{axis}", "int32") for axis in "xyz")
         self._shared_bytes = 0
 
-    def shared(self, name: str, elements: int) -> Expr:
-        """Float32 memory that the threads of a block share; its first contents are undefined."""
-        buffer = tirx.decl_buffer((elements,), "float32", name=name, scope="shared")
+    def shared(self, name: str, elements: int, dtype: str = "float32") -> Expr:
+        """Memory that the threads of a block share, of numbers of 32 bits; its first contents are undefined."""
+        buffer = tirx.decl_buffer((elements,), dtype, name=name, scope="shared")
         self.emit(AllocBuffer(buffer))
-        self._shared_bytes += 4 * elements
+        self._shared_bytes = (
+            SHARED_ALIGNMENT_BYTES * ceil_div(self._shared_bytes, SHARED_ALIGNMENT_BYTES) + 4 * elements
+        )
         return buffer
 
     def barrier(self) -> None:

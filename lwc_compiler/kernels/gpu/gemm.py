@@ -12,6 +12,7 @@ parts.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ from lwc_compiler.kernels.kernel import Constant
 from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from lwc_compiler.kernels.gpu.builder import Expr
@@ -36,8 +39,8 @@ _SUM_THREADS = 128
 
 
 @dataclass(frozen=True)
-class GemmTile:
-    """How a dense layer is cut into blocks.
+class ProductTile(ABC):
+    """How a dense layer is cut into blocks, on whatever units.
 
     Attributes:
         geometry: not transposed.
@@ -45,7 +48,6 @@ class GemmTile:
         y_strides: the same of the output.
         outputs: output channels of a block.
         pixels: of a block.
-        per_thread: output channels, and pixels, of a thread; a multiple of 4.
         splits: blocks that share a sum.
     """
 
@@ -54,33 +56,22 @@ class GemmTile:
     y_strides: tuple[int, ...]
     outputs: int
     pixels: int
-    per_thread: int
     splits: int = 1
 
     @property
+    @abstractmethod
     def threads(self) -> int:
         """Threads of a block."""
-        return self.outputs * self.pixels // self.per_thread**2
 
     @property
-    def depth(self) -> int:
-        """Products of a sum."""
-        return self.geometry.group_inputs * math.prod(self.geometry.kernel)
+    @abstractmethod
+    def slices(self) -> int:
+        """Slices of the products of a sum."""
 
     @property
     def by_channel(self) -> bool:
         """Whether neighbours in the input's memory are of neighbouring channels."""
         return self.x_strides[1] == 1
-
-    @property
-    def pitch(self) -> int:
-        """Elements of a row of inputs in shared memory, so that threads that write a column meet several banks."""
-        return self.pixels + _VECTOR if self.by_channel else self.pixels
-
-    @property
-    def slices(self) -> int:
-        """Slices of the products of a sum."""
-        return ceil_div(self.depth, DEPTH)
 
     @property
     def slices_of_block(self) -> int:
@@ -111,6 +102,35 @@ class GemmTile:
     def grid(self) -> tuple[int, int, int]:
         """Blocks of pixels, of output channels, groups and parts of a sum."""
         return (ceil_div(self.all_pixels, self.pixels), self.output_blocks, self.geometry.groups * self.splits)
+
+
+@dataclass(frozen=True)
+class GemmTile(ProductTile):
+    """A tile for the units that multiply single numbers.
+
+    Attributes:
+        per_thread: output channels, and pixels, of a thread; a multiple of 4.
+    """
+
+    per_thread: int = _VECTOR
+
+    @property
+    def threads(self) -> int:
+        return self.outputs * self.pixels // self.per_thread**2
+
+    @property
+    def depth(self) -> int:
+        """Products of a sum."""
+        return self.geometry.group_inputs * math.prod(self.geometry.kernel)
+
+    @property
+    def pitch(self) -> int:
+        """Elements of a row of inputs in shared memory, so that threads that write a column meet several banks."""
+        return self.pixels + _VECTOR if self.by_channel else self.pixels
+
+    @property
+    def slices(self) -> int:
+        return ceil_div(self.depth, DEPTH)
 
 
 def pack_gemm(weight: NDArray[np.float32], t: GemmTile) -> Constant:
@@ -173,25 +193,50 @@ def gemm_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
 
     for j in many:
         pixel = b.let("pixel", first_pixel + p + j)
-        with b.when(pixel < t.all_pixels):
-            image, *at = unravel(b, pixel, (t.geometry.batch, *t.geometry.out_size))
-            place = part * t.results + image * t.y_strides[0]
-            for position, stride in zip(at, t.y_strides[2:], strict=True):
-                place = place + position * stride
-            place = b.let("place", place)
-            for i in many:
-                output = b.let("output", first_output + m + i)
-                with b.when(output < t.geometry.group_outputs):
-                    channel = b.let("channel", group * t.geometry.group_outputs + output)
-                    value = sums[i][j].get()
-                    if bias is not None:
-                        value = value + b.load(bias, channel)
-                    to = b.let("to", place + channel * t.y_strides[1])
-                    store_result(b, y, to, value, residual, epilogue.activation)
+        results = [(first_output + m + i, sums[i][j].get()) for i in many]
+        store_sum(b, t, group, part, pixel, results, (y, residual, bias), epilogue)
     return b.finished(name)
 
 
-def sum_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
+def store_sum(
+    b: DeviceBuilder,
+    t: ProductTile,
+    group: Expr,
+    part: Expr,
+    pixel: Expr,
+    results: Sequence[tuple[Expr, Expr]],
+    pointers: tuple[Expr, Expr | None, Expr | None],
+    epilogue: Epilogue,
+) -> None:
+    """Stores a thread's sums of one pixel, where it and the output channels exist.
+
+    Args:
+        b: the kernel.
+        t: its tile.
+        group: of the output channels.
+        part: of the sums, with splits.
+        pixel: of all images.
+        results: output channels of the group, and their sums.
+        pointers: y, the residual and the bias.
+        epilogue: what is done to the sums.
+    """
+    y, residual, bias = pointers
+    with b.when(pixel < t.all_pixels):
+        image, *at = unravel(b, pixel, (t.geometry.batch, *t.geometry.out_size))
+        place = part * t.results + image * t.y_strides[0]
+        for position, stride in zip(at, t.y_strides[2:], strict=True):
+            place = place + position * stride
+        place = b.let("place", place)
+        for result, sum_ in results:
+            output = b.let("output", result)
+            with b.when(output < t.geometry.group_outputs):
+                channel = b.let("channel", group * t.geometry.group_outputs + output)
+                value = sum_ if bias is None else sum_ + b.load(bias, channel)
+                to = b.let("to", place + channel * t.y_strides[1])
+                store_result(b, y, to, value, residual, epilogue.activation)
+
+
+def sum_kernel(name: str, t: ProductTile, epilogue: Epilogue) -> Kernel:
     """The kernel that adds the parts up: parts, [residual,] [bias,] y."""
     b = DeviceBuilder((ceil_div(t.results, _SUM_THREADS), 1, 1), _SUM_THREADS)
     parts = b.pointer("parts")

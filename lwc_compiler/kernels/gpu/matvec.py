@@ -1,8 +1,8 @@
 """Products of a matrix with one row or a few on a GPU: their time is that of reading the weights.
 
-A warp computes one output after the other. Its lanes read four weights at a time, in one load of 16 bytes, and
-multiply them with inputs in shared memory; sparse weights have indices of 16 bits into it. The sums of the lanes go
-through shared memory once, at the end.
+A warp computes one output after the other. Its lanes read four weights at a time, in one load of 16 bytes (8 where
+weights have 16 bits), and multiply them with inputs in shared memory; sparse weights have indices of 16 bits into it.
+The sums of the lanes go through shared memory once, at the end.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import numpy as np
 from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, splat
-from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, ceil_div
+from lwc_compiler.kernels.gpu.builder import SHARED_ALIGNMENT_BYTES, WARP, DeviceBuilder, ceil_div
+from lwc_compiler.kernels.gpu.precision import round_to
 from lwc_compiler.kernels.kernel import Constant
 from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from lwc_compiler.kernels.gpu.builder import Expr
     from lwc_compiler.kernels.kernel import Kernel
     from lwc_compiler.kernels.layer import Epilogue
 
@@ -37,6 +39,7 @@ class MatvecTile:
         k: inputs.
         n: outputs.
         sparse: single non-zeros with indices, or every weight.
+        precision: of the stored weights; `float16` and `bfloat16` take half the bytes.
         chunk: inputs in shared memory at a time, a multiple of 4.
         warps: of a block.
         outputs: of a warp.
@@ -46,9 +49,15 @@ class MatvecTile:
     k: int
     n: int
     sparse: bool
+    precision: str
     chunk: int
     warps: int
     outputs: int
+
+    @property
+    def in_word(self) -> int:
+        """Weights in 32 bits."""
+        return 2 if self.precision in ("float16", "bfloat16") else 1
 
     @property
     def chunks(self) -> int:
@@ -89,7 +98,7 @@ def pack_matvec(weight: NDArray[np.float32], t: MatvecTile) -> tuple[list[Consta
     padded = np.zeros((n, t.chunks * t.chunk), np.float32)
     padded[:, :k] = weight.T
     if not t.sparse:
-        return [Constant(padded)], n * k
+        return [_stored(padded, t)], n * k
     parts = padded.reshape(n, t.chunks, t.chunk).swapaxes(0, 1)  # (chunks, n, chunk)
     kept = parts != 0
     counts = np.count_nonzero(kept, axis=2)
@@ -102,7 +111,11 @@ def pack_matvec(weight: NDArray[np.float32], t: MatvecTile) -> tuple[list[Consta
     number = np.arange(index.size) - first[chunk * n + output]
     to = starts[chunk * n + output] * STEP + number
     indices[to], values[to] = index, parts[chunk, output, index]
-    return [Constant(starts.astype(np.int32)), Constant(indices), Constant(values)], int(starts[-1]) * STEP
+    return [Constant(starts.astype(np.int32)), Constant(indices), _stored(values, t)], int(starts[-1]) * STEP
+
+
+def _stored(values: NDArray[np.float32], t: MatvecTile) -> Constant:
+    return Constant(values if t.in_word == 1 else round_to(values, t.precision))
 
 
 def matvec_kernel(name: str, t: MatvecTile, epilogue: Epilogue) -> Kernel:
@@ -113,7 +126,7 @@ def matvec_kernel(name: str, t: MatvecTile, epilogue: Epilogue) -> Kernel:
     residual = b.pointer("residual") if epilogue.residual else None
     starts = b.pointer("starts", "int32") if t.sparse else None
     indices = b.pointer("indices", "uint16") if t.sparse else None
-    values = b.pointer("values")
+    values = b.pointer("values", "float32" if t.in_word == 1 else "uint32")
     bias = b.pointer("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     lane, warp = b.let("lane", modulo(b.thread, WARP)), b.let("warp", divide(b.thread, WARP))
@@ -148,8 +161,7 @@ def matvec_kernel(name: str, t: MatvecTile, epilogue: Epilogue) -> Kernel:
                 with b.loop("round", 0, rounds) as round_:
                     step = b.let("step", round_ * WARP + lane)
                     with b.when(step < count):
-                        held = b.register(STEP)
-                        held.set(b.load(values, (first + step) * STEP, STEP))
+                        held = _weights(b, t, values, first + step)
                         where = b.register(STEP, "uint16")
                         if indices is not None:
                             where.set(b.load(indices, (first + step) * STEP, STEP))
@@ -158,7 +170,7 @@ def matvec_kernel(name: str, t: MatvecTile, epilogue: Epilogue) -> Kernel:
                             if indices is not None:
                                 at = b.let("at", where.part(i, 1).astype("int32"))
                             for row, register in enumerate(registers):
-                                register.set(register.get() + held.part(i, 1) * b.load(inputs, row * t.pitch + at))
+                                register.set(register.get() + held[i] * b.load(inputs, row * t.pitch + at))
 
     for number, registers in enumerate(sums):
         for row, register in enumerate(registers):
@@ -179,7 +191,21 @@ def matvec_kernel(name: str, t: MatvecTile, epilogue: Epilogue) -> Kernel:
     return b.finished(name)
 
 
+def _weights(b: DeviceBuilder, t: MatvecTile, values: Expr, step: Expr) -> list[Expr]:
+    """The weights of a step, as float32."""
+    words = STEP // t.in_word
+    held = b.register(words, str(values.dtype))
+    held.set(b.load(values, step * words, words))
+    if t.in_word == 1:
+        return [held.part(i, 1) for i in range(STEP)]
+    return [
+        b.let("weight", tirx.call_extern("float32", f"lwc_{half}_{t.precision}", held.part(i, 1)))
+        for i in range(words)
+        for half in ("low", "high")
+    ]
+
+
 def most_chunk(rows: int, k: int, per_block: int, shared_bytes: int) -> int:
     """The most inputs, a multiple of a step, that shared memory holds of each row beside the sums of all lanes."""
-    room = shared_bytes // 4 - per_block * rows * _PARTIAL
+    room = (shared_bytes - SHARED_ALIGNMENT_BYTES) // 4 - per_block * rows * _PARTIAL
     return min(ceil_div(k, STEP) * STEP, (room // rows // STEP - 1) * STEP)

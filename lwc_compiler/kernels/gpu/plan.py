@@ -16,14 +16,15 @@ import numpy as np
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
 from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, WARP, ceil_div, strides_of
 from lwc_compiler.kernels.gpu.depthwise import THREADS, depthwise_kernel
-from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm, sum_kernel
+from lwc_compiler.kernels.gpu.gemm import GemmTile, ProductTile, gemm_kernel, pack_gemm, sum_kernel
 from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, most_chunk, pack_matvec
+from lwc_compiler.kernels.gpu.mma import MmaTile, mma_kernel, pack_mma
 from lwc_compiler.kernels.gpu.taps import TapTile, pack_taps, taps_kernel
 from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Operand, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -38,6 +39,9 @@ _FEW_ROWS = 8  # of a product that reads its weights once for all of them
 _TAP_SHARED_BYTES = 24 << 10  # so that a multiprocessor has two blocks or more
 _MATVEC_CUTS = ((4, 1), (8, 1), (16, 1), (16, 2))  # warps, outputs of each
 _SPLITS = (1, 2, 4, 8, 16)
+# Output channels and pixels of a block, and of a warp.
+_MMA_TILES = ((128, 128, 64, 32), (64, 64, 32, 32), (128, 32, 32, 32), (64, 16, 16, 16))
+_MMA_PEAK = 0.4  # share of the tensor cores' peak that mma.sync gets without asynchronous copies
 _GEMM_TILES = ((128, 128, 8), (64, 64, 4), (32, 32, 4), (32, 64, 4))  # output channels, pixels, per thread
 
 
@@ -69,7 +73,7 @@ def plan_matmul(
     candidates = []
     if rows <= _FEW_ROWS:
         candidates = [
-            _matvec(weight, _matvec_tile(weight, rows, sparse, *cut), epilogue, gpu)
+            _matvec(weight, _matvec_tile(weight, rows, sparse, gpu.precision, *cut), epilogue, gpu)
             for sparse in ((False, True) if density < 1 else (False,))
             for cut in _MATVEC_CUTS
         ]
@@ -112,14 +116,31 @@ def _candidates(
     candidates = []
     for outputs, pixels, per_thread in _GEMM_TILES:
         for splits in _SPLITS:
-            dense = GemmTile(geometry, x_strides, y_strides, outputs, pixels, per_thread, splits)
+            dense = GemmTile(geometry, x_strides, y_strides, outputs, pixels, splits, per_thread)
             if splits == 1 or dense.splits * 2 <= dense.slices:
                 candidates.append(_dense(weight, dense, epilogue, gpu))
+    if gpu.precision != "float32":
+        candidates += _on_tensor_cores(weight, geometry, x_strides, y_strides, epilogue, gpu)
     if np.all(weight):
         return candidates
     kept = int(np.count_nonzero(weight))
     tiles = _tap_tiles(geometry, x_strides, y_strides)
     return [*candidates, *(_sparse(weight, kept, tile, epilogue, gpu) for tile in tiles)]
+
+
+def _on_tensor_cores(
+    weight: NDArray[np.float32],
+    geometry: ConvGeometry,
+    x_strides: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    epilogue: Epilogue,
+    gpu: Gpu,
+) -> Iterator[Candidate]:
+    for outputs, pixels, *warp in _MMA_TILES:
+        for splits in _SPLITS:
+            tile = MmaTile(geometry, x_strides, y_strides, outputs, pixels, splits, gpu.precision, *warp)
+            if splits == 1 or splits * 2 <= tile.slices:
+                yield _mma(weight, tile, epilogue, gpu)
 
 
 def _tap_tiles(geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...]) -> Iterator[TapTile]:
@@ -190,25 +211,60 @@ def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gp
     busy = min(1.0, blocks * t.threads / WARP / (gpu.multiprocessors * min(_WARPS, t.threads // WARP * 2)))
     moved = 4 * (weight.size + math.prod(g.in_shape) + math.prod(g.out_shape))
     seconds = _seconds(gpu, products / (gpu.lanes * share) + staged / 4, moved, busy)
-    name = f"dense {t.outputs}x{t.pixels}"
+
+    def plan() -> Plan:
+        return _product(weight, t, lambda wanted: gemm_kernel("gpu_gemm", t, wanted), pack_gemm(weight, t), epilogue)
+
+    return _dense_candidate(f"dense {t.outputs}x{t.pixels}", t, seconds, gpu, plan)
+
+
+def _mma(weight: NDArray[np.float32], t: MmaTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+    g, blocks = t.geometry, math.prod(t.grid)
+    words = blocks // t.splits * t.depth  # of a sum's products, for all blocks
+    lanes = gpu.tensor_lanes / (2 if t.precision == "tf32" else 1) * _MMA_PEAK / _PEAK
+    staged = words * (t.outputs + t.pixels * t.in_word * _STAGED) / WARP  # weights are copied as they are
+    busy = min(1.0, blocks * t.threads / WARP / (gpu.multiprocessors * min(_WARPS, t.threads // WARP * 2)))
+    moved = 4 / t.in_word * weight.size + 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
+    products = words * t.in_word * t.outputs * t.pixels
+    seconds = _seconds(gpu, products / lanes + staged / 4, moved, busy)
+
+    def plan() -> Plan:
+        return _product(weight, t, lambda wanted: mma_kernel("gpu_mma", t, wanted), pack_mma(weight, t), epilogue)
+
+    return _dense_candidate(f"dense {t.precision} {t.outputs}x{t.pixels}", t, seconds, gpu, plan)
+
+
+def _dense_candidate(name: str, t: ProductTile, seconds: float, gpu: Gpu, plan: Callable[[], Plan]) -> Candidate:
+    """A dense product, with the time of adding parts of sums up where there are such."""
     if t.splits > 1:
         seconds += _seconds(gpu, 0.0, 4.0 * (2 * t.splits + 1) * t.results, 1.0)
         name += f", sums in {t.splits} parts"
-
-    def plan() -> Plan:
-        flops, weights = 2 * weight.size * t.all_pixels, pack_gemm(weight, t)
-        if t.splits == 1:
-            return _plan(gemm_kernel("gpu_gemm", t, epilogue), [weights], epilogue, "dense", weight.size, flops)
-        parts = Step(gemm_kernel("gpu_gemm", t, Epilogue()), (Input(0), weights, Scratch(0)))
-        sums = Step(sum_kernel("gpu_gemm_sum", t, epilogue), (Scratch(0), *_further(epilogue), Output(0)))
-        return Plan((parts, sums), (4 * t.splits * t.results,), "dense", "", weight.size, flops)
-
     return Candidate("dense", name, _cycles(gpu, seconds), plan)
 
 
-def _matvec_tile(weight: NDArray[np.float32], rows: int, sparse: bool, warps: int, outputs: int) -> MatvecTile:
+def _product(
+    weight: NDArray[np.float32],
+    t: ProductTile,
+    make: Callable[[Epilogue], Kernel],
+    packed: Constant,
+    epilogue: Epilogue,
+) -> Plan:
+    """The plan of a dense product, in one step or with one that adds the parts of sums up."""
+    flops = 2 * weight.size * t.all_pixels
+    if t.splits == 1:
+        return _plan(make(epilogue), [packed], epilogue, "dense", weight.size, flops)
+    parts = Step(make(Epilogue()), (Input(0), packed, Scratch(0)))
+    sums = Step(sum_kernel("gpu_gemm_sum", t, epilogue), (Scratch(0), *_further(epilogue), Output(0)))
+    return Plan((parts, sums), (4 * t.splits * t.results,), "dense", "", weight.size, flops)
+
+
+def _matvec_tile(
+    weight: NDArray[np.float32], rows: int, sparse: bool, precision: str, warps: int, outputs: int
+) -> MatvecTile:
     k, n = weight.shape
-    return MatvecTile(rows, k, n, sparse, most_chunk(rows, k, warps * outputs, MAX_SHARED_BYTES), warps, outputs)
+    return MatvecTile(
+        rows, k, n, sparse, precision, most_chunk(rows, k, warps * outputs, MAX_SHARED_BYTES), warps, outputs
+    )
 
 
 def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
@@ -218,7 +274,7 @@ def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu:
     accesses = stored * rows / WARP * (3 if sparse else 1)
     staged = blocks * rows * t.chunks * t.chunk / WARP * _STAGED
     busy = min(1.0, blocks * t.warps / (gpu.multiprocessors * _WARPS))
-    moved = stored * (4 + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n)
+    moved = stored * (4 / t.in_word + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n)
     seconds = _seconds(gpu, accesses + staged, moved / busy, busy)
     format_ = "csr" if sparse else "dense"
 
@@ -227,7 +283,8 @@ def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu:
         kernel = matvec_kernel(f"gpu_matvec_{format_}", t, epilogue)
         return _plan(kernel, constants, epilogue, format_, filled, 2 * filled * rows)
 
-    return Candidate(format_, f"{format_} matvec, {t.warps}x{t.outputs} outputs", _cycles(gpu, seconds), plan)
+    name = f"{format_} matvec{f', {t.precision}' if t.in_word == 2 else ''}, {t.warps}x{t.outputs} outputs"
+    return Candidate(format_, name, _cycles(gpu, seconds), plan)
 
 
 def _depthwise(weight: NDArray[np.float32], g: ConvGeometry, epilogue: Epilogue, gpu: Gpu) -> Candidate:

@@ -30,7 +30,7 @@ enum { LWC_CU_OUT_OF_MEMORY = 2, LWC_CU_NO_DEVICE = 100, LWC_CU_BAD_DEVICE = 101
        LWC_CU_PTX_VERSION = 222, LWC_CU_ECC = 214, LWC_CU_FIRST_STICKY = 700, LWC_CU_LAST_STICKY = 720,
        LWC_CU_UNKNOWN = 999 };
 enum { LWC_CU_MAJOR = 75, LWC_CU_MINOR = 76, LWC_CU_MEMORY_TYPE = 2, LWC_CU_DEVICE_MEMORY = 2,
-       LWC_CU_NON_BLOCKING = 1, LWC_CU_THREAD_LOCAL = 1 };
+       LWC_CU_NON_BLOCKING = 1, LWC_CU_THREAD_LOCAL = 1, LWC_CU_EXTERNAL = 1 };
 #define LWC_DRIVER(X) \
     X(cuInit, (unsigned)) \
     X(cuDriverGetVersion, (int *)) \
@@ -55,6 +55,10 @@ enum { LWC_CU_MAJOR = 75, LWC_CU_MINOR = 76, LWC_CU_MEMORY_TYPE = 2, LWC_CU_DEVI
     X(cuStreamSynchronize, (void *)) \
     X(cuStreamBeginCapture_v2, (void *, int)) \
     X(cuStreamEndCapture, (void *, void **)) \
+    X(cuEventCreate, (void **, unsigned)) \
+    X(cuEventDestroy_v2, (void *)) \
+    X(cuEventRecordWithFlags, (void *, void *, unsigned)) \
+    X(cuEventElapsedTime, (float *, void *, void *)) \
     X(cuLaunchKernel, (void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, \
                        void **)) \
     X(cuGraphInstantiateWithFlags, (void **, void *, unsigned long long)) \
@@ -104,6 +108,8 @@ struct LWC(context) {
     void *functions[LWC_KERNELS + 1];
     void *stream;
     void *graph; /* of all launches; NULL until the first run */
+    void *timed; /* the same with an event before each and after the last; NULL until the first profile */
+    void *events[LWC_LAUNCHES + 3]; /* before the inputs are copied, those of `timed`, after the outputs are */
     lwc_address weights, arena;
     int lost; /* the error after which the device's context cannot be used; 0: none */
 };
@@ -183,6 +189,9 @@ LWC_API void LWC(destroy)(LWC(context) *c) {
         cuda->cuCtxPushCurrent_v2(c->owner);
         if (c->stream != NULL) cuda->cuStreamSynchronize(c->stream);
         if (c->graph != NULL) cuda->cuGraphExecDestroy(c->graph);
+        if (c->timed != NULL) cuda->cuGraphExecDestroy(c->timed);
+        for (int i = 0; i < LWC_LAUNCHES + 3; i++)
+            if (c->events[i] != NULL) cuda->cuEventDestroy_v2(c->events[i]);
         if (c->stream != NULL) cuda->cuStreamDestroy_v2(c->stream);
         if (c->arena != 0) cuda->cuMemFree_v2(c->arena);
         if (c->weights != 0) cuda->cuMemFree_v2(c->weights);
@@ -225,7 +234,7 @@ static lwc_address lwc_at(const LWC(context) *c, const lwc_place *place) {
     return (place->weights ? c->weights : c->arena) + place->offset;
 }
 
-static int lwc_launch_all(LWC(context) *c) {
+static int lwc_launch_all(LWC(context) *c, int timed) {
     for (int i = 0; i < LWC_LAUNCHES; i++) {
         const lwc_launch *l = &lwc_launches[i];
         lwc_address operands[LWC_OPERANDS];
@@ -234,46 +243,65 @@ static int lwc_launch_all(LWC(context) *c) {
             operands[j] = lwc_at(c, &lwc_places[l->first + j]);
             arguments[j] = &operands[j];
         }
+        if (timed) LWC_TRY(c->cuda.cuEventRecordWithFlags(c->events[i + 1], c->stream, LWC_CU_EXTERNAL));
         LWC_TRY(c->cuda.cuLaunchKernel(c->functions[l->kernel], l->grid[0], l->grid[1], l->grid[2], l->block[0],
                                        l->block[1], l->block[2], 0, c->stream, arguments, NULL));
     }
+    if (timed) LWC_TRY(c->cuda.cuEventRecordWithFlags(c->events[LWC_LAUNCHES + 1], c->stream, LWC_CU_EXTERNAL));
     return 0;
 }
 
 /* Records all launches once. */
-static int lwc_capture(LWC(context) *c) {
+static int lwc_capture(LWC(context) *c, int timed) {
     void *graph = NULL;
     LWC_TRY(c->cuda.cuStreamBeginCapture_v2(c->stream, LWC_CU_THREAD_LOCAL));
-    int code = lwc_launch_all(c);
+    int code = lwc_launch_all(c, timed);
     const lwc_result ended = c->cuda.cuStreamEndCapture(c->stream, &graph);
     if (code == 0) code = lwc_code_of(ended);
-    if (code == 0) code = lwc_code_of(c->cuda.cuGraphInstantiateWithFlags(&c->graph, graph, 0));
+    if (code == 0) code = lwc_code_of(c->cuda.cuGraphInstantiateWithFlags(timed ? &c->timed : &c->graph, graph, 0));
     if (graph != NULL) c->cuda.cuGraphDestroy(graph);
     return code;
 }
 
-static int lwc_run_all(LWC(context) *c, void *stream) {
-    if (LWC_LAUNCHES == 0) return 0;
-    if (c->graph == NULL) {
-        const int code = lwc_capture(c);
+static int lwc_run_all(LWC(context) *c, void *stream, int timed) {
+    if (LWC_LAUNCHES == 0 && !timed) return 0;
+    if ((timed ? c->timed : c->graph) == NULL) {
+        const int code = lwc_capture(c, timed);
         if (code != 0) return code;
     }
-    LWC_TRY(c->cuda.cuGraphLaunch(c->graph, stream));
+    LWC_TRY(c->cuda.cuGraphLaunch(timed ? c->timed : c->graph, stream));
     return 0;
 }
 
-static int lwc_run_host(LWC(context) *c, const void *const *inputs, void *const *outputs) {
+static int lwc_run_host(LWC(context) *c, const void *const *inputs, void *const *outputs, int timed) {
+    if (timed) LWC_TRY(c->cuda.cuEventRecordWithFlags(c->events[0], c->stream, 0));
     for (int i = 0; i < LWC_INPUTS; i++) {
         const lwc_place *to = &lwc_input_places[i];
         if (to->bytes) LWC_TRY(c->cuda.cuMemcpyHtoDAsync_v2(lwc_at(c, to), inputs[i], to->bytes, c->stream));
     }
-    const int code = lwc_run_all(c, c->stream);
+    const int code = lwc_run_all(c, c->stream, timed);
     if (code != 0) return code;
     for (int i = 0; i < LWC_OUTPUTS; i++) {
         const lwc_place *from = &lwc_output_places[i];
         if (from->bytes) LWC_TRY(c->cuda.cuMemcpyDtoHAsync_v2(outputs[i], lwc_at(c, from), from->bytes, c->stream));
     }
+    if (timed) LWC_TRY(c->cuda.cuEventRecordWithFlags(c->events[LWC_LAUNCHES + 2], c->stream, 0));
     LWC_TRY(c->cuda.cuStreamSynchronize(c->stream));
+    return 0;
+}
+
+/* A run with events around every launch; adds up the seconds of each, and then those of the copies. */
+static int lwc_profile_host(LWC(context) *c, const void *const *inputs, void *const *outputs, double *seconds) {
+    for (int i = 0; i < LWC_LAUNCHES + 3; i++)
+        if (c->events[i] == NULL) LWC_TRY(c->cuda.cuEventCreate(&c->events[i], 0));
+    const int code = lwc_run_host(c, inputs, outputs, 1);
+    if (code != 0) return code;
+    for (int i = 0; i < LWC_LAUNCHES + 2; i++) {
+        const int copies = i == 0 || i == LWC_LAUNCHES + 1;
+        float milliseconds = 0.0f;
+        LWC_TRY(c->cuda.cuEventElapsedTime(&milliseconds, c->events[i], c->events[i + 1]));
+        seconds[copies ? LWC_LAUNCHES : i - 1] += 1e-3 * milliseconds;
+    }
     return 0;
 }
 
@@ -293,7 +321,7 @@ static int lwc_run_on(LWC(context) *c, const void *const *inputs, void *const *o
         const lwc_address from = (lwc_address)(uintptr_t)inputs[i];
         if (to->bytes) LWC_TRY(c->cuda.cuMemcpyDtoDAsync_v2(lwc_at(c, to), from, to->bytes, stream));
     }
-    const int code = lwc_run_all(c, stream);
+    const int code = lwc_run_all(c, stream, 0);
     if (code != 0) return code;
     for (int i = 0; i < LWC_OUTPUTS; i++) {
         const lwc_place *from = &lwc_output_places[i];
@@ -323,7 +351,20 @@ LWC_API int LWC(run)(LWC(context) *c, const void *const *inputs, void *const *ou
     if (code != 0) return code;
     void *owner = NULL;
     LWC_TRY(c->cuda.cuCtxPushCurrent_v2(c->owner));
-    code = lwc_remember(c, lwc_run_host(c, inputs, outputs));
+    code = lwc_remember(c, lwc_run_host(c, inputs, outputs, 0));
+    c->cuda.cuCtxPopCurrent_v2(&owner);
+    return code;
+}
+
+LWC_API int LWC(step_count)(void) { return LWC_LAUNCHES; }
+
+LWC_API int LWC(profile)(LWC(context) *c, const void *const *inputs, void *const *outputs, double *seconds) {
+    int code = seconds == NULL ? LWC_ERROR_NULL : lwc_check(c, inputs, outputs);
+    if (code != 0) return code;
+    void *owner = NULL;
+    LWC_TRY(c->cuda.cuCtxPushCurrent_v2(c->owner));
+    code = lwc_profile_host(c, inputs, outputs, seconds);
+    lwc_remember(c, code);
     c->cuda.cuCtxPopCurrent_v2(&owner);
     return code;
 }

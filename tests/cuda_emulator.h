@@ -1,0 +1,199 @@
+/* Runs CUDA C++ as lwc writes it on a processor, block by block: a thread is a context of its own, which goes on until it
+ * waits for its warp or its block. A block in which some threads wait for more than the others do aborts the program.
+ *
+ * Threads take their turns from the first to the last, or the other way round: what depends on it is a race. Functions on
+ * tensor cores are models of the instructions, written after the PTX ISA's figures of fragments.
+ */
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+#include <algorithm>
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__
+
+typedef unsigned int uint;
+typedef unsigned short ushort;
+typedef unsigned char uchar;
+struct uint3 { uint x, y, z; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { uint x, y; };
+struct alignas(16) uint4 { uint x, y, z, w; };
+struct alignas(8) ushort4 { ushort x, y, z, w; };
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static inline float __int_as_float(int bits) { float value; memcpy(&value, &bits, 4); return value; }
+using std::max;
+using std::min;
+
+static uint3 threadIdx, blockIdx;
+
+namespace emulator {
+enum { WARP = 32, MOST = 1024, STACK = 1 << 16 };
+enum Wait { NOTHING, FOR_WARP, FOR_BLOCK, DONE };
+struct Thread { ucontext_t context; Wait wait; uint3 index; };
+static Thread threads[MOST];
+static char stacks[MOST][STACK];
+static ucontext_t scheduler;
+static int count, current;
+static uint32_t words[MOST][8]; /* what lanes show each other */
+
+static void wait(Wait what) {
+    threads[current].wait = what;
+    swapcontext(&threads[current].context, &scheduler);
+}
+
+static void (*body)();
+static void start() {
+    body();
+    threads[current].wait = DONE;
+}
+
+static void resume(int thread) {
+    current = thread;
+    threadIdx = threads[thread].index;
+    swapcontext(&scheduler, &threads[thread].context);
+}
+
+/* How many threads from `first` on wait for something. */
+static int waiting(int first, int size, Wait what) {
+    int found = 0;
+    for (int i = first; i < first + size; i++) found += threads[i].wait == what;
+    return found;
+}
+
+static void run_block(uint3 size, bool backwards) {
+    count = (int)(size.x * size.y * size.z);
+    for (int i = 0; i < count; i++) {
+        Thread &thread = threads[i];
+        thread.wait = NOTHING;
+        thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = stacks[i];
+        thread.context.uc_stack.ss_size = STACK;
+        thread.context.uc_link = &scheduler;
+        makecontext(&thread.context, start, 0);
+    }
+    while (waiting(0, count, DONE) < count) {
+        bool moved = false;
+        for (int first = 0; first < count; first += WARP) {
+            const int size_ = std::min<int>(WARP, count - first), warp = waiting(first, size_, FOR_WARP);
+            if (warp == 0 && waiting(first, size_, NOTHING) == 0) continue;
+            if (warp != 0 && warp != size_) { fprintf(stderr, "lanes of a warp diverge\n"); abort(); }
+            moved = true;
+            for (int i = 0; i < size_; i++) resume(backwards ? first + size_ - 1 - i : first + i);
+        }
+        if (moved) continue;
+        if (waiting(0, count, FOR_BLOCK) != count) { fprintf(stderr, "threads miss a barrier\n"); abort(); }
+        for (int i = 0; i < count; i++) resume(backwards ? count - 1 - i : i);
+    }
+}
+
+static void launch(const unsigned *grid, const unsigned *block, bool backwards) {
+    for (unsigned i = 0; i < grid[0] * grid[1] * grid[2]; i++) {
+        const unsigned at = backwards ? grid[0] * grid[1] * grid[2] - 1 - i : i;
+        blockIdx = {at % grid[0], at / grid[0] % grid[1], at / (grid[0] * grid[1])};
+        run_block({block[0], block[1], block[2]}, backwards);
+    }
+}
+
+static float from_half(uint32_t word, int high) {
+    _Float16 value;
+    const uint16_t bits = (uint16_t)(high ? word >> 16 : word);
+    memcpy(&value, &bits, 2);
+    return (float)value;
+}
+static float from_bfloat(uint32_t word, int high) { return __int_as_float((int)(high ? word & 0xffff0000u : word << 16)); }
+
+/* The product of two words of the sums: of one pair of numbers or of two. */
+static float tf32(uint32_t a, uint32_t b) {
+    return __int_as_float((int)(a & 0xffffe000u)) * __int_as_float((int)(b & 0xffffe000u));
+}
+static float float16(uint32_t a, uint32_t b) {
+    return from_half(a, 0) * from_half(b, 0) + from_half(a, 1) * from_half(b, 1);
+}
+static float bfloat16(uint32_t a, uint32_t b) {
+    return from_bfloat(a, 0) * from_bfloat(b, 0) + from_bfloat(a, 1) * from_bfloat(b, 1);
+}
+
+/* Lane 4 r + c has of the left fragment the words (r, c), (r + 8, c), (r, c + 4), (r + 8, c + 4), of the right one
+ * (c, r), (c + 4, r), and of the sums (r, 2 c), (r, 2 c + 1), (r + 8, 2 c), (r + 8, 2 c + 1). */
+static void mma(float *sums, const uint32_t *a, const uint32_t *b, float (*product)(uint32_t, uint32_t)) {
+    const int lane = current % WARP, first = current - lane;
+    memcpy(words[current], a, 16);
+    memcpy(words[current] + 4, b, 8);
+    wait(FOR_WARP);
+    for (int i = 0; i < 4; i++) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (int k = 0; k < 8; k++) {
+            const uint32_t left = words[first + row % 8 * 4 + k % 4][row / 8 + k / 4 * 2];
+            const uint32_t right = words[first + column * 4 + k % 4][4 + k / 4];
+            sums[i] += product(left, right);
+        }
+    }
+    wait(FOR_WARP);
+}
+
+static uint32_t shuffle(uint32_t value, int from) {
+    const int first = current - current % WARP;
+    words[current][0] = value;
+    wait(FOR_WARP);
+    const uint32_t result = words[first + from][0];
+    wait(FOR_WARP);
+    return result;
+}
+}  // namespace emulator
+
+static inline void __syncthreads() { emulator::wait(emulator::FOR_BLOCK); }
+
+template <typename T> static T __shfl_down_sync(unsigned, T value, unsigned by, int = 32) {
+    const int lane = emulator::current % 32;
+    uint32_t bits;
+    static_assert(sizeof(T) == 4);
+    memcpy(&bits, &value, 4);
+    bits = emulator::shuffle(bits, lane + (int)by < 32 ? lane + (int)by : lane);
+    memcpy(&value, &bits, 4);
+    return value;
+}
+template <typename T> static T __shfl_sync(unsigned, T value, int from, int = 32) {
+    uint32_t bits;
+    static_assert(sizeof(T) == 4);
+    memcpy(&bits, &value, 4);
+    bits = emulator::shuffle(bits, from);
+    memcpy(&value, &bits, 4);
+    return value;
+}
+static inline unsigned __activemask() { return 0xffffffffu; }
+
+static inline float lwc_low_float16(uint word) { return emulator::from_half(word, 0); }
+static inline float lwc_high_float16(uint word) { return emulator::from_half(word, 1); }
+static inline float lwc_low_bfloat16(uint word) { return emulator::from_bfloat(word, 0); }
+static inline float lwc_high_bfloat16(uint word) { return emulator::from_bfloat(word, 1); }
+static inline uint lwc_round_tf32(float value) {
+    uint bits;
+    memcpy(&bits, &value, 4);
+    return (bits + 0x1000u) & 0xffffe000u;
+}
+static inline uint lwc_round_float16(float low, float high) {
+    const _Float16 halves[] = {(_Float16)low, (_Float16)high};
+    uint word;
+    memcpy(&word, halves, 4);
+    return word;
+}
+static inline uint lwc_round_bfloat16(float low, float high) {
+    uint bits[2];
+    memcpy(&bits[0], &low, 4);
+    memcpy(&bits[1], &high, 4);
+    for (uint &each : bits) each = (each + 0x7fffu + (each >> 16 & 1)) >> 16;
+    return bits[0] | bits[1] << 16;
+}
+static void lwc_mma_tf32(float *d, const uint *a, const uint *b) { emulator::mma(d, a, b, emulator::tf32); }
+static void lwc_mma_float16(float *d, const uint *a, const uint *b) { emulator::mma(d, a, b, emulator::float16); }
+static void lwc_mma_bfloat16(float *d, const uint *a, const uint *b) { emulator::mma(d, a, b, emulator::bfloat16); }

@@ -1,0 +1,194 @@
+"""Kernels for less than float32: their CUDA text runs on the CPU, with models of the tensor cores' instructions."""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from harness import sparse
+from test_conv import conv, weight_shape
+
+from lwc_compiler.codegen.device_build import compile_device
+from lwc_compiler.codegen.nvrtc import compile_all
+from lwc_compiler.kernels.gpu import plan as planning
+from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, strides_of
+from lwc_compiler.kernels.gpu.mma import MmaTile
+from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
+from lwc_compiler.kernels.gpu.precision import round_to
+from lwc_compiler.kernels.kernel import Plan, Step
+from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
+from lwc_compiler.targets import find_target
+from tests.cuda_harness import Emulator
+
+PRECISIONS = ("tf32", "float16", "bfloat16")
+GPU = find_target("a100")
+# Odd and even numbers of channels, more and fewer than a tile of outputs and pixels, strides, dilations, groups.
+GEOMETRIES = (
+    conv(2, 21, (9, 7), 40, (3, 3), (2, 1), (1, 1, 1, 1)),
+    conv(1, 70, (11, 13), 150, (1, 1)),
+    conv(3, 6, (5, 5), 4, (3, 3), pads=(2, 0, 1, 2), dilations=(1, 2), groups=2),
+    conv(1, 33, (1, 40), 17, (1, 5), pads=(0, 2, 0, 2)),
+    conv(1, 3, (4, 5, 6), 7, (2, 3, 3), pads=(0, 1, 1, 1, 1, 1)),
+)
+PRODUCTS = ((9, 50, 130), (64, 33, 20), (130, 128, 65))
+FEW_ROWS = ((1, 13000, 5), (2, 67, 63), (8, 131, 33))
+
+
+def rounded(values: np.ndarray, precision: str) -> np.ndarray:
+    """Float32 values of the precision; the reference that `round_to` is tested against is PyTorch's and the bits."""
+    if precision == "tf32":
+        return round_to(values, precision).view(np.float32)
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    return tensor.to(getattr(torch, precision)).float().numpy()
+
+
+def convolved(x: np.ndarray, weight: np.ndarray, g: ConvGeometry) -> np.ndarray:
+    n = len(g.in_size)
+    pads = [pad for axis in reversed(range(n)) for pad in (g.pads[axis], g.pads[n + axis])]
+    padded = torch.nn.functional.pad(torch.from_numpy(x.astype(np.float64)), pads)
+    function = torch.nn.functional.conv3d if n == 3 else torch.nn.functional.conv2d
+    w = torch.from_numpy(weight.astype(np.float64))
+    return function(padded, w, stride=g.strides, dilation=g.dilations, groups=g.groups).numpy()
+
+
+@dataclass
+class Case:
+    """A plan, and what it has to compute."""
+
+    plan: Plan
+    inputs: list[np.ndarray]
+    expected: np.ndarray
+    scale: float  # of the sums
+
+
+def convolution(number: int, precision: str) -> Case:
+    """In another cut for each, with every part of the epilogue, some with split sums."""
+    g, generator = GEOMETRIES[number], np.random.default_rng(number)
+    weight = generator.standard_normal(weight_shape(g), np.float32)
+    x = generator.standard_normal(g.in_shape, np.float32)
+    bias = generator.standard_normal(g.out_channels).astype(np.float32)
+    residual = generator.standard_normal(g.out_shape, np.float32)
+    plain = planning._as_planes(g)
+    strides = strides_of(plain.in_shape), strides_of(plain.out_shape)
+    outputs, pixels, *warp = planning._MMA_TILES[(number + PRECISIONS.index(precision)) % len(planning._MMA_TILES)]
+    tile = MmaTile(plain, *strides, outputs, pixels, 1, precision, *warp)
+    if number % 2 == 0 and tile.slices >= 4:
+        tile = replace(tile, splits=2)
+    epilogue = Epilogue(bias, True, Activation("relu"))
+    plan = planning._mma(weight.reshape(*weight.shape[:2], *plain.kernel), tile, epilogue, GPU.gpu).build()
+    sums = convolved(rounded(x, precision), rounded(weight, precision), g)
+    expected = np.maximum(sums + bias.reshape(-1, *(1,) * len(g.in_size)) + residual, 0)
+    return Case(plan, [x, residual], expected, float(np.abs(sums).max()))
+
+
+def product(number: int, precision: str) -> Case:
+    (rows, k, n), generator = PRODUCTS[number], np.random.default_rng(number)
+    weight, x = generator.standard_normal((k, n), np.float32), generator.standard_normal((rows, k), np.float32)
+    geometry = ConvGeometry(1, k, (1, rows), n, (1, 1), (1, 1), (0,) * 4, (1, 1))
+    outputs, pixels, *warp = planning._MMA_TILES[number % len(planning._MMA_TILES)]
+    strides = (rows * k, 1, 0, k), (rows * n, 1, 0, n)
+    tile = MmaTile(geometry, *strides, outputs, pixels, 1, precision, *warp)
+    taps = np.ascontiguousarray(weight.T).reshape(n, k, 1, 1)
+    expected = rounded(x, precision).astype(np.float64) @ rounded(weight, precision)
+    return Case(planning._mma(taps, tile, Epilogue(), GPU.gpu).build(), [x], expected, float(np.abs(expected).max()))
+
+
+def few_rows(number: int, precision: str, *, is_sparse: bool) -> Case:
+    """Weights are rounded, inputs are not."""
+    (rows, k, n), generator = FEW_ROWS[number], np.random.default_rng(number)
+    weight = sparse(generator, (k, n), 0.1 if is_sparse else 1.0, 1)
+    x = generator.standard_normal((rows, k), np.float32)
+    tile = planning._matvec_tile(weight, rows, is_sparse, precision, *planning._MATVEC_CUTS[number])
+    expected = x.astype(np.float64) @ rounded(weight, precision)
+    plan = planning._matvec(weight, tile, Epilogue(), GPU.gpu).build()
+    return Case(plan, [x], expected, float(np.abs(expected).max()))
+
+
+def make_cases() -> dict[str, Case]:
+    cases = {f"conv{i}-{p}": convolution(i, p) for i in range(len(GEOMETRIES)) for p in PRECISIONS}
+    cases |= {f"product{i}-{PRECISIONS[i]}": product(i, PRECISIONS[i]) for i in range(len(PRODUCTS))}
+    for i, p in ((0, "float16"), (1, "bfloat16"), (2, "float16")):
+        cases |= {f"{name}{i}-{p}": few_rows(i, p, is_sparse=name == "csr") for name in ("csr", "dense")}
+    return cases
+
+
+CASES = make_cases()
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory):
+    """All cases, compiled to one library."""
+    return Emulator({name: case.plan for name, case in CASES.items()}, tmp_path_factory.mktemp("emulator"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_as_float64_of_rounded_factors(emulator, name: str) -> None:
+    """Only sums are rounded otherwise, in float32: 1e-5 of their scale, as for kernels in float32."""
+    case = CASES[name]
+    result = emulator.run(name, case.inputs, case.expected.shape)
+    assert np.isfinite(result).all()
+    assert np.abs(result - case.expected).max() <= 1e-5 * case.scale
+
+
+def test_rounding() -> None:
+    """To nearest: as PyTorch does in 16 bits; in tf32 a significand of 11 bits, ties away from zero."""
+    values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
+    for precision in ("float16", "bfloat16"):
+        halves = torch.from_numpy(values).to(getattr(torch, precision)).view(torch.int16).numpy()
+        assert np.array_equal(round_to(values, precision).view(np.int16), halves)
+    tf32 = round_to(values, "tf32").view(np.float32)
+    assert np.abs(tf32 / values - 1).max() <= 2**-11
+    assert not (tf32.view(np.uint32) & 0x1FFF).any()
+    assert round_to(np.array([1 + 2**-11], np.float32), "tf32").view(np.float32) == 1 + 2**-10
+
+
+def steps(precision: str) -> dict[str, Step]:
+    """Each kernel in the precision: all cuts of a layer of ResNet-50, and others in one each."""
+    found, generator = {}, np.random.default_rng(0)
+    full = conv(1, 64, (56, 56), 64, (3, 3), pads=(1, 1, 1, 1))
+    strided = conv(1, 131, (56, 56), 128, (3, 3), (2, 2), (1, 1, 1, 1))
+    layers = [(full, cut, 1 + i % 2) for i, cut in enumerate(planning._MMA_TILES)]
+    for geometry, (outputs, pixels, *warp), splits in [*layers, (strided, planning._MMA_TILES[0], 1)]:
+        strides = strides_of(geometry.in_shape), strides_of(geometry.out_shape)
+        weight = generator.standard_normal(weight_shape(geometry), np.float32)
+        epilogue = Epilogue(np.zeros(geometry.out_channels, np.float32), True, Activation("relu"))
+        tile = MmaTile(geometry, *strides, outputs, pixels, splits, precision, *warp)
+        found[f"conv{len(found)}"] = planning._mma(weight, tile, epilogue, GPU.gpu).build().steps[0]
+    found["rows"] = product(1, precision).plan.steps[0]
+    if precision != "tf32":
+        found |= {f"csr{i}": few_rows(i, precision, is_sparse=True).plan.steps[0] for i in (0, 2)}
+    return found
+
+
+@pytest.mark.parametrize(
+    ("precision", "architecture"), [("float16", 75), ("tf32", 80), ("bfloat16", 80), ("float16", 120)]
+)
+def test_registers_do(precision: str, architecture: int) -> None:
+    found = steps(precision)
+    (code,) = compile_all(
+        compile_device({name: s.kernel for name, s in found.items()}, "cuda"), [architecture], ptx=False
+    )
+    assert set(code.resources) == set(found)
+    assert not {name: used for name, used in code.resources.items() if used.spill_bytes or used.stack_bytes}
+    for name, step in found.items():
+        assert step.kernel.launch.shared_bytes <= MAX_SHARED_BYTES, name
+        assert code.resources[name].registers * math.prod(step.kernel.launch.block) <= 65536, name
+
+
+def precise(precision: str):
+    return replace(GPU, gpu=replace(GPU.gpu, precision=precision))
+
+
+def test_the_precision_decides_what_is_offered() -> None:
+    """Full layers with much to multiply go to tensor cores, and those of few rows read half the bytes."""
+    weight = np.ones((512, 512, 3, 3), np.float32)
+    geometry = conv(4, 512, (28, 28), 512, (3, 3), pads=(1, 1, 1, 1))
+    for precision in ("float32", *PRECISIONS):
+        plan = plan_conv(weight, geometry, Epilogue(), precise(precision))
+        assert plan.steps[0].kernel.name == ("gpu_gemm" if precision == "float32" else "gpu_mma")
+    matrix = np.ones((1024, 512), np.float32)
+    sizes = {
+        p: plan_matmul(matrix, 1, Epilogue(), precise(p)).steps[0].constant_bytes for p in ("float32", *PRECISIONS)
+    }
+    assert sizes["float32"] == sizes["tf32"] == 2 * sizes["float16"] == 2 * sizes["bfloat16"]
