@@ -33,12 +33,14 @@ class Cut:
         rows: output rows of a tile.
         channels: of the depthwise layer, computed before the last layer reads them.
         sums: vectors of sums that registers hold.
+        in_order: see `Tiling.in_order`.
     """
 
     lanes: int
     rows: int
     channels: int
     sums: int
+    in_order: bool = False
 
     def __str__(self) -> str:
         return f"{self.rows}x{self.lanes}/{self.channels}"
@@ -75,7 +77,10 @@ class SeparableLayout:
 
     def _taps(self, problem: Problem, pixels: int, channels: int) -> TapLayout:
         vectors = -(-pixels // self.cut.lanes)
-        tiling = Tiling(self.cut.lanes, 1, 1, vectors, channels, problem.out_channels)
+        ordered = self.cut.in_order
+        tiling = Tiling(
+            self.cut.lanes, 1, 1, vectors, channels, problem.out_channels, adjoining=ordered, in_order=ordered
+        )
         return TapLayout(problem, tiling, pixels)
 
     @cached_property

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lwc_compiler.kernels import in_order
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted, uneven
 from lwc_compiler.kernels.conv import plan_conv
 from lwc_compiler.kernels.cost import pace
@@ -163,6 +164,10 @@ def cuts(depthwise: Problem, target: Target) -> list[Cut]:
     """Every sensible cut; none where a row of pixels does not fit the registers."""
     lanes, sums = target.vector_bits // 32, target.vector_registers - 4
     height, width = depthwise.height.out, depthwise.width.out
+    ordered = target.core is not None and target.core.in_order and target.core.by_lane
+    ordered = ordered and width <= in_order.most_vectors(1) * lanes
+    if ordered:
+        sums = in_order.most_vectors(1)
     most = min(height, target.vector_registers // 2, sums * lanes // width)
     result: dict[Cut, None] = {}
     for count in (most, most // 2, most // 4):
@@ -172,7 +177,7 @@ def cuts(depthwise: Problem, target: Target) -> list[Cut]:
         plane = 4 * -(-rows * width // lanes) * lanes
         for kilobytes in (80, 320):
             blocks = -(-depthwise.groups * plane // (kilobytes << 10))
-            result[Cut(lanes, rows, -(-depthwise.groups // blocks), sums)] = None
+            result[Cut(lanes, rows, -(-depthwise.groups // blocks), sums, ordered)] = None
     return list(result)
 
 
@@ -237,9 +242,7 @@ def cycles(layout: SeparableLayout, densities: Sequence[float], target: Target) 
         taps = p.in_channels * densities[0]
         tile += p.in_channels * vectors * _COPY * at.memory
         tile += p.out_channels * (
-            _LIST
-            + taps * (_TAP + vectors * (_MULTIPLY * max(at.memory, at.multiply) + missed))
-            + vectors * _STORE * at.memory
+            _LIST + taps * (_tap(layout, vectors, target) + vectors * missed) + vectors * _STORE * at.memory
         )
     tile += layout.depthwise.groups * (band_cycles(layout.band, target) + layout.sums.vectors)
     p, vectors, blocks = layout.project, layout.sums.vectors, layout.sums.blocks
@@ -248,5 +251,15 @@ def cycles(layout: SeparableLayout, densities: Sequence[float], target: Target) 
     output = 4 * p.batch * p.out_channels * p.width.out
     store = _FAR * at.far if output > 0.75 * target.l2_bytes else _STORE * at.memory
     kept = vectors * (_KEEP * at.memory * 2 * (blocks - 1) + store) + _LIST * blocks
-    tile += p.out_channels * (taps * (_TAP + vectors * (_MULTIPLY * max(at.memory, at.multiply) + missed)) + kept)
+    tile += p.out_channels * (taps * (_tap(layout, vectors, target) + vectors * missed) + kept)
     return layout.tiles * tile
+
+
+def _tap(layout: SeparableLayout, vectors: int, target: Target) -> float:
+    """Cycles of a weight of a 1 x 1 layer for so many vectors of pixels."""
+    parts = -(-vectors // layout.cut.sums)
+    each = -(-vectors // parts)
+    if layout.cut.in_order and in_order.suits(1, [layout.cut.lanes * v for v in range(each)]):
+        return parts * in_order.tap_cycles(1, each)
+    at = pace(target)
+    return _TAP + vectors * _MULTIPLY * max(at.memory, at.multiply)

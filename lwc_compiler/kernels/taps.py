@@ -145,10 +145,10 @@ class TapSums:
             begin = b.let("begin", b.load(self._ends, block * every + number))
             end = b.let("end", b.load(self._ends, block * every + number + 1))
             first = 0
-        if t.in_order and in_order.suits(t.rows, at):
-            source = b.address_of(scratch, 0 if base is fixed else base)
+        if t.in_order and in_order.suits(t.rows, lay.reads[part]):
+            source = b.address_of(scratch, base)
             where = (b.address_of(self._offsets, begin), b.address_of(values, first + begin * t.rows), source)
-            self._add_in_order(where, end - begin, at, sums)
+            self._add_in_order(where, end - begin, lay.reads[part], sums)
             self._keep(scratch, block, held, each)
             return sums
         with b.loop("taps", begin, end) as taps:

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import test_separable
 import test_taps
 from batch import Batch, run_batch
 from test_conv import make_case
@@ -40,6 +41,7 @@ CASES = [
     make_case(number, test_taps.GEOMETRIES[geometry], density, "bias", partial(forced, fmt=fmt))
     for number, (fmt, geometry, density) in enumerate(CHOICES)
 ]
+CASES += [test_separable.make_case(number, 0) for number in (0, 1, 3, 9)]
 
 
 @functools.cache
