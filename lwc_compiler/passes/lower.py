@@ -20,7 +20,7 @@ from lwc_compiler.errors import OptionError, UnsupportedError
 from lwc_compiler.passes.fit import check_estimate, check_lowered
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.sites import node_label
-from lwc_compiler.targets import HOST, find_target, missing_features
+from lwc_compiler.targets import HOST, all_targets, find_target, missing_features
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -58,7 +58,8 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     """`lower` for a model that is normalized already, with static shapes and BatchNormalization folded."""
     target = find_target(options.target)
     check_precision(options, target)
-    check_estimate(model, target)
+    check_weight_type(options)
+    check_estimate(model, target, options.weight_type)
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
     from lwc_compiler.codegen.assemble import assemble
@@ -72,10 +73,11 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.codegen.header import emit_header
     from lwc_compiler.codegen.kernel_build import compile_kernels
     from lwc_compiler.codegen.layers import layer_call
-    from lwc_compiler.codegen.link import find_compiler, link_library, make_archive
+    from lwc_compiler.codegen.link import compile_objects, find_compiler, link_library, make_archive
     from lwc_compiler.codegen.over import write_over
+    from lwc_compiler.codegen.stack import stack_use
     from lwc_compiler.codegen.tune import Tuner
-    from lwc_compiler.kernels.choice import predicted
+    from lwc_compiler.kernels.choice import narrowest, predicted
 
     if target.gpu is not None:
         return _lower_device(model, target, options)
@@ -88,7 +90,10 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     for variant in target.variants or (target,):
         count = measured_candidates(options, variant)
         pick = Tuner(variant, count, compiler) if count and compiler else predicted
-        parts = cut_batch(model, replace(variant, threads=options.threads), pick)
+        if options.weight_type != "float32":
+            pick = narrowest
+        asked = replace(variant, threads=options.threads, weight_type=options.weight_type)
+        parts = cut_batch(model, asked, pick)
         stages = []
         for number, part in enumerate(parts):
             takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
@@ -110,10 +115,13 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         files["weights.bin"] = emitted.weights
     library = archive = None
     if compiler is not None:
-        archive = make_archive(compiler, files)
-    if compiler is not None and target.os != "none":
-        library = link_library(compiler, files, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
-    memory = footprint(archive) if archive is not None and target.os == "none" else None
+        objects = compile_objects(compiler, files)
+        archive = make_archive(compiler, objects)
+        if target.os != "none":
+            library = link_library(compiler, objects, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
+    memory = stack = None
+    if archive is not None and target.os == "none":
+        memory, stack = footprint(archive), stack_use(archive, f"{symbol}_run")
     check_lowered(target, memory, len(library or b""), emitted.workspace_bytes, (*inputs, *outputs))
     return Lowered(
         name=model.name,
@@ -139,6 +147,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
         threads=options.threads,
         compiler=compiler.version if compiler else "",
         footprint=memory,
+        stack=stack,
     )
 
 
@@ -152,7 +161,7 @@ def _lower_device(model: Model, target: Target, options: LowerOptions) -> Lowere
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.header import emit_device_header
     from lwc_compiler.codegen.layers import layer_call
-    from lwc_compiler.codegen.link import find_compiler, link_library, make_archive
+    from lwc_compiler.codegen.link import compile_objects, find_compiler, link_library, make_archive
     from lwc_compiler.codegen.nvrtc import compile_all, nvrtc_version
     from lwc_compiler.kernels.choice import predicted
 
@@ -171,19 +180,14 @@ def _lower_device(model: Model, target: Target, options: LowerOptions) -> Lowere
     source = compile_device(stage.kernels, "cuda")
     codes = compile_all(source, gpu.architectures, ptx=gpu.ptx, threads=os.cpu_count() or 1)
     emitted = emit_device(stage, codes, inputs, outputs, symbol, target)
-    needed = emitted.weight_bytes + emitted.arena_bytes
-    if target.ram_bytes and needed > target.ram_bytes:
-        raise UnsupportedError(
-            f"the network takes {needed >> 20} MiB and {target.name} has {target.ram_bytes >> 20}: compile it for a "
-            "smaller batch, or prune it further"
-        )
+    check_lowered(target, None, emitted.weight_bytes, emitted.arena_bytes, ())
     header = emit_device_header(model.name, symbol, inputs, outputs)
-    files = emitted.files | {f"{symbol}.h": header.encode()}
+    objects = compile_objects(compiler, emitted.files | {f"{symbol}.h": header.encode()})
     return Lowered(
         name=model.name,
         symbol=symbol,
-        library=link_library(compiler, files, hidden=(f"{symbol}_code_*",), libraries=("dl",)),
-        archive=make_archive(compiler, files),
+        library=link_library(compiler, objects, hidden=(f"{symbol}_code_*",), libraries=("dl",)),
+        archive=make_archive(compiler, objects),
         header=header,
         inputs=inputs,
         outputs=outputs,
@@ -243,6 +247,21 @@ def check_for_device(graph: onnx.GraphProto, options: LowerOptions) -> None:
                 f"'{value.name}' has {elements} elements; for GPUs lwc lowers tensors of at most {_MOST_ELEMENTS}: "
                 "compile the model for a smaller batch"
             )
+
+
+def check_weight_type(options: LowerOptions) -> None:
+    """Refuses a type of weights that kernels for the target do not have.
+
+    Raises:
+        OptionError: there is none.
+    """
+    asked = options.weight_type
+    if asked not in find_target(options.target).weight_types:
+        able = ", ".join(target.name for target in all_targets() if asked in target.weight_types)
+        raise OptionError(
+            f"weight_type {asked}: code for {options.target} has its weights in float32; {asked} is there for {able}, "
+            "and boards with these. Leave --weight-type out"
+        )
 
 
 def _of_the_model(decision: LayerDecision, graph: onnx.GraphProto, runs: int) -> LayerDecision:
