@@ -7,7 +7,7 @@ COMMA := ,
 # Linking needs a C compiler: where the system has none, PyPI's is installed.
 ZIG := $(if $(shell command -v cc || command -v gcc || command -v clang),,$(COMMA)zig)
 
-.PHONY: help demo reproduce bench gpu-prepare gpu test lint types unit clean
+.PHONY: help demo reproduce bench gpu-prepare gpu test lint types unit docs clean
 
 help:
 	@echo "make demo    train, prune, retrain and compile a small network on bundled data (about a minute)"
@@ -19,6 +19,7 @@ help:
 	@echo "make lint    ruff: rules and formatting"
 	@echo "make types   mypy"
 	@echo "make unit    pytest; ARGS='tests/passes -k prune' chooses tests"
+	@echo "make docs    the documents as a site, in build/site"
 	@echo "make clean   remove the environment and everything that tools left behind"
 
 demo: .venv/demo.stamp
@@ -52,6 +53,9 @@ unit: .venv/test.stamp
 	$(BIN)/python -m tests.fetch_models
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
+docs: .venv/docs.stamp
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -66,8 +70,13 @@ clean:
 	@$(PIP) -e '.[plots$(ZIG)]'
 	@touch $@
 
+.venv/docs.stamp: pyproject.toml | .venv/bin/python
+	@echo "installing what the site is built with"
+	@$(PIP) -e '.[docs]'
+	@touch $@
+
 .venv/test.stamp: pyproject.toml | .venv/bin/python
 	@echo "installing lwc and what its tests need (a few minutes the first time)"
 	@$(PIP) -e '.[dev,test]'
 	@$(BIN)/python -m pip check
-	@touch $@ .venv/demo.stamp
+	@touch $@ .venv/demo.stamp .venv/docs.stamp
