@@ -29,7 +29,10 @@ def command_lines(text):
     """The lines of shell blocks, continued ones joined, and what is between backticks and begins with `lwc`."""
     for block in SHELL_BLOCK.findall(text):
         yield from block.replace("\\\n", " ").splitlines()
-    yield from (match for match in INLINE_COMMAND.findall(text) if not match.split()[2].startswith(PLACEHOLDERS))
+    names = {f"lwc {command}" for command, _ in commands()}
+    for match in INLINE_COMMAND.findall(text):
+        if match not in names and not match.split()[2].startswith(PLACEHOLDERS):
+            yield match
 
 
 def lwc_commands(text):
