@@ -7,7 +7,7 @@ COMMA := ,
 # Linking needs a C compiler: where the system has none, PyPI's is installed.
 ZIG := $(if $(shell command -v cc || command -v gcc || command -v clang),,$(COMMA)zig)
 
-.PHONY: help demo reproduce bench gpu-prepare gpu test lint types unit docs clean
+.PHONY: help demo reproduce bench gpu-prepare gpu test lint types unit docs recording clean
 
 help:
 	@echo "make demo    train, prune, retrain and compile a small network on bundled data (about a minute)"
@@ -20,6 +20,7 @@ help:
 	@echo "make types   mypy"
 	@echo "make unit    pytest; ARGS='tests/passes -k prune' chooses tests"
 	@echo "make docs    the documents as a site, in build/site"
+	@echo "make recording  the quick start in a terminal as a picture, docs/pictures/quick-start.svg"
 	@echo "make clean   remove the environment and everything that tools left behind"
 
 demo: .venv/demo.stamp
@@ -55,6 +56,9 @@ unit: .venv/test.stamp
 
 docs: .venv/docs.stamp
 	$(BIN)/mkdocs build --strict --quiet
+
+recording: .venv/demo.stamp
+	$(BIN)/python docs/pictures/record.py
 
 clean:
 	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo-output
