@@ -38,6 +38,14 @@ CANNOT_RUN = {
     "$CC ": "needs the compiler of a board's vendor; tests/codegen/test_bundle.py builds examples for boards",
 }
 
+# Programs that commands with these words need.
+TOOLS = (
+    ("--via qemu", "qemu-system-arm"),
+    ("--via qemu", "qemu-aarch64-static"),
+    ("cc -", "cc"),
+    ("jq ", "jq"),
+)
+
 INIT = "lwc recipe init model.onnx --train-data train.npz --val-data validation.npz"
 
 # What a page takes for granted, as commands.
@@ -144,13 +152,16 @@ def test_commands_run(path, shell, prepared, tmp_path):
     directory = tmp_path / "clone"
     shutil.copytree(prepared, directory, symlinks=True)
     text = path.read_text(encoding="utf-8")
-    program = PROGRAM.search(text) or PROGRAM.search((ROOT / "docs" / "artifact.md").read_text(encoding="utf-8"))
+    source = PROGRAM.search(text) or PROGRAM.search((ROOT / "docs" / "artifact.md").read_text(encoding="utf-8"))
     for file in ("main.c", "application.c"):
-        (directory / file).write_text(program[1], encoding="utf-8")
+        (directory / file).write_text(source[1], encoding="utf-8")
     blocks = lines_of(text)
     commands = [[line for line in block if not cannot_run(line)] for block in blocks]
     if not any(commands):
         return
+    for words, program in TOOLS:
+        if shutil.which(program) is None and any(words in line for lines in commands for line in lines):
+            pytest.skip(f"{program} is not installed")
     # A block is a shell of its own: a page is not read with `cd` in mind.
     for lines in [[BEFORE.get(name(path), "")], *commands]:
         code, output = shell.run("\n".join(lines), directory)
