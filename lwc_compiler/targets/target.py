@@ -92,6 +92,7 @@ class Target:
         source: the code is C99 text for whatever compiler, and not machine code.
         flash_bytes: bytes of flash memory that code and weights have to fit; 0: not limited by the target.
         ram_bytes: bytes of memory; 0: not limited by the target.
+        megahertz: clock of a board's processor; 0: not stated.
         gpu: what the network is computed on; None: the processor.
     """
 
@@ -117,6 +118,7 @@ class Target:
     source: bool = False
     flash_bytes: int = 0
     ram_bytes: int = 0
+    megahertz: int = 0
     gpu: Gpu | None = None
 
     def library_file(self, name: str) -> str:
