@@ -13,6 +13,7 @@ import argparse
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from onnx import numpy_helper
@@ -29,15 +30,16 @@ from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.verify import relative_error
 from lwc_compiler.targets import find_target
 
-TARGETS = ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55")
+WeightName: TypeAlias = Literal["float32", "float16", "int8"]
+TARGETS = ("cortex-m4", "cortex-m7", "cortex-m33", "cortex-m55", "rv32imafc")
 SPARSITY = 11 / 12
 _TIMEOUT = 600.0
 
 
-def compiled(name: str, target: str, sparsity: float, folder: Path) -> Artifact:
+def compiled(name: str, target: str, sparsity: float, folder: Path, weight_type: WeightName = "float32") -> Artifact:
     """The artifact of a network, all its layers pruned."""
     prune = lwc.PruneOptions(sparsity=sparsity, keep_first=False) if sparsity else None
-    recipe = lwc.Recipe(prune=prune, lower=lwc.LowerOptions(target=target))
+    recipe = lwc.Recipe(prune=prune, lower=lwc.LowerOptions(target=target, weight_type=weight_type))
     return lwc.compile(lwc.Model(MODELS[name](), name), folder, recipe)
 
 
@@ -85,8 +87,10 @@ def main() -> None:
         folder = Path(name)
         for target in targets:
             for model in ("lenet300", "lenet5"):
-                artifact = compiled(model, target, SPARSITY, folder / f"{model}-{target}")
-                print(row(model, target, "1 of 12", artifact), flush=True)
+                for weight_type in get_args(WeightName):
+                    place = folder / f"{model}-{target}-{weight_type}"
+                    artifact = compiled(model, target, SPARSITY, place, weight_type)
+                    print(row(model, target, f"1 of 12, {weight_type}", artifact), flush=True)
         for target in targets:
             if machine_for(find_target(target)).name == "mps3-an547":  # has 512 KB for code and weights
                 continue

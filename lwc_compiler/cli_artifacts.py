@@ -141,7 +141,7 @@ def inspect(path: Path, as_json: bool) -> None:
                     d.op,
                     shape_text(d.shape),
                     percent(d.density),
-                    d.format,
+                    d.storage,
                     d.kernel,
                     d.bytes,
                     quantity(d.flops),

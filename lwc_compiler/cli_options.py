@@ -130,6 +130,9 @@ HELP = {
         "cc": "Command of a C compiler for the target, with its flags.",
         "weights": "Where the weights are. embed: in the library; file: in a file beside it, which the program maps "
         "and hands to every run.",
+        "weight_type": "How weights are stored where that is smaller, for targets without an operating system. "
+        "float16: rounded; int8: rounded, with a scale for each output channel.",
+        "max_rounding_error": "Largest change of an output by the rounding of weights / the output's scale, above 0.",
         "precision": "What the factors of linear layers are rounded to on a GPU, for its tensor cores.",
         "tune": "Kernels measured on this machine for each layer, at least 0; 0: a prediction decides.",
     },

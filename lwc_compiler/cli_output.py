@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     import lwc_compiler as lwc
     from lwc_compiler.packing import PackedSizes
+    from lwc_compiler.runtime.artifact import Rounding
     from lwc_compiler.runtime.layer_times import LayerTime
     from lwc_compiler.runtime.timing import Bench
 
@@ -36,6 +37,7 @@ def show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
         "error": check.skipped
         or f"{check.worst:.1e} of the output's scale from ONNX Runtime ({check.tolerance:g} allowed)"
         + (f", run by {check.emulator}" if check.emulator else ""),
+        **({"rounding": _rounding(manifest.rounding)} if manifest.rounding else {}),
         "accuracy": _accuracy(report["passes"]),
     }.items():
         click.echo(f"  {name:<9} {text}")
@@ -135,6 +137,13 @@ def _show_layer_times(layers: Sequence[LayerTime]) -> None:
     # The last two are about the model that was given to compare with.
     count = len(columns) if any(entry.dense_ms is not None for entry in layers) else len(columns) - 2
     print_table(columns[:count], [row[:count] for row in rows])
+
+
+def _rounding(rounding: Rounding) -> str:
+    return (
+        f"outputs move by at most {rounding.worst:.2g} of their scale with the narrower weights "
+        f"({rounding.tolerance:g} allowed; {rounding.measured_with})"
+    )
 
 
 def _accuracy(passes: Sequence[dict[str, Any]]) -> str:

@@ -112,6 +112,10 @@ class VerificationError(LwcError):
     exit_code = 10
 
 
+class RoundingError(VerificationError):
+    """Weights of a narrower type change the outputs by more than the user accepts."""
+
+
 class GateError(LwcError):
     """A gate of the recipe failed; what was made is written all the same. Raised as one of its subclasses."""
 

@@ -225,6 +225,11 @@ class LowerOptions(Options):
         cc: command of a C compiler for the target, with its flags; None: that of the system for this machine, else that
             of the `ziglang` package.
         weights: `embed`: in the library; `file`: beside it, for the caller to map.
+        weight_type: how weights are stored where that is smaller: `float32`, or, for targets without an operating
+            system, rounded to `float16` or to `int8` with a scale for each output channel (`kernels/weight_types.py`).
+            What is computed is float32.
+        max_rounding_error: largest change of an output by the rounding of weights that is accepted, as a share of the
+            output's scale.
         precision: what the factors of linear layers are rounded to on a GPU; their sums are float32.
     """
 
@@ -235,6 +240,8 @@ class LowerOptions(Options):
     tune: Annotated[int, Field(ge=0)] | None = None
     cc: str | None = None
     weights: Literal["embed", "file"] = "embed"
+    weight_type: Literal["float32", "float16", "int8"] = "float32"
+    max_rounding_error: Annotated[float, Field(gt=0.0)] = 0.05
     precision: Literal["float32", "tf32", "float16", "bfloat16"] = "float32"
 
 

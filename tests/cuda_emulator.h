@@ -43,7 +43,7 @@ static Thread threads[MOST];
 static char stacks[MOST][STACK];
 static ucontext_t scheduler;
 static int count, current;
-static uint32_t words[MOST][8]; /* what lanes show each other */
+static uint32_t words[MOST][9]; /* what lanes show each other */
 
 static void wait(Wait what) {
     threads[current].wait = what;
@@ -141,6 +141,32 @@ static void mma(float *sums, const uint32_t *a, const uint32_t *b, float (*produ
     wait(FOR_WARP);
 }
 
+/* The same with half of the left matrix: word c of a row has two of its columns 4 c to 4 c + 3. Of row r,
+ * lane 4 r has the places for words 0 to 3 and lane 4 r + 1 those for 4 to 7, 4 bits each; the high halves are of
+ * row r + 8. The right fragment has 16 words: lane 4 r + c has (c, r), (c + 4, r), (c + 8, r), (c + 12, r). */
+static void mma_sparse(
+    float *sums, const uint32_t *a, const uint32_t *b, uint32_t places, float (*number)(uint32_t, int)
+) {
+    const int lane = current % WARP, first = current - lane;
+    memcpy(words[current], a, 16);
+    memcpy(words[current] + 4, b, 16);
+    words[current][8] = places;
+    wait(FOR_WARP);
+    for (int i = 0; i < 4; i++) {
+        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (int k = 0; k < 8; k++) {
+            const uint32_t left = words[first + row % 8 * 4 + k % 4][row / 8 + k / 4 * 2];
+            const uint32_t kept = words[first + row % 8 * 4 + k / 4][8] >> (row / 8 * 16 + k % 4 * 4);
+            if ((kept & 3) >= (kept >> 2 & 3)) { fprintf(stderr, "places are not in order\n"); abort(); }
+            for (int which = 0; which < 2; which++) {
+                const int at = 4 * k + (kept >> 2 * which & 3), word = at / 2;
+                sums[i] += number(left, which) * number(words[first + column * 4 + word % 4][4 + word / 4], at % 2);
+            }
+        }
+    }
+    wait(FOR_WARP);
+}
+
 static uint32_t shuffle(uint32_t value, int from) {
     const int first = current - current % WARP;
     words[current][0] = value;
@@ -196,4 +222,10 @@ static inline uint lwc_round_bfloat16(float low, float high) {
 }
 static void lwc_mma_tf32(float *d, const uint *a, const uint *b) { emulator::mma(d, a, b, emulator::tf32); }
 static void lwc_mma_float16(float *d, const uint *a, const uint *b) { emulator::mma(d, a, b, emulator::float16); }
+static void lwc_mma_sparse_float16(float *d, const uint *a, const uint *b, uint places) {
+    emulator::mma_sparse(d, a, b, places, emulator::from_half);
+}
+static void lwc_mma_sparse_bfloat16(float *d, const uint *a, const uint *b, uint places) {
+    emulator::mma_sparse(d, a, b, places, emulator::from_bfloat);
+}
 static void lwc_mma_bfloat16(float *d, const uint *a, const uint *b) { emulator::mma(d, a, b, emulator::bfloat16); }

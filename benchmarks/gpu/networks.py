@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.gpu.bundle import Bundle, random_input
 from benchmarks.gpu.driver import Gpu, GpuError
 
+NAMES = ("model", "variant", "batch", "precision")  # what tells networks apart
 _PROFILES = 20
 _HOST_RUNS = 30
 
@@ -75,7 +76,7 @@ def run_network(gpu: Gpu, bundle: Bundle, entry: dict[str, Any]) -> dict[str, An
         What the table says of it; `error`, and perhaps `wrong`; `ms` of a run on tensors of the GPU,
         `host_ms` of one with tensors of the processor; `steps`, (node, kernel, ms) of each launch and of the copies.
     """
-    row: dict[str, Any] = {key: entry[key] for key in ("model", "variant", "batch", "precision", "device_bytes")}
+    row: dict[str, Any] = {key: entry[key] for key in (*NAMES, "device_bytes")}
     x = random_input(entry["input"])
     y = np.empty(entry["output"], np.float32)
     with tempfile.TemporaryDirectory() as folder:

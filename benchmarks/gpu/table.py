@@ -91,8 +91,9 @@ def _steps(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = ["", f"## The {_WORST} longest launches of each network", "", "By events between the launches.", ""]
     body = []
     for row in rows:
-        total = sum(ms for _, _, ms in row["steps"])
-        for node, kernel, ms in sorted(row["steps"], key=lambda step: -step[2])[:_WORST]:
+        steps = row.get("steps", [])
+        total = sum(ms for _, _, ms in steps)
+        for node, kernel, ms in sorted(steps, key=lambda step: -step[2])[:_WORST]:
             body.append((row["model"], row["batch"], row["precision"], node, kernel, _ms(ms), f"{ms / total:.0%}"))
     return [*lines, *_rows(("network", "batch", "precision", "layer", "kernel", "ms", "share"), body)]
 

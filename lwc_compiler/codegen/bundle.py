@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lwc_compiler.codegen.result import Lowered, TensorSpec
+    from lwc_compiler.runtime.artifact import Rounding
 
 # A test vector of so many bytes is C text; a larger one is a file, where there are files.
 _TEXT_BYTES = 64 << 10
@@ -42,8 +44,14 @@ class TestVector:
     tolerances: tuple[float, ...]
 
 
-def bundle_files(lowered: Lowered, vector: TestVector) -> dict[str, bytes]:
-    """File name -> contents: `example.c` with its test vector, the files of CMake, and `README.md`."""
+def bundle_files(lowered: Lowered, vector: TestVector, rounding: Rounding | None = None) -> dict[str, bytes]:
+    """File name -> contents: `example.c` with its test vector, the files of CMake, and `README.md`.
+
+    Args:
+        lowered: the library.
+        vector: of the library.
+        rounding: what narrower weights change; None where all are float32.
+    """
     target = find_target(lowered.target)
     with_os = target.os != "none"
     arrays = [*vector.inputs, *vector.expected]
@@ -55,6 +63,8 @@ def bundle_files(lowered: Lowered, vector: TestVector) -> dict[str, bytes]:
         "shared": lowered.library is not None,
         "vector_file": as_file,
         "weights": weights,
+        "rounding": rounding is not None,
+        "stack": lowered.stack is not None,
         "mapped_file": weights and with_os,
         "weights_address": weights and not with_os,
         "arguments": as_file or (weights and with_os),
@@ -71,6 +81,7 @@ def bundle_files(lowered: Lowered, vector: TestVector) -> dict[str, bytes]:
         "weights_argument_number": "2" if as_file else "1",
         **_example_texts(lowered),
         **_readme_texts(lowered),
+        **_rounding_texts(lowered, rounding),
     }
     files = {
         "example.c": "example.c",
@@ -160,6 +171,11 @@ def _readme_texts(lowered: Lowered) -> dict[str, str]:
     rows.append(f"| RAM: workspace, one thread | {lowered.least_workspace_bytes:,} |")
     if lowered.threads > 1:
         rows.append(f"| RAM: workspace, {lowered.threads} threads | {lowered.workspace_bytes:,} |")
+    if lowered.stack is not None:
+        beside = ", ".join(f"`{name}`" for name in lowered.stack.beside)
+        rows.append(
+            f"| RAM: stack of a run{f', without that of {beside}' if beside else ''} | {lowered.stack.bytes:,} |"
+        )
     if lowered.source is not None:
         build = f"cc -std=c99 -O2 example.c {lowered.name}.c -lm -o example && ./example && echo right"
     elif target.os == "none":
@@ -181,6 +197,22 @@ def _readme_texts(lowered: Lowered) -> dict[str, str]:
         ),
         "call_inputs": ", ".join(f"input_{i}" for i in range(len(lowered.inputs))) or "NULL",
         "call_outputs": ", ".join(f"output_{i}" for i in range(len(lowered.outputs))),
+    }
+
+
+def _rounding_texts(lowered: Lowered, rounding: Rounding | None) -> dict[str, str]:
+    """What the README says of narrower weights."""
+    if rounding is None:
+        return {}
+    narrow = [layer for layer in lowered.layers if layer.float32_bytes is not None]
+    counts = Counter(layer.weight_type for layer in narrow)
+    return {
+        "rounded": ", ".join(f"{count} as {kind}" for kind, count in sorted(counts.items())) or "none narrower",
+        "layers": str(len(lowered.layers)),
+        "rounded_bytes": f"{sum(layer.bytes for layer in narrow):,}",
+        "float32_bytes": f"{sum(layer.float32_bytes or 0 for layer in narrow):,}",
+        "rounding_error": f"{rounding.worst:.2g}",
+        "rounding_source": rounding.measured_with,
     }
 
 

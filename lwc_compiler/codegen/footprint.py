@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import struct
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 _AR_MAGIC, _ELF = b"!<arch>\n", b"\x7fELF"
-# System V ABI, chapter 4: section types and flags.
-_NOBITS, _WRITE, _ALLOC, _EXECUTE = 8, 1, 2, 4
+# System V ABI, chapter 4: section flags.
+_WRITE, _ALLOC, _EXECUTE = 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -40,21 +40,24 @@ class Footprint:
 
 def footprint(archive: bytes) -> Footprint:
     """What the object files of a static library take; files that are not ELF do not count."""
+    from elftools.elf.elffile import ELFFile
+
     sizes = {"code": 0, "constants": 0, "data": 0, "zeros": 0}
-    for contents in _members(archive):
-        for kind, flags, size in _sections(contents):
+    for contents in members(archive):
+        for section in ELFFile(io.BytesIO(contents)).iter_sections():
+            flags = section["sh_flags"]
             if flags & _ALLOC:
                 if flags & _EXECUTE:
                     what = "code"
                 elif not flags & _WRITE:
                     what = "constants"
                 else:
-                    what = "zeros" if kind == _NOBITS else "data"
-                sizes[what] += size
+                    what = "zeros" if section["sh_type"] == "SHT_NOBITS" else "data"
+                sizes[what] += section["sh_size"]
     return Footprint(**sizes)
 
 
-def _members(archive: bytes) -> Iterator[bytes]:
+def members(archive: bytes) -> Iterator[bytes]:
     """The ELF files in an archive: every member has a header of 60 bytes and begins at an even place."""
     assert archive.startswith(_AR_MAGIC)
     at = len(_AR_MAGIC)
@@ -64,19 +67,3 @@ def _members(archive: bytes) -> Iterator[bytes]:
         if contents.startswith(_ELF):
             yield contents
         at += 60 + size + size % 2
-
-
-def _sections(elf: bytes) -> Iterator[tuple[int, int, int]]:
-    """Type, flags and size of each section, of a file for 32 or 64 bits, of either byte order."""
-    order = "<" if elf[5] == 1 else ">"
-    if elf[4] == 2:
-        (table,) = struct.unpack_from(f"{order}Q", elf, 40)
-        entry, count = struct.unpack_from(f"{order}HH", elf, 58)
-        layout = f"{order}II4Q"
-    else:
-        (table,) = struct.unpack_from(f"{order}I", elf, 32)
-        entry, count = struct.unpack_from(f"{order}HH", elf, 46)
-        layout = f"{order}6I"
-    for number in range(count):
-        _, kind, flags, _, _, size = struct.unpack_from(layout, elf, table + number * entry)
-        yield kind, flags, size

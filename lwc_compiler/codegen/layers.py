@@ -261,7 +261,7 @@ class _Extraction:
         self, group: _Group, inputs: list[str], plan: Plan, weight: str | None = None, dense_flops: int = 0
     ) -> None:
         """Replaces a group by a layer."""
-        share = Share(plan.format, sum(step.constant_bytes for step in plan.steps), plan.flops)
+        share = Share(plan.format, plan.constant_bytes, plan.flops)
         decisions = [] if weight is None else [self.decide(group, plan, share, weight, dense_flops)]
         self.replace([group], inputs, plan, decisions)
 
@@ -300,6 +300,8 @@ class _Extraction:
             dense_flops=dense_flops,
             why=plan.why,
             trials=plan.trials,
+            weight_type=plan.weight_type,
+            float32_bytes=plan.float32_bytes,
         )
 
     # Where a group starts
@@ -308,7 +310,8 @@ class _Extraction:
         first = self.convolution(node)
         if first is None:
             return
-        chain = [first] if self.target.gpu else self.chain(first)
+        # One kernel for a chain reads weights of float32 alone.
+        chain = [first] if self.target.gpu or self.target.weight_type != "float32" else self.chain(first)
         if len(chain) > 1:
             plan = plan_separable([layer.part for layer in chain], self.target, self.pick)
             if plan is not None:

@@ -120,11 +120,11 @@ def _archiver_of(compiler: str) -> str:
 def link_library(
     compiler: Compiler, files: Mapping[str, bytes], hidden: tuple[str, ...] = (), libraries: tuple[str, ...] = ("m",)
 ) -> bytes:
-    """Compiles and links a shared library; the same files give the same bytes.
+    """Links a shared library; the same files give the same bytes.
 
     Args:
         compiler: from `find_compiler`.
-        files: file name -> contents; every `.c` and `.o` is compiled in, others are there to be included.
+        files: file name -> contents; every `.o` is linked, every `.c` compiled before; others are there to be included.
         hidden: patterns of symbols the library keeps to itself.
         libraries: of the system that it needs beside the C library.
 
@@ -150,12 +150,15 @@ def link_library(
         return (Path(folder) / "library.so").read_bytes()
 
 
-def make_archive(compiler: Compiler, files: Mapping[str, bytes]) -> bytes:
-    """Compiles a static library; the same files give the same bytes.
+def compile_objects(compiler: Compiler, files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Compiles C files for a static and a shared library alike; the same files give the same bytes.
 
     Args:
         compiler: from `find_compiler`.
         files: as for `link_library`.
+
+    Returns:
+        Name -> contents of the object files, those that were given included, in the order of `files`.
 
     Raises:
         ToolchainError: the compiler failed; the message ends with what it said.
@@ -164,12 +167,22 @@ def make_archive(compiler: Compiler, files: Mapping[str, bytes]) -> bytes:
         objects = []
         for name in _written(files, Path(folder)):
             path = Path(name)
+            objects.append(f"{path.stem}.o")
             if path.suffix == ".c":
-                name = f"{path.stem}.o"
-                command = [*compiler.command, *compiler.flags, "-c", path.name, "-o", name]
+                command = [*compiler.command, *compiler.flags, "-c", path.name, "-o", objects[-1]]
                 _run(command, folder, "could not compile the library")
-            objects.append(name)
-        _run([*compiler.archiver, "rcsD", "library.a", *objects], folder, "could not make the static library")
+        return {name: (Path(folder) / name).read_bytes() for name in objects}
+
+
+def make_archive(compiler: Compiler, objects: Mapping[str, bytes]) -> bytes:
+    """Makes a static library of object files; the same files give the same bytes.
+
+    Raises:
+        ToolchainError: the archiver failed; the message ends with what it said.
+    """
+    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+        names = _written(objects, Path(folder))
+        _run([*compiler.archiver, "rcsD", "library.a", *names], folder, "could not make the static library")
         return (Path(folder) / "library.a").read_bytes()
 
 

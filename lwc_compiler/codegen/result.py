@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lwc_compiler.codegen.footprint import Footprint
+from lwc_compiler.codegen.stack import StackUse
 from lwc_compiler.kernels.kernel import Trial
 
 
@@ -41,6 +42,8 @@ class LayerDecision:
         dense_flops: the same for the dense layer.
         why: one phrase: what the choice rests on.
         trials: the ways to compute the layer that were compared, the one that was taken first.
+        weight_type: how a weight is stored: `float32`, `float16` or `int8`.
+        float32_bytes: what `bytes` would be with weights in float32; None where they are.
     """
 
     site: str
@@ -56,6 +59,13 @@ class LayerDecision:
     dense_flops: int
     why: str
     trials: tuple[Trial, ...] = ()
+    weight_type: str = "float32"
+    float32_bytes: int | None = None
+
+    @property
+    def storage(self) -> str:
+        """Format, and type where it is not float32: `csr int8`."""
+        return self.format if self.weight_type == "float32" else f"{self.format} {self.weight_type}"
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,7 @@ class Lowered:
         threads: threads to use when the caller does not say.
         compiler: the C compiler and its version, as it describes itself; empty where none was asked.
         footprint: what the static library takes of flash and RAM; None for a target with an operating system.
+        stack: what a run takes of the stack; None for a target with an operating system, and where there is no bound.
         precision: what the factors of linear layers are rounded to.
     """
 
@@ -132,4 +143,5 @@ class Lowered:
     weights: bytes | None = None
     source: str | None = None
     footprint: Footprint | None = None
+    stack: StackUse | None = None
     precision: str = "float32"

@@ -27,6 +27,7 @@ from tvm.tirx.stmt import (
 )
 
 from lwc_compiler.kernels.kernel import Kernel
+from lwc_compiler.kernels.weight_types import WeightType
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -141,6 +142,18 @@ class KernelBuilder:
             return buffer.vload([_ramp(index, lanes)])
         parts = [buffer.vload([_ramp(index + i * lanes, lanes)]) for i in range(stride)]
         return tirx.Shuffle(parts, [tirx.const(i * stride, "int32") for i in range(lanes)])
+
+    def weights(self, codes: Expr, kind: WeightType, lanes: int = 1) -> Expr:
+        """The float32 weights of loaded codes; those of `int8` without their scale."""
+        shape = f"x{lanes}" if lanes > 1 else ""
+        if kind.name == "float16" and kind.converts_half:
+            codes = tirx.reinterpret(f"float16{shape}", codes)
+        elif kind.name == "float16":
+            # Exponent and mantissa move to the places that they have in float32, whose exponents have another bias.
+            bits = codes.astype(f"int32{shape}").astype(f"uint32{shape}") << splat(tirx.const(13, "uint32"), lanes)
+            bits = bits & splat(tirx.const(0x8FFFE000, "uint32"), lanes)
+            return tirx.reinterpret(f"float32{shape}", bits) * splat(2.0**112, lanes)
+        return codes if kind.name == "float32" else codes.astype(f"float32{shape}")
 
     def prefetch(self, buffer: Expr, index: Expr) -> None:
         """Asks for the cache line of an element, which need not exist, to be brought into the level-1 cache."""

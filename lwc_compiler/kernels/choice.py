@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # may be those of its first outputs alone.
 Redraw: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
+_MOST_TIMES = 2.0  # the predicted time with float32 that a layer with narrower weights may take at most
+
 
 @dataclass(frozen=True)
 class Task:
@@ -62,6 +64,7 @@ class Candidate:
         cycles: predicted time on one core, or on the whole of a GPU.
         build: makes the plan.
         uneven: how much longer than an even share of that time threads take for it.
+        weight_type: how a weight is stored, see `WeightType`.
     """
 
     format: str
@@ -69,6 +72,7 @@ class Candidate:
     cycles: float
     build: Callable[[], Plan]
     uneven: float = 1.0
+    weight_type: str = "float32"
 
     @property
     def shared(self) -> float:
@@ -147,6 +151,26 @@ def predicted(task: Task, candidates: Sequence[Candidate]) -> Plan:
     ranked = sorted(formats_best(candidates, {c.name: c.shared for c in candidates}), key=lambda item: item[1])
     trials = tuple(Trial(c.name, c.cycles, None) for c, _ in ranked)
     return replace(best.build(), why=explain(task, "predicted", ranked), trials=trials)
+
+
+def narrowest(task: Task, candidates: Sequence[Candidate]) -> Plan:
+    """Picks the fastest with the type of weights that is asked for, where that is smaller and not much slower."""
+    plain = predicted(task, [c for c in candidates if c.weight_type == "float32"])
+    others = [c for c in candidates if c.weight_type != "float32"]
+    if not others:
+        return replace(plain, why=f"{plain.why}; float32: its kernel reads no other weights")
+    best = min(others, key=lambda candidate: candidate.shared)
+    times, plan = best.shared / plain.trials[0].cycles, best.build()
+    said = f"{best.weight_type}: {plan.constant_bytes:,} bytes, not {plain.constant_bytes:,}, and {times:.2f}x the time"
+    if plan.constant_bytes >= plain.constant_bytes or times > _MOST_TIMES:
+        return replace(plain, why=f"{plain.why}; float32, not {said}")
+    return replace(
+        plan,
+        why=f"{plain.why}; {said}",
+        trials=(Trial(best.name, best.cycles, None), *plain.trials),
+        weight_type=best.weight_type,
+        float32_bytes=plain.constant_bytes,
+    )
 
 
 def formats_best(candidates: Sequence[Candidate], times: dict[str, float]) -> list[tuple[Candidate, float]]:

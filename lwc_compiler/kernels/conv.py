@@ -57,8 +57,10 @@ def plan_conv(
         # One pixel, one kernel position that is not over the padding: a matrix product.
         position = [pad // d for pad, d in zip(geometry.pads, geometry.dilations, strict=False)]
         tap = np.ravel_multi_index(position, geometry.kernel)
-        matrix = weight.reshape(geometry.out_channels, geometry.in_channels, -1)[:, :, tap]
-        return plan_matmul(matrix.T, geometry.batch, epilogue, target, pick)
+        taps = weight.reshape(geometry.out_channels, geometry.in_channels, -1)
+        if taps.shape[2] > 1:  # scales are those of all its weights
+            target = replace(target, weight_type="float32")
+        return plan_matmul(taps[:, :, tap].T, geometry.batch, epilogue, target, pick)
     if target.gpu is not None:
         return gpu.plan_conv(weight, geometry, epilogue, target, pick)
     task = conv_task(weight, geometry, epilogue, lambda drawn, pick: plan_conv(drawn, geometry, epilogue, target, pick))
@@ -115,6 +117,7 @@ def plan_conv_transpose(
         target: what the code is for.
         pick: chooses among the ways to compute it.
     """
+    target = replace(target, weight_type="float32")  # a channel's phases would have scales of their own
     n, groups = len(geometry.in_size), geometry.groups
     strides, out_size = geometry.strides, geometry.out_size
     # out + pad = stride * q + phase, q = in + j, kernel position k * dilation = phase + stride * j

@@ -15,6 +15,7 @@ import numpy as np
 from lwc_compiler.kernels.builder import KernelBuilder, pieces, smaller, splat, unravel
 from lwc_compiler.kernels.kernel import Constant
 from lwc_compiler.kernels.layer import store_result
+from lwc_compiler.kernels.weight_types import FLOAT32, WeightType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,15 +80,17 @@ class GemmLayout:
         return -(-self.m // self.chunk)
 
 
-def pack_panels(weight: NDArray[np.float32], layout: GemmLayout) -> Constant:
-    """Weight (k, n) as (panels, k, width)."""
+def pack_panels(weight: NDArray[Any], layout: GemmLayout) -> Constant:
+    """Weight (k, n), or codes of any type, as (panels, k, width)."""
     first = np.minimum(np.arange(layout.panels) * layout.width, layout.n - layout.width)
     columns = first[:, None] + np.arange(layout.width)
     return Constant(np.ascontiguousarray(weight[:, columns].swapaxes(0, 1)).ravel())
 
 
-def gemm_kernel(name: str, layout: GemmLayout, epilogue: Epilogue, *, constant: bool, scale: float = 1.0) -> Kernel:
-    """Builds the kernel; parameters: a, b (packed if constant), [residual], [bias], y.
+def gemm_kernel(
+    name: str, layout: GemmLayout, epilogue: Epilogue, *, constant: bool, scale: float = 1.0, kind: WeightType = FLOAT32
+) -> Kernel:
+    """Builds the kernel; parameters: a, b (packed if constant), [scales], [residual], [bias], y.
 
     Args:
         name: of the kernel.
@@ -95,9 +98,11 @@ def gemm_kernel(name: str, layout: GemmLayout, epilogue: Epilogue, *, constant: 
         epilogue: bias (n,), residual, activation.
         constant: b is packed by `pack_panels`; otherwise each tile copies its panel into the thread's scratch memory.
         scale: factor of the product.
+        kind: how a constant b is stored.
     """
     lay, b = layout, KernelBuilder()
-    left, right = b.pointer("a"), b.pointer("b")
+    left, right = b.pointer("a"), b.pointer("b", kind.dtype)
+    scales = b.pointer("scales") if kind.scaled else None
     residual = b.pointer("residual") if epilogue.residual else None
     bias = b.pointer("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
@@ -140,7 +145,8 @@ def gemm_kernel(name: str, layout: GemmLayout, epilogue: Epilogue, *, constant: 
                             register.set(b.load(scratch, held + (r * lay.vectors + v) * lay.lanes, lay.lanes))
                 with b.loop("i", 0, count) as i:
                     at = b.let("at", base + i * lay.width)
-                    values = [b.let("b", b.load(panels, at + start, lay.lanes)) for start in lay.starts]
+                    loaded = [b.load(panels, at + start, lay.lanes) for start in lay.starts]
+                    values = [b.let("b", b.weights(each, kind, lay.lanes)) for each in loaded]
                     for r in range(lay.rows):
                         factor = b.let("a", b.load(left, a_start + r * a_row + i * a_inner))
                         for v, value in enumerate(values):
@@ -155,6 +161,8 @@ def gemm_kernel(name: str, layout: GemmLayout, epilogue: Epilogue, *, constant: 
                         value = register.get()
                         if scale != 1.0:
                             value = value * splat(scale, lay.lanes)
+                        if scales is not None:
+                            value = value * b.load(scales, column + start, lay.lanes)
                         if bias is not None:
                             value = value + b.load(bias, column + start, lay.lanes)
                         at = b.let("at", batch * (lay.m * lay.n) + (row + r) * lay.n + column + start)

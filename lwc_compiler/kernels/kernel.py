@@ -156,6 +156,8 @@ class Plan:
         flops: multiply-adds x 2 over the stored weights.
         trials: the ways to compute the layer that were compared, best first.
         shares: of its layers, in the order of the graph; empty for one layer.
+        weight_type: how a weight is stored, see `WeightType`.
+        float32_bytes: `constant_bytes` with weights in float32; None where they are.
     """
 
     steps: tuple[Step, ...]
@@ -166,6 +168,13 @@ class Plan:
     flops: int = 0
     trials: tuple[Trial, ...] = ()
     shares: tuple[Share, ...] = ()
+    weight_type: str = "float32"
+    float32_bytes: int | None = None
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of its weights, indices and biases."""
+        return sum(step.constant_bytes for step in self.steps)
 
     @property
     def seconds(self) -> float:

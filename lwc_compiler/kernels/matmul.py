@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from lwc_compiler.kernels.matvec import MatvecLayout, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.pair_plan import pair_candidates
 from lwc_compiler.kernels.tap_plan import tap_candidates
 from lwc_compiler.kernels.transpose import transpose_kernel
+from lwc_compiler.kernels.weight_types import FLOAT32, WeightType, weight_type_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,11 +75,24 @@ def plan_matmul(
     def candidate(name: str, cycles: float, plan: Callable[..., Plan]) -> Candidate:
         return Candidate(name.split()[0], name, cycles, lambda: plan(weight, rows, epilogue, target))
 
+    def candidates_of(name: str, cycles: float, per_load: float, plan: Callable[..., Plan]) -> list[Candidate]:
+        """Candidates for float32, with so many instructions for each weight that is loaded, and for what is asked."""
+
+        def of(kind: WeightType) -> Candidate:
+            as_asked = replace(target, weight_type=kind.name)
+            time = cycles * (1 + kind.instructions / per_load)
+            build = partial(plan, weight, rows, epilogue, as_asked)
+            return Candidate(name.split()[0], f"{name}{kind}", time, build, weight_type=kind.name)
+
+        return [of(kind) for kind in dict.fromkeys((FLOAT32, weight_type_of(target)))]
+
     byte = _byte(4 * k * n, target)
     multiply = pace(target).multiply / lanes if lanes > 1 else _SCALAR_MULTIPLY
-    candidates = [candidate("dense", max(rows * k * n * multiply, 4 * k * n * byte), plan_dense)]
+    cycles = max(rows * k * n * multiply, 4 * k * n * byte)
+    candidates = candidates_of("dense", cycles, _SCALAR_MULTIPLY * _gemm_layout(1, rows, k, n, target).rows, plan_dense)
     if density < 1:
-        candidates.append(candidate("csr gathered", rows * _gathered_cycles(k, n, density, target), plan_gathered))
+        cycles = rows * _gathered_cycles(k, n, density, target)
+        candidates += candidates_of("csr gathered", cycles, _SCALAR_GATHER, plan_gathered)
         candidates += _block_candidates(weight, rows, epilogue, target)
         if target.features >= FEATURES and k <= _MOST_INPUTS:
             _, cycles = _best_window(k, n, rows, density, target)
@@ -153,8 +168,11 @@ def plan_dense(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, targe
     """`plan_matmul` with every weight stored."""
     k, n = weight.shape
     layout = _gemm_layout(1, rows, k, n, target)
-    kernel = gemm_kernel("gemm", layout, epilogue, constant=True)
-    args = (Input(0), pack_panels(weight, layout), *_extra(epilogue), Output(0))
+    kind = weight_type_of(target)
+    codes, scales = _encoded(weight.T, kind)
+    kernel = gemm_kernel("gemm", layout, epilogue, constant=True, kind=kind)
+    panels = kind.stored(pack_panels(codes.T, layout).array)
+    args = (Input(0), Constant(panels), *scales, *_extra(epilogue), Output(0))
     return Plan((Step(kernel, args),), (), "dense", "", weight.size, 2 * weight.size * rows)
 
 
@@ -164,16 +182,25 @@ def plan_gathered(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, ta
     block, chunk = min(k, target.l1_bytes * 3 // 16), min(n, 64)
     gathered = target.core is not None and target.vector_bits == 32 * _CHAINS and target.os != "none"
     layout = MatvecLayout(rows, 1, k, n, 1, block, chunk, _CHAINS if gathered else 8, gathered=gathered)
-    constants, stored = pack_matvec(np.ascontiguousarray(weight.T), layout)
+    kind = weight_type_of(target)
+    codes, scales = _encoded(weight.T, kind)
+    constants, stored = pack_matvec(codes, layout)
     if target.os == "none":
         # No cache to stay in, and the fewest bytes; short rows would mostly be filling.
-        layout = replace(layout, block=min(k, 1 << 16), chains=8 if np.count_nonzero(weight) >= _LONG_ROW * n else 4)
+        layout = replace(layout, block=min(k, 1 << 16), chains=8 if np.count_nonzero(codes) >= _LONG_ROW * n else 4)
         options = [replace(layout, distances=distances) for distances in (True, False)]
-        packed = {option: pack_matvec(np.ascontiguousarray(weight.T), option) for option in options}
+        packed = {option: pack_matvec(codes, option) for option in options}
         layout = min(options, key=lambda option: sum(c.array.nbytes for c in packed[option][0]))
         constants, stored = packed[layout]
-    kernel = matvec_kernel("matvec_csr", layout, epilogue)
-    return _one_step(kernel, constants, epilogue, stored, rows)
+    kernel = matvec_kernel("matvec_csr", layout, epilogue, kind)
+    ends, indices, values = constants
+    return _one_step(kernel, [ends, indices, Constant(kind.stored(values.array)), *scales], epilogue, stored, rows)
+
+
+def _encoded(weight: NDArray[np.float32], kind: WeightType) -> tuple[NDArray[Any], list[Constant]]:
+    """Codes of a weight (outputs, inputs), and the scales of those that are scaled."""
+    codes, scales = kind.encode(np.ascontiguousarray(weight))
+    return codes, [] if scales is None else [Constant(scales)]
 
 
 def plan_blocks(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target, height: int) -> Plan:

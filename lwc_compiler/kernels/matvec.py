@@ -18,6 +18,7 @@ from tvm import tirx
 from lwc_compiler.kernels.builder import KernelBuilder, pieces, smaller, splat, unravel
 from lwc_compiler.kernels.kernel import Constant
 from lwc_compiler.kernels.layer import store_result
+from lwc_compiler.kernels.weight_types import FLOAT32, WeightType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,15 +91,15 @@ class MatvecLayout:
         return list(range(0, self.together * self.height, self.lanes))
 
 
-def pack_matvec(weight: NDArray[np.float32], layout: MatvecLayout) -> tuple[list[Constant], int]:
+def pack_matvec(weight: NDArray[Any], layout: MatvecLayout) -> tuple[list[Constant], int]:
     """Non-zeros, or blocks, of weight (outputs, inputs) by block of inputs, then row; runs are filled up to the chains.
 
-    Filling repeats the run's last index, with value 0. Returns the constants `ends`, `indices`, `values` and how many
-    weights are stored.
+    The weight may be codes of any type. Filling repeats the run's last index, with value 0. Returns the constants
+    `ends`, `indices`, `values` and how many weights are stored.
     """
     counts: list[NDArray[np.int64]] = []
     indices: list[NDArray[np.unsignedinteger[Any]]] = []
-    values: list[NDArray[np.float32]] = []
+    values: list[NDArray[Any]] = []
     grouped = weight.reshape(layout.groups, layout.height, layout.inputs)
     for block in range(layout.blocks):
         part = grouped[:, :, block * layout.block : (block + 1) * layout.block]
@@ -116,7 +117,7 @@ def pack_matvec(weight: NDArray[np.float32], layout: MatvecLayout) -> tuple[list
         ends = np.cumsum(filled)
         position = np.arange(row.size) + np.repeat(ends - filled - (np.cumsum(count) - count), count)
         index = np.zeros(int(ends[-1]), np.uint16)
-        value = np.zeros((int(ends[-1]), layout.height), np.float32)
+        value = np.zeros((int(ends[-1]), layout.height), weight.dtype)
         last = np.cumsum(count)[count > 0] - 1
         index[:] = np.repeat(column[last], filled[count > 0])
         index[position] = column
@@ -130,13 +131,11 @@ def pack_matvec(weight: NDArray[np.float32], layout: MatvecLayout) -> tuple[list
     return [
         Constant(ends),
         Constant(flat.view(np.uint64) if layout.gathered else flat),
-        Constant(np.concatenate([*values, np.zeros((filling.size, layout.height), np.float32)]).ravel()),
+        Constant(np.concatenate([*values, np.zeros((filling.size, layout.height), weight.dtype)]).ravel()),
     ], int(ends[-1]) * layout.height
 
 
-def _steps(
-    columns: NDArray[np.int64], values: NDArray[np.float32], chains: int
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def _steps(columns: NDArray[np.int64], values: NDArray[Any], chains: int) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Distances and values of a run's non-zeros, in steps of `chains`."""
     distances: list[int] = []
     stored: list[float] = []
@@ -149,29 +148,37 @@ def _steps(
         stored += [*values[first : first + len(near)], *[0.0] * (chains - len(near))]
         first += len(near)
         base += step[-1]
-    return np.array(distances, np.uint8), np.array(stored, np.float32)
+    return np.array(distances, np.uint8), np.array(stored, values.dtype)
 
 
-def matvec_kernel(name: str, layout: MatvecLayout, epilogue: Epilogue) -> Kernel:
-    """Builds the kernel; parameters: x, [residual], ends, indices, values, [bias], y."""
+def matvec_kernel(name: str, layout: MatvecLayout, epilogue: Epilogue, kind: WeightType = FLOAT32) -> Kernel:
+    """Builds the kernel; parameters: x, [residual], ends, indices, values, [scales], [bias], y."""
     b, lay = KernelBuilder(), layout
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    ends, indices, values = b.pointer("ends", "int32"), b.pointer("indices", lay.index_type), b.pointer("values")
+    ends, indices = b.pointer("ends", "int32"), b.pointer("indices", lay.index_type)
+    values = b.pointer("values", kind.dtype)
+    scales = b.pointer("scales") if kind.scaled else None
     bias = b.pointer("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     read = (x, ends, indices, values)
+    first_bias = None if kind.scaled else bias  # what sums begin with
 
     def finish(row: Any, vector: Any, lane: int, value: Any, lanes: int) -> None:
         at = b.let("at", (vector * lay.outputs + row * lay.height) * lay.together + lane)
+        if scales is not None:
+            value = b.let("scaled", value * b.load(scales, row * lay.height + lane, lanes))
+            if bias is not None:
+                value = b.let("value", value + b.load(bias, row * lay.height + lane, lanes))
         store_result(b, y, at, value, residual, epilogue.activation, lanes)
 
     if lay.blocks == lay.together == lay.height == 1:
         with b.loop("tile", b.first, b.last) as tile:
             first, last, vector = _tile(b, lay, tile)
             with b.loop("row", first, last) as row:
-                (total,) = _sums(b, lay, *read, vector * lay.inputs, row)
-                finish(row, vector, 0, b.let("value", total if bias is None else total + b.load(bias, row)), 1)
+                (total,) = _sums(b, lay, *read, vector * lay.inputs, row, kind)
+                value = total if first_bias is None else total + b.load(first_bias, row)
+                finish(row, vector, 0, b.let("value", value), 1)
         return b.build(name, lay.vectors * lay.chunks)
     sums = b.pointer("scratch")
     width = len(lay.starts) * lay.lanes
@@ -179,17 +186,19 @@ def matvec_kernel(name: str, layout: MatvecLayout, epilogue: Epilogue) -> Kernel
         first, last, vector = _tile(b, lay, tile)
         with b.loop("row", first, last) as row:
             if lay.height == 1:
-                value = b.let("value", b.load(bias, row)) if bias is not None else 0.0
+                value = b.let("value", b.load(first_bias, row)) if first_bias is not None else 0.0
             for lane in lay.starts:
                 if lay.height == 1:
                     start = splat(value, lay.lanes)
+                elif first_bias is None:
+                    start = splat(0.0, lay.lanes)
                 else:
-                    start = splat(0.0, lay.lanes) if bias is None else b.load(bias, row * lay.height + lane, lay.lanes)
+                    start = b.load(first_bias, row * lay.height + lane, lay.lanes)
                 b.store(sums, (row - first) * width + lane, start, lay.lanes)
         with b.loop("block", 0, lay.blocks) as block:
             start = b.let("start", (vector * lay.inputs + block * lay.block) * lay.together)
             with b.loop("row", first, last) as row:
-                totals = _sums(b, lay, *read, start, block * lay.groups + row)
+                totals = _sums(b, lay, *read, start, block * lay.groups + row, kind)
                 for lane, total in zip(lay.starts, totals, strict=True):
                     at = b.let("at", (row - first) * width + lane)
                     b.store(sums, at, b.load(sums, at, lay.lanes) + total, lay.lanes)
@@ -200,12 +209,20 @@ def matvec_kernel(name: str, layout: MatvecLayout, epilogue: Epilogue) -> Kernel
 
 
 def _sums(
-    b: KernelBuilder, lay: MatvecLayout, x: Any, ends: Any, indices: Any, values: Any, start: Any, run: Any
+    b: KernelBuilder,
+    lay: MatvecLayout,
+    x: Any,
+    ends: Any,
+    indices: Any,
+    values: Any,
+    start: Any,
+    run: Any,
+    kind: WeightType,
 ) -> list[Any]:
     """The sums of a run of non-zeros, or of blocks of them, a register each."""
     if lay.gathered:
         return [_gathered_sum(b, x, start, ends, indices, values, run)]
-    return _row_sums(b, lay, x, ends, indices, values, start, run)
+    return _row_sums(b, lay, x, ends, indices, values, start, run, kind)
 
 
 def _gathered_sum(b: KernelBuilder, x: Any, start: Any, ends: Any, indices: Any, values: Any, run: Any) -> Any:
@@ -231,7 +248,15 @@ def _tile(b: KernelBuilder, lay: MatvecLayout, tile: Any) -> tuple[Any, Any, Any
 
 
 def _row_sums(
-    b: KernelBuilder, lay: MatvecLayout, x: Any, ends: Any, indices: Any, values: Any, start: Any, run: Any
+    b: KernelBuilder,
+    lay: MatvecLayout,
+    x: Any,
+    ends: Any,
+    indices: Any,
+    values: Any,
+    start: Any,
+    run: Any,
+    kind: WeightType,
 ) -> list[Any]:
     """`_sums` with every non-zero by itself."""
     chains = [[b.register(lay.lanes) for _ in lay.starts] for _ in range(lay.chains)]
@@ -240,7 +265,7 @@ def _row_sums(
     begin = b.let("begin", b.load(ends, run))
     count = b.let("count", (b.load(ends, run + 1) - begin) // lay.chains)
     if lay.distances:
-        _distant_steps(b, lay, (x, indices, values), start, begin, count, [register for (register,) in chains])
+        _distant_steps(b, lay, (x, indices, values), start, begin, count, [register for (register,) in chains], kind)
     else:
         with b.loop("step", 0, count) as step:
             for i, chain in enumerate(chains):
@@ -249,10 +274,10 @@ def _row_sums(
                 if lay.height > 1:
                     factor = splat(b.let("factor", b.load(x, source)), lay.lanes)
                 else:
-                    value = splat(b.let("value", b.load(values, at)), lay.lanes)
+                    value = splat(b.let("value", b.weights(b.load(values, at), kind)), lay.lanes)
                 for lane, register in zip(lay.starts, chain, strict=True):
                     if lay.height > 1:
-                        product = factor * b.load(values, at * lay.height + lane, lay.lanes)
+                        product = factor * b.weights(b.load(values, at * lay.height + lane, lay.lanes), kind, lay.lanes)
                     else:
                         product = value * b.load(x, source + lane, lay.lanes)
                     register.set(register.get() + product)
@@ -272,6 +297,7 @@ def _distant_steps(
     begin: Any,
     count: Any,
     chains: list[Register],
+    kind: WeightType,
 ) -> None:
     """Adds a run's non-zeros, whose indices are distances, to its chains."""
     x, indices, values = buffers
@@ -284,6 +310,6 @@ def _distant_steps(
         weights = b.let("weights", b.load(values, at, lay.chains))
         for i, chain in enumerate(chains):
             distance = b.let("distance", b.load(indices, at + i).astype("int32"))
-            value = tirx.Shuffle([weights], [tirx.const(i, "int32")])
+            value = b.weights(tirx.Shuffle([weights], [tirx.const(i, "int32")]), kind)
             chain.set(chain.get() + value * b.load(near, distance))
         position.set(position.get() + distance)

@@ -253,11 +253,11 @@ class TapLayout:
         return offsets.ravel()
 
 
-def pack_taps(weight: NDArray[np.float32], layout: TapLayout, *, shared: bool) -> tuple[list[Constant], int]:
+def pack_taps(weight: NDArray[Any], layout: TapLayout, *, shared: bool) -> tuple[list[Constant], int]:
     """Weights in the order the kernel reads them.
 
     Args:
-        weight: (groups, out_channels, planes x kernel height x kernel width).
+        weight: (groups, out_channels, planes x kernel height x kernel width); weights or codes of any type.
         layout: of the kernel.
         shared: every row has every tap (dense).
 
@@ -286,10 +286,14 @@ def pack_taps(weight: NDArray[np.float32], layout: TapLayout, *, shared: bool) -
         group, tap = np.nonzero(kept)
         value, count = part[group, :, tap], kept.sum(axis=1)
         if layout.chains > 1:
-            # The last tap of an odd row becomes two of half the weight.
+            # The last tap of an odd row becomes two that share its weight.
+            odd = np.cumsum(count)[count % 2 == 1] - 1
             again = np.ones(len(tap), np.int64)
-            again[np.cumsum(count)[count % 2 == 1] - 1] = 2
-            value, tap = np.repeat(value / again[:, None], again, axis=0), np.repeat(tap, again)
+            again[odd] = 2
+            value, tap = np.repeat(value, again, axis=0), np.repeat(tap, again)
+            second = odd + 1 + np.arange(odd.size)
+            value[second] = (value[second] / 2).astype(value.dtype)
+            value[second - 1] -= value[second]
             count = (count + 1) // 2
         counts.append(count)
         offsets.append(layout.offsets[block][tap].astype(offset_type))
@@ -299,7 +303,7 @@ def pack_taps(weight: NDArray[np.float32], layout: TapLayout, *, shared: bool) -
     return [
         Constant(ends),
         Constant(_not_empty(_with_behind(np.concatenate(offsets), layout))),
-        Constant(_not_empty(flat.astype(np.float32))),
+        Constant(_not_empty(flat)),
     ], flat.size
 
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, uneven
 from lwc_compiler.kernels.cost import formats, ranked
-from lwc_compiler.kernels.kernel import Plan, Step
+from lwc_compiler.kernels.kernel import Constant, Plan, Step
 from lwc_compiler.kernels.tap_layout import LINE, Axis, Problem, TapLayout, Tiling, pack_taps
 from lwc_compiler.kernels.taps import tap_kernel, tap_operands
+from lwc_compiler.kernels.weight_types import FLOAT32, WeightType, weight_type_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,18 +49,25 @@ def tap_candidates(
     apart = _APART * stored / LINE if epilogue.residual and 4 * stored > 0.75 * target.l2_bytes else 0.0
     weight = np.ascontiguousarray(weight, np.float32).reshape(problem.groups, problem.out_channels, -1)
 
-    def candidate(format_name: str, tiling: Tiling, cycles: float) -> Candidate:
+    kinds = dict.fromkeys((FLOAT32, weight_type_of(target)))
+
+    def candidate(format_name: str, density: float, tiling: Tiling, cycles: float, kind: WeightType) -> Candidate:
         def build() -> Plan:
-            return plan_tiling(weight, geometry, epilogue, format_name, tiling, x, residual, y)
+            return plan_tiling(weight, geometry, epilogue, format_name, tiling, x, residual, y, kind)
 
         layout = TapLayout(problem, tiling)
         cycles += 0.0 if layout.exact else apart
-        return Candidate(format_name, f"{format_name} {tiling}", cycles, build, uneven(layout.tiles, target.threads))
+        # Every tile loads its weights anew.
+        loads = density * weight.shape[2] * layout.row_groups * tiling.rows * layout.tiles / layout.chunks
+        cycles += kind.instructions * loads
+        shared = uneven(layout.tiles, target.threads)
+        return Candidate(format_name, f"{format_name} {tiling}{kind}", cycles, build, shared, kind.name)
 
     return [
-        candidate(format_name, tiling, cycles)
+        candidate(format_name, density, tiling, cycles, kind)
         for format_name, density in formats(problem, weight != 0).items()
         for cycles, tiling in ranked(problem, target, format_name, density)
+        for kind in kinds
     ]
 
 
@@ -72,11 +80,14 @@ def plan_tiling(
     x: Operand,
     residual: Operand | None,
     y: Operand,
+    kind: WeightType = FLOAT32,
 ) -> Plan:
     """One of `tap_candidates`; its weight is (groups, O / groups, taps)."""
     shared = format_name == "dense"
     layout = TapLayout(canonical(geometry), tiling)
-    constants, stored = pack_taps(weight, layout, shared=shared)
+    codes, scales = kind.encode(weight.reshape(-1, weight.shape[2]))
+    (ends, offsets, values), stored = pack_taps(codes.reshape(weight.shape), layout, shared=shared)
+    constants = [ends, offsets, Constant(kind.stored(values.array)), *(Constant(s) for s in (scales,) if s is not None)]
     kernel = tap_kernel(
         f"conv_{format_name}",
         layout,
@@ -84,6 +95,7 @@ def plan_tiling(
         bias=epilogue.bias is not None,
         residual=epilogue.residual,
         activation=epilogue.activation,
+        kind=kind,
     )
     args = tap_operands(constants, epilogue.bias, x, residual, y)
     pixels = geometry.batch * geometry.images * int(np.prod(geometry.out_size))

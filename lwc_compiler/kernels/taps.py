@@ -37,6 +37,7 @@ from lwc_compiler.kernels.builder import (
 from lwc_compiler.kernels.kernel import Constant
 from lwc_compiler.kernels.layer import store_result
 from lwc_compiler.kernels.tap_layout import Axis, TapLayout
+from lwc_compiler.kernels.weight_types import FLOAT32, WeightType
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,9 +58,10 @@ def tap_kernel(
     bias: bool,
     residual: bool,
     activation: Activation | None,
+    kind: WeightType = FLOAT32,
 ) -> Kernel:
-    """Builds the kernel; parameters: x, [residual], ends, offsets, values, [bias], y."""
-    return _Writer(layout, shared, activation).write(name, bias, residual)
+    """Builds the kernel; parameters: x, [residual], ends, offsets, values, [scales], [bias], y."""
+    return _Writer(layout, shared, activation).write(name, bias, residual, kind)
 
 
 def tap_operands(
@@ -76,13 +78,16 @@ def tap_operands(
 
 
 class TapSums:
-    """Writes what a layer's lists of taps add up to; declares `ends`, `offsets`, `values` and `bias` of the kernel."""
+    """Writes what a layer's lists of taps add up to; declares `ends`, `offsets`, `values` and so on of the kernel."""
 
-    def __init__(self, b: KernelBuilder, layout: TapLayout, *, shared: bool, bias: bool) -> None:
-        self.b, self.layout, self.shared = b, layout, shared
+    def __init__(
+        self, b: KernelBuilder, layout: TapLayout, *, shared: bool, bias: bool, kind: WeightType = FLOAT32
+    ) -> None:
+        self.b, self.layout, self.shared, self.kind = b, layout, shared, kind
         self._ends = b.pointer("ends", "int32")
         self._offsets = b.pointer("offsets", "uint16" if layout.packed <= 1 << 16 else "int32")
-        self._values = b.pointer("values")
+        self._values = b.pointer("values", kind.dtype)
+        self._scales = b.pointer("scales") if kind.scaled else None
         self._bias = b.pointer("bias") if bias else None
 
     def write(
@@ -112,9 +117,11 @@ class TapSums:
         held = b.address(lay.packed + slot * (t.rows * vectors * t.lanes)) if lay.blocks > 1 else 0
         each = [(r, v, sums[r][v]) for r in range(t.rows) for v in range(vectors)]
 
+        first_bias = None if self.kind.scaled else self._bias
+
         def start() -> None:
             for r in range(t.rows):
-                value = b.let("b", b.load(self._bias, channel + r)) if self._bias is not None else 0.0
+                value = b.let("b", b.load(first_bias, channel + r)) if first_bias is not None else 0.0
                 for v in range(vectors):
                     sums[r][v].set(splat(value, t.lanes))
 
@@ -160,6 +167,8 @@ class TapSums:
             for r, v, register in each:
                 register.set(register.get() + other[r][v].get())
         self._keep(scratch, block, held, each)
+        if self.kind.scaled:
+            self._scale(block, channel, sums)
         return sums
 
     def _add_in_order(self, where: tuple[Any, Any, Any], count: Any, at: list[int], sums: list[list[Register]]) -> None:
@@ -176,17 +185,29 @@ class TapSums:
                 for i, (_, _, register) in enumerate(each):
                     b.store(scratch, held + i * t.lanes, register.get(), t.lanes)
 
+    def _scale(self, block: Any, channel: Any, sums: list[list[Register]]) -> None:
+        """Multiplies finished sums by the scales of their channels, and adds the biases."""
+        b, t = self.b, self.layout.tiling
+        with b.when(block == self.layout.blocks - 1):
+            for r, row in enumerate(sums):
+                scale = splat(b.let("scale", b.load(self._scales, channel + r)), t.lanes)
+                bias = 0.0 if self._bias is None else b.let("b", b.load(self._bias, channel + r))
+                for register in row:
+                    register.set(register.get() * scale + splat(bias, t.lanes))
+
     def _weights(self, values: Any, at: Any) -> list[Any]:
         """A tap's weights, one of each row, in `values` from `at` on; as vectors where the kernel has vectors."""
         b, t = self.b, self.layout.tiling
         if t.by_lane:
-            packed = [b.let("w", b.load(values, at + start, t.lanes)) for start in range(0, t.rows, t.lanes)]
+            loaded = [b.load(values, at + start, t.lanes) for start in range(0, t.rows, t.lanes)]
+            packed = [b.let("w", b.weights(each, self.kind, t.lanes)) for each in loaded]
             return [lane(packed[r // t.lanes], r % t.lanes, t.lanes) for r in range(t.rows)]
         if t.lanes == 1 and t.rows > 1:
             # One vector, which keeps LLVM from unrolling the loop: it would run out of registers.
             vector = b.let("w", b.load(values, at, t.rows))
-            return [b.let("w", tirx.Shuffle([vector], [tirx.const(r, "int32")])) for r in range(t.rows)]
-        return [splat(b.let("w", b.load(values, at + r)), t.lanes) for r in range(t.rows)]
+            codes = [tirx.Shuffle([vector], [tirx.const(r, "int32")]) for r in range(t.rows)]
+            return [b.let("w", b.weights(code, self.kind)) for code in codes]
+        return [splat(b.let("w", b.weights(b.load(values, at + r), self.kind)), t.lanes) for r in range(t.rows)]
 
     def store(
         self,
@@ -251,11 +272,11 @@ class _Writer:
             self.row, self.plane = self.p.groups * self.p.out_channels * layout.width, layout.width
         self.b = KernelBuilder()
 
-    def write(self, name: str, bias: bool, residual: bool) -> Kernel:
+    def write(self, name: str, bias: bool, residual: bool, kind: WeightType) -> Kernel:
         b, p, t, lay = self.b, self.p, self.t, self.layout
         self.x = b.pointer("x")
         extra = b.pointer("residual") if residual else None
-        sums = TapSums(b, lay, shared=self.shared, bias=bias)
+        sums = TapSums(b, lay, shared=self.shared, bias=bias, kind=kind)
         y = b.pointer("y")
         self.scratch = None if t.in_place else b.pointer("scratch")
         with b.loop("tile", b.first, b.last) as tile:

@@ -23,15 +23,16 @@ if TYPE_CHECKING:
     from lwc_compiler.model import Model
     from lwc_compiler.targets.target import Target
 
-_VALUE_BYTES = 4  # of a kept weight, in every format
+_VALUE_BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a kept weight, in every format
 
 
-def check_estimate(model: Model, target: Target) -> None:
+def check_estimate(model: Model, target: Target, weight_type: str = "float32") -> None:
     """Refuses a model that cannot fit the target, whatever kernels it gets.
 
     Args:
         model: with static shapes, as it is lowered.
         target: with the board's memory, if it has a limit.
+        weight_type: of the lowering.
 
     Raises:
         TargetError: the kept weights alone, or the largest layer's input and output, are larger than the memory.
@@ -41,11 +42,12 @@ def check_estimate(model: Model, target: Target) -> None:
     sites, constants = find_sites(model.proto), constant_tensors(model.proto.graph)
     arrays = {site.weight: numpy_helper.to_array(constants[site.weight]) for site in sites}
     total, kept = (sum(int(count(a)) for a in arrays.values()) for count in (np.size, np.count_nonzero))
-    if target.flash_bytes and _VALUE_BYTES * kept > target.flash_bytes:
-        most = target.flash_bytes / _VALUE_BYTES / total
+    value_bytes = _VALUE_BYTES[weight_type]
+    if target.flash_bytes and value_bytes * kept > target.flash_bytes:
+        most = target.flash_bytes / value_bytes / total
         raise TargetError(
             f"the model does not fit {target.name}: its {kept:,} kept weights take at least "
-            f"{_VALUE_BYTES * kept:,} bytes of flash, and {target.name} has {target.flash_bytes:,}. Prune to a "
+            f"{value_bytes * kept:,} bytes of flash, and {target.name} has {target.flash_bytes:,}. Prune to a "
             f"sparsity above {math.ceil(1000 * (1 - most)) / 1000:.3f}, or take a board with more flash (`lwc targets`)"
         )
     graph, images = model.proto.graph, _images(model.proto.graph)
@@ -83,9 +85,9 @@ def check_lowered(
     Args:
         target: with the board's memory, if it has a limit.
         footprint: of the static library; None under an operating system.
-        library_bytes: of the library, which an operating system loads into RAM.
+        library_bytes: of the library, which an operating system loads into RAM; of a GPU, of the weights in its memory.
         workspace_bytes: of a run.
-        tensors: inputs and outputs of the graph.
+        tensors: inputs and outputs of the graph, where these are not in the workspace.
 
     Raises:
         TargetError: flash or RAM is too small.
@@ -100,12 +102,12 @@ def check_lowered(
     around = bytes_of(tensors)
     static = library_bytes if footprint is None else footprint.static_ram
     needed = static + workspace_bytes + around
+    what = "variables" if footprint is not None else "weights" if target.gpu else "library"
     if target.ram_bytes and needed > target.ram_bytes:
         raise TargetError(
             f"the model does not fit {target.name}: a run takes {needed:,} bytes of RAM ({workspace_bytes:,} of "
-            f"workspace, {around:,} of inputs and outputs, {static:,} of "
-            f"{'library' if footprint is None else 'variables'}) beside its stack, and {target.name} has "
-            f"{target.ram_bytes:,}. Nothing was written. {_LESS_RAM}"
+            f"workspace, {around:,} of inputs and outputs, {static:,} of {what}) beside its stack, and {target.name} "
+            f"has {target.ram_bytes:,}. Nothing was written. {_LESS_RAM}"
         )
 
 

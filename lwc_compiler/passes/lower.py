@@ -20,7 +20,7 @@ from lwc_compiler.errors import OptionError, UnsupportedError
 from lwc_compiler.passes.fit import check_estimate, check_lowered
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.sites import node_label
-from lwc_compiler.targets import HOST, find_target, missing_features
+from lwc_compiler.targets import HOST, all_targets, find_target, missing_features
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -60,7 +60,8 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     """`lower` for a model that is normalized already, with static shapes and BatchNormalization folded."""
     target = find_target(options.target)
     check_precision(options, target)
-    check_estimate(model, target)
+    check_weight_type(options)
+    check_estimate(model, target, options.weight_type)
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
     from lwc_compiler.codegen.batch import cut_batch
@@ -68,7 +69,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     from lwc_compiler.codegen.link import find_compiler
     from lwc_compiler.codegen.nvrtc import nvrtc_version
     from lwc_compiler.codegen.tune import Tuner
-    from lwc_compiler.kernels.choice import predicted
+    from lwc_compiler.kernels.choice import narrowest, predicted
 
     if target.gpu is not None:
         target = replace(target, gpu=replace(target.gpu, precision=options.precision))
@@ -80,15 +81,15 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     for variant in target.variants or (target,):
         count = measured_candidates(options, variant)
         pick = Tuner(variant, count, compiler) if count and compiler else predicted
-        chosen.append((variant, cut_batch(model, replace(variant, threads=options.threads), pick)))
+        if options.weight_type != "float32":
+            pick = narrowest
+        asked = replace(variant, threads=options.threads, weight_type=options.weight_type)
+        chosen.append((variant, cut_batch(model, asked, pick)))
     lowered = lower_parts(model, target, options, chosen)
-    check_lowered(
-        target,
-        lowered.footprint,
-        len(lowered.library or b""),
-        lowered.workspace_bytes,
-        (*lowered.inputs, *lowered.outputs),
-    )
+    size, tensors = len(lowered.library or b""), (*lowered.inputs, *lowered.outputs)
+    if target.gpu is not None:  # its memory holds weights and workspace
+        size, tensors = lowered.weight_bytes, ()
+    check_lowered(target, lowered.footprint, size, lowered.workspace_bytes, tensors)
     return lowered
 
 
@@ -112,7 +113,8 @@ def lower_parts(
     from lwc_compiler.codegen.footprint import footprint
     from lwc_compiler.codegen.header import emit_header
     from lwc_compiler.codegen.kernel_build import compile_kernels
-    from lwc_compiler.codegen.link import find_compiler, link_library, make_archive
+    from lwc_compiler.codegen.link import compile_objects, find_compiler, link_library, make_archive
+    from lwc_compiler.codegen.stack import stack_use
 
     compiler = None if target.source else find_compiler(target, options.cc)
     inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
@@ -135,10 +137,13 @@ def lower_parts(
         files["weights.bin"] = emitted.weights
     library = archive = None
     if compiler is not None:
-        archive = make_archive(compiler, files)
-    if compiler is not None and target.os != "none":
-        library = link_library(compiler, files, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
-    memory = footprint(archive) if archive is not None and target.os == "none" else None
+        objects = compile_objects(compiler, files)
+        archive = make_archive(compiler, objects)
+        if target.os != "none":
+            library = link_library(compiler, objects, hidden=(f"{symbol}_kernel_*", "__truncsfhf2", "__extendhfsf2"))
+    memory = stack = None
+    if archive is not None and target.os == "none":
+        memory, stack = footprint(archive), stack_use(archive, f"{symbol}_run")
     return Lowered(
         name=model.name,
         symbol=symbol,
@@ -163,6 +168,7 @@ def lower_parts(
         threads=options.threads,
         compiler=compiler.version if compiler else "",
         footprint=memory,
+        stack=stack,
     )
 
 
@@ -196,7 +202,7 @@ def _lower_device(model: Model, target: Target, options: LowerOptions, part: Par
     from lwc_compiler.codegen.device_build import check_launches, compile_device
     from lwc_compiler.codegen.device_emit import emit_device
     from lwc_compiler.codegen.header import emit_device_header
-    from lwc_compiler.codegen.link import find_compiler, link_library, make_archive
+    from lwc_compiler.codegen.link import compile_objects, find_compiler, link_library, make_archive
     from lwc_compiler.codegen.nvrtc import compile_all, nvrtc_version
 
     assert target.gpu is not None
@@ -209,19 +215,13 @@ def _lower_device(model: Model, target: Target, options: LowerOptions, part: Par
     source = compile_device(stage.kernels, "cuda")
     codes = compile_all(source, gpu.architectures, ptx=gpu.ptx, threads=os.cpu_count() or 1)
     emitted = emit_device(stage, codes, inputs, outputs, symbol, target)
-    needed = emitted.weight_bytes + emitted.arena_bytes
-    if target.ram_bytes and needed > target.ram_bytes:
-        raise UnsupportedError(
-            f"the network takes {needed >> 20} MiB and {target.name} has {target.ram_bytes >> 20}: compile it for a "
-            "smaller batch, or prune it further"
-        )
     header = emit_device_header(model.name, symbol, inputs, outputs)
-    files = emitted.files | {f"{symbol}.h": header.encode()}
+    objects = compile_objects(compiler, emitted.files | {f"{symbol}.h": header.encode()})
     return Lowered(
         name=model.name,
         symbol=symbol,
-        library=link_library(compiler, files, hidden=(f"{symbol}_code_*",), libraries=("dl",)),
-        archive=make_archive(compiler, files),
+        library=link_library(compiler, objects, hidden=(f"{symbol}_code_*",), libraries=("dl",)),
+        archive=make_archive(compiler, objects),
         header=header,
         inputs=inputs,
         outputs=outputs,
@@ -281,6 +281,21 @@ def check_for_device(graph: onnx.GraphProto, options: LowerOptions) -> None:
                 f"'{value.name}' has {elements} elements; for GPUs lwc lowers tensors of at most {_MOST_ELEMENTS}: "
                 "compile the model for a smaller batch"
             )
+
+
+def check_weight_type(options: LowerOptions) -> None:
+    """Refuses a type of weights that kernels for the target do not have.
+
+    Raises:
+        OptionError: there is none.
+    """
+    asked = options.weight_type
+    if asked not in find_target(options.target).weight_types:
+        able = ", ".join(target.name for target in all_targets() if asked in target.weight_types)
+        raise OptionError(
+            f"weight_type {asked}: code for {options.target} has its weights in float32; {asked} is there for {able}, "
+            "and boards with these. Leave --weight-type out"
+        )
 
 
 def _of_the_model(decision: LayerDecision, graph: onnx.GraphProto, runs: int) -> LayerDecision:

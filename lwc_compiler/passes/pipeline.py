@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import numpy_helper
@@ -20,6 +20,7 @@ from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.reuse import Reuse
 from lwc_compiler.passes.sites import constant_tensors, find_sites
+from lwc_compiler.passes.stored_weights import with_stored_weights
 from lwc_compiler.recipe import (
     IterateOptions,
     LowerOptions,
@@ -30,10 +31,13 @@ from lwc_compiler.recipe import (
 )
 from lwc_compiler.report.document import Report
 from lwc_compiler.report.table import layer_report, with_lowered
-from lwc_compiler.runtime.artifact import Artifact, check_destination, write_artifact
+from lwc_compiler.runtime.artifact import Artifact, Rounding, check_destination, write_artifact
 from lwc_compiler.sparsity.curves import Sensitivity, load_sensitivity
 from lwc_compiler.targets import find_target
 from lwc_compiler.training.progress import Progress
+
+if TYPE_CHECKING:
+    from lwc_compiler.codegen.result import Lowered
 
 Pruner = Callable[[Model, PruneOptions], Model]
 
@@ -106,9 +110,12 @@ def make_artifact(
     logger.info("lowering for %s", target.name)
     with timed("lower"):
         lowered = lower_static(compacted, recipe.lower)
+    computed, rounding = model, None
+    if recipe.lower.weight_type != "float32":
+        computed, rounding = _rounded(static, compacted, lowered, recipe)
     logger.info("checking the code against ONNX Runtime")
     with timed("verify"):
-        verification = verify(model, lowered, recipe.lower.cc)
+        verification = verify(computed, lowered, recipe.lower.cc)
     with timed("write"):
         return write_artifact(
             directory,
@@ -119,10 +126,24 @@ def make_artifact(
             report=with_lowered(_report(model, static, recipe), lowered, verification),
             figures=_figures(original, model) if recipe.iterate else {},
             # How a library for a GPU is called, docs/cuda.md shows.
-            bundle=bundle_files(lowered, make_test_vector(model, lowered)) if target.gpu is None else {},
+            bundle=bundle_files(lowered, make_test_vector(computed, lowered), rounding) if target.gpu is None else {},
             verification=verification,
+            rounding=rounding,
             force=force,
         )
+
+
+def _rounded(static: Model, compacted: Model, lowered: Lowered, recipe: Recipe) -> tuple[Model, Rounding]:
+    """What a library with narrower weights computes, and how far that is from `static`, on data where there is some.
+
+    `compacted` is the model that was lowered.
+    """
+    from lwc_compiler.report.activations import sample_feeds
+    from lwc_compiler.runtime.verify import measure_rounding
+
+    stored, data = with_stored_weights(compacted, lowered.layers), recipe.val_data or recipe.train_data
+    feeds, source = (sample_feeds(static, data), f"samples of {data}") if data else ((), "")
+    return stored, measure_rounding(static, stored, lowered, recipe.lower.max_rounding_error, feeds, source)
 
 
 def pruned_and_retrained(
@@ -229,8 +250,9 @@ def check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> N
     static = _static(model, options)
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.link import find_compiler
-    from lwc_compiler.passes.lower import check_for_device, check_precision
+    from lwc_compiler.passes.lower import check_for_device, check_precision, check_weight_type
 
+    check_weight_type(options)
     target = find_target(options.target)
     check_precision(options, target)
     # Source is compiled here to be checked.

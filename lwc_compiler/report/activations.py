@@ -77,6 +77,15 @@ def activations_on(model: Model, data: str) -> Activations:
         DataError: the data cannot be read or do not fit the model.
         UnsupportedError: ONNX Runtime does not take the model.
     """
+    return measure_activations(model, sample_feeds(model, data), source=f"samples of {data}")
+
+
+def sample_feeds(model: Model, data: str) -> list[Feed]:
+    """The first samples of a data set, as the inputs of runs.
+
+    Raises:
+        DataError: the data cannot be read or do not fit the model.
+    """
     from lwc_compiler.training.batching import fixed_batch, input_specs
     from lwc_compiler.training.data import open_source
 
@@ -84,8 +93,7 @@ def activations_on(model: Model, data: str) -> Activations:
     fixed = fixed_batch(specs)
     size = fixed or _SAMPLES
     batches = islice(open_source(data, specs).batches(size), max(1, _SAMPLES // size))
-    feeds = [batch.inputs for batch in batches if fixed in (None, batch.samples)]
-    return measure_activations(model, feeds, source=f"samples of {data}")
+    return [batch.inputs for batch in batches if fixed in (None, batch.samples)]
 
 
 def _random_feed(proto: onnx.ModelProto) -> Feed:

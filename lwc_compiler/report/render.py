@@ -70,7 +70,7 @@ def layer_cells(report: Report) -> Cells:
         columns += ["format", "kernel", "bytes", "why"]
         for cells, row in zip(rows, report.layers, strict=True):
             if row.decision:
-                cells += [row.decision.format, row.decision.kernel, f"{row.decision.bytes:,}", row.decision.why]
+                cells += [row.decision.storage, row.decision.kernel, f"{row.decision.bytes:,}", row.decision.why]
             else:
                 cells += [OPEN] * 4
         total += ["", "", f"{sum(row.decision.bytes for row in report.layers if row.decision):,}", ""]

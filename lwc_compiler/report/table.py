@@ -98,6 +98,8 @@ def layer_report(model: Model, activations: Activations | None = None) -> Report
 def with_lowered(report: Report, lowered: Lowered, verification: Verification) -> Report:
     """The report with the decision that lowering took for each layer, the sizes of what it made, and its check."""
     decisions = {(decision.site, decision.node): decision for decision in lowered.layers}
+    narrow = [layer.float32_bytes - layer.bytes for layer in lowered.layers if layer.float32_bytes is not None]
+    saved = sum(narrow) if narrow else None
     memory = {}
     if lowered.footprint is not None:
         memory = {
@@ -105,6 +107,8 @@ def with_lowered(report: Report, lowered: Lowered, verification: Verification) -
             "flash": lowered.footprint.flash,
             "RAM, static": lowered.footprint.static_ram,
         }
+    if lowered.stack is not None:
+        memory["stack"] = lowered.stack.bytes
     return replace(
         report,
         target=lowered.target,
@@ -113,6 +117,7 @@ def with_lowered(report: Report, lowered: Lowered, verification: Verification) -
         sizes={
             **report.sizes,
             "constants in the library": lowered.weight_bytes,
+            **({} if saved is None else {"constants, if all weights were float32": lowered.weight_bytes + saved}),
             "library": len(lowered.library or lowered.archive or lowered.source or b""),
             **memory,
             "workspace": lowered.workspace_bytes,

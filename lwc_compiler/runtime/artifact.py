@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
 
 from lwc_compiler.codegen.result import LayerDecision, ProgramInfo, TensorSpec
+from lwc_compiler.codegen.stack import StackUse
 from lwc_compiler.errors import ArtifactError
 from lwc_compiler.locks import locked
 from lwc_compiler.recipe import Recipe
@@ -73,6 +74,26 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """How far the rounding of weights to a narrower type moves the outputs.
+
+    Attributes:
+        errors: output name -> largest max |rounded - float32| / max |float32| over the inputs, both by ONNX Runtime.
+        tolerance: largest error that is accepted.
+        measured_with: what the inputs were, as a phrase for the reader of the report.
+    """
+
+    errors: dict[str, float]
+    tolerance: float
+    measured_with: str
+
+    @property
+    def worst(self) -> float:
+        """The largest error over all outputs."""
+        return max(self.errors.values(), default=0.0)
+
+
+@dataclass(frozen=True)
 class FileEntry:
     """Size and hash of one file of the directory."""
 
@@ -98,6 +119,9 @@ class Manifest(BaseModel):
         options: the whole recipe.
         tools: tool -> version, as installed where the artifact was made.
         verification: see `Verification`.
+        rounding: see `Rounding`; None where all weights are float32.
+        stack: bytes of a run, and functions of the C library whose own come on top; None for a target with an
+            operating system.
         layers: the decision for every layer, for the most capable processor that the library has code for; without
             the trials, which `report.json` has.
         programs: the steps of the library on each processor it has code for.
@@ -123,6 +147,8 @@ class Manifest(BaseModel):
     layers: tuple[LayerDecision, ...]
     programs: tuple[ProgramInfo, ...]
     files: dict[str, FileEntry]
+    rounding: Rounding | None = None
+    stack: StackUse | None = None
 
     @field_serializer("layers")
     def _without_trials(self, layers: tuple[LayerDecision, ...]) -> list[dict[str, Any]]:
@@ -241,6 +267,7 @@ def write_artifact(
     source_sha256: str,
     report: Report,
     verification: Verification,
+    rounding: Rounding | None = None,
     figures: Mapping[str, Figure] | None,
     bundle: Mapping[str, bytes],
     force: bool = False,
@@ -257,6 +284,7 @@ def write_artifact(
         figures: file name -> plot, for the folder `plots`; None: they could not be drawn.
         bundle: file name -> contents of what is there for those who link the library.
         verification: outcome of the check against ONNX Runtime.
+        rounding: what narrower weights change.
         force: replace the artifact that is there; it stays as it is when anything fails.
 
     Raises:
@@ -296,6 +324,8 @@ def write_artifact(
             options=recipe,
             tools={**tool_versions(), "compiler": lowered.compiler},
             verification=verification,
+            rounding=rounding,
+            stack=lowered.stack,
             layers=lowered.layers,
             programs=lowered.programs,
             files={

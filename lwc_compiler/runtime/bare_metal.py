@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from lwc_compiler.runtime.linkable import Linkable
     from lwc_compiler.targets.target import Target
 
-_QEMU = "qemu-system-arm"
 _RUN_SECONDS = 600
 _FLAGS = ("-std=c99", "-Os", "-ffreestanding", "-fno-builtin", "-nostdlib", "-Wl,--gc-sections")
 
@@ -41,17 +40,31 @@ class Machine:
     Attributes:
         name: QEMU's name of it; `c/<name>.ld` says where its memory is.
         triples: LLVM's target triples of code that it runs.
-        hertz: its processor's clock.
+        hertz: the clock that the program reads: the processor's, or the instructions that it counts.
+        emulator: QEMU's program that emulates it.
+        package: of Debian and Ubuntu that has the program.
+        arguments: of the program, beside the machine's name.
     """
 
     name: str
     triples: tuple[str, ...]
     hertz: float
+    emulator: str = "qemu-system-arm"
+    package: str = "qemu-system-arm"
+    arguments: tuple[str, ...] = ()
 
 
 MACHINES = (
     Machine("mps2-an500", ("thumbv7em-none-eabihf",), 25e6),
     Machine("mps3-an547", ("thumbv8m.main-none-eabihf", "thumbv8.1m.main-none-eabihf"), 32e6),
+    Machine(
+        "virt",
+        ("riscv32-unknown-none-elf",),
+        1e9,
+        "qemu-system-riscv32",
+        "qemu-system-misc",
+        ("-cpu", "sifive-e34", "-bios", "none"),  # the core has rv32imafc and no more
+    ),
 )
 
 
@@ -78,12 +91,11 @@ class BoardSession(Network):
         limit_seconds: a run that takes longer is ended.
     """
 
-    where = _QEMU
-
     def __init__(self, network: Linkable, threads: int) -> None:
         if threads != 1:
             raise OptionError(f"threads is {threads}: {network.target.name} has one")
         super().__init__(network.inputs, network.outputs, threads)
+        self.where = machine_for(network.target).emulator
         self.limit_seconds = _RUN_SECONDS
         self._network = network
 
@@ -98,7 +110,7 @@ def emulate(network: Linkable, inputs: Mapping[str, ArrayLike], *, timeout: floa
     """Runs a network for a microcontroller in the emulator, and measures the run.
 
     Args:
-        network: for a Cortex-M.
+        network: for a Cortex-M or a 32-bit RISC-V.
         inputs: input name -> array of exactly the input's dtype and shape.
         timeout: seconds after which the emulator is stopped.
 
@@ -111,10 +123,10 @@ def emulate(network: Linkable, inputs: Mapping[str, ArrayLike], *, timeout: floa
     """
     machine = machine_for(network.target)
     arrays = BoardSession(network, 1).arrays(inputs)
-    if not shutil.which(_QEMU):
+    if not shutil.which(machine.emulator):
         raise ToolchainError(
-            f"running code for {network.target.name} needs {_QEMU}: install QEMU's emulator for Arm systems (Debian "
-            "and Ubuntu: the package qemu-system-arm)"
+            f"running code for {network.target.name} needs {machine.emulator}: install QEMU's emulators of whole "
+            f"machines (Debian and Ubuntu: the package {machine.package})"
         )
     with tempfile.TemporaryDirectory(prefix="lwc-") as name:
         folder = Path(name)
@@ -143,8 +155,8 @@ def machine_for(target: Target) -> Machine:
         if target.triple in machine.triples:
             return machine
     raise NotRunError(
-        f"no machine that lwc emulates runs code for {target.name} ({target.triple}): it emulates Cortex-M4, M7, M33 "
-        "and M55"
+        f"no machine that lwc emulates runs code for {target.name} ({target.triple}): it emulates Cortex-M4, M7, M33, "
+        "M55 and rv32imafc"
     )
 
 
@@ -157,7 +169,7 @@ def _link(network: Linkable, machine: Machine, folder: Path) -> None:
     if network.weights is not None:
         raise NotRunError("the emulated boards have no place for a file of weights: compile with --weights embed")
     sources = resources.files("lwc_compiler.runtime").joinpath("c")
-    for file in ("semihosting.c", "sections.ld", f"{machine.name}.ld"):
+    for file in ("semihosting.c", "cortex_m.h", "riscv32.h", "sections.ld", f"{machine.name}.ld"):
         (folder / file).write_bytes(sources.joinpath(file).read_bytes())
     defines = [
         f"-DMODEL={network.symbol}",
@@ -179,8 +191,9 @@ def _link(network: Linkable, machine: Machine, folder: Path) -> None:
 def _run(machine: Machine, folder: Path, timeout: float) -> None:
     """Runs `program.elf` in a folder, where it finds `inputs` and leaves `outputs` and `measured`."""
     command = [
-        _QEMU, "-machine", machine.name, "-display", "none", "-monitor", "none", "-serial", "none",
-        "-icount", "shift=0", "-semihosting-config", "enable=on,target=native", "-kernel", "program.elf",
+        machine.emulator, "-machine", machine.name, *machine.arguments,
+        "-display", "none", "-monitor", "none", "-serial", "none", "-icount", "shift=0",
+        "-semihosting-config", "enable=on,target=native", "-kernel", "program.elf",
     ]  # fmt: skip
     try:
         done = subprocess.run(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from lwc_compiler.codegen.bundle import TestVector
-from lwc_compiler.errors import NotRunError, ToolchainError, VerificationError
-from lwc_compiler.runtime.artifact import Verification
+from lwc_compiler.errors import NotRunError, RoundingError, ToolchainError, VerificationError
+from lwc_compiler.runtime.artifact import Rounding, Verification
 from lwc_compiler.runtime.elsewhere import open_elsewhere
 from lwc_compiler.runtime.linkable import Linkable
 from lwc_compiler.runtime.reference import random_inputs, reference_session
@@ -31,6 +31,7 @@ TOLERANCE = 1e-4
 # bits. The error of a layer is about twice that; errors add up with the square root of the number of layers.
 _TOLERANCES = {"float32": TOLERANCE, "tf32": 2**-7, "float16": 2**-7, "bfloat16": 2**-4}
 ROUNDS = 2
+_ROUNDING_ROUNDS = 8
 _EMULATED_ROUNDS = 1  # a run of a large network takes many seconds there
 _EMULATED_SECONDS = 120  # of one run
 
@@ -44,7 +45,8 @@ def verify(model: Model, lowered: Lowered, cc: str | None = None) -> Verificatio
     so. Of a library with code for several, all that can run here is checked.
 
     Args:
-        model: what the library must compute: the pruned model in the user's own graph.
+        model: what the library must compute: the pruned model in the user's own graph, or one with the weights that
+            the library has.
         lowered: the library.
         cc: the compiler that links programs with it, see `find_compiler`.
 
@@ -111,6 +113,42 @@ def _compared(model: Model, lowered: Lowered, run: Callable[[_Arrays], Iterable[
 def tolerance_of(precision: str) -> float:
     """How far an output may be from ONNX Runtime's, of its scale."""
     return _TOLERANCES[precision]
+
+
+def measure_rounding(
+    model: Model, stored: Model, lowered: Lowered, limit: float, feeds: Sequence[_Arrays] = (), source: str = ""
+) -> Rounding:
+    """How far narrower weights move the outputs, by ONNX Runtime.
+
+    Args:
+        model: before rounding, with static shapes.
+        stored: the same with the weights that the library has.
+        lowered: the library.
+        limit: largest change that is accepted, as a share of an output's scale.
+        feeds: input name -> array, one mapping a run; empty: random inputs.
+        source: what `feeds` are, for the reader of the report.
+
+    Raises:
+        RoundingError: an output changes by more than the limit.
+    """
+    if not feeds:
+        feeds = [random_inputs(model.proto, lowered.inputs, seed) for seed in range(_ROUNDING_ROUNDS)]
+        source = f"{_ROUNDING_ROUNDS} random inputs, not data"
+    names = [spec.name for spec in lowered.outputs]
+    errors, ranges = dict.fromkeys(names, 0.0), dict.fromkeys(_sigmoids(model.proto.graph), 1.0)
+    before, after = (reference_session(each.proto, lowered.threads) for each in (model, stored))
+    for feed in feeds:
+        for name, exact, rounded in zip(names, before.run(names, feed), after.run(names, feed), strict=True):
+            errors[name] = max(errors[name], relative_error(rounded, exact, ranges.get(name)))
+    worst = max(errors, key=errors.__getitem__)
+    if not errors[worst] <= limit:
+        types = ", ".join(sorted({layer.weight_type for layer in lowered.layers} - {"float32"}))
+        raise RoundingError(
+            f"with weights in {types}, output '{worst}' moves by {errors[worst]:.3g} of its scale, measured with "
+            f"{source} (at most {limit:g} is accepted). Nothing was written. Take a wider --weight-type, or accept "
+            "more with --max-rounding-error"
+        )
+    return Rounding(errors, limit, source)
 
 
 def make_test_vector(model: Model, lowered: Lowered) -> TestVector:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lwc_compiler.targets.host import first_cpu
-from lwc_compiler.targets.target import Core, Target
+from lwc_compiler.targets.target import ALL_WEIGHT_TYPES, Core, Target
 
 # Estimates. Multiply-adds, loads and latency of Cortex-A72 and Neoverse N1 are those of LLVM's models, and those of
 # Cortex-A53, which loads 64 bits in a cycle, of measurements (`kernels/in_order.py`); no other number was checked
@@ -108,6 +108,8 @@ def _cortex_m(
         zig="thumb-freestanding-eabihf",
         zig_cpu=f"{name.replace('-', '_')}+{float_unit}",
         llvm_options=options,
+        weight_types=ALL_WEIGHT_TYPES,
+        converts_half=True,  # each of these float units does
     )
 
 

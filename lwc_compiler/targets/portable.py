@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lwc_compiler.targets.target import Target
+from lwc_compiler.targets.target import ALL_WEIGHT_TYPES, Target
 
 TARGETS = (
     Target(
@@ -18,6 +18,7 @@ TARGETS = (
         description="C99 source for any compiler, without vectors and threads",
         os="none",
         source=True,
+        weight_types=ALL_WEIGHT_TYPES,
     ),
 )
 

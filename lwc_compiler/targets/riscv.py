@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lwc_compiler.targets.host import first_cpu
-from lwc_compiler.targets.target import Core, Target
+from lwc_compiler.targets.target import ALL_WEIGHT_TYPES, Core, Target
 
 # Estimates, not checked: SiFive's U74, in order, one float unit; SpacemiT's X60, whose vectors are as
 # wide as two of the target's, likewise.
@@ -53,6 +53,7 @@ TARGETS = (
         zig="riscv32-freestanding-none",
         zig_cpu="generic_rv32+m+a+f+c",
         llvm_options=(("mattr", ("+m", "+a", "+f", "+c")), ("mabi", "ilp32f")),
+        weight_types=ALL_WEIGHT_TYPES,
     ),
     _rv64("riscv64", _U74, "+m +a +f +d +c", 32, "", "64-bit RISC-V (rv64gc) under Linux: VisionFive 2"),
     _rv64("rv64gcv", _X60, "+m +a +f +d +c +v", 128, "v", "the same with vectors of 128 bits or more: K1, SG2044"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+ALL_WEIGHT_TYPES = ("float32", "float16", "int8")
 Precision = Literal["float32", "tf32", "float16", "bfloat16"]
 
 
@@ -94,6 +95,9 @@ class Target:
         ram_bytes: bytes of memory; 0: not limited by the target.
         megahertz: clock of a board's processor; 0: not stated.
         gpu: what the network is computed on; None: the processor.
+        weight_types: how kernels for it can store a weight, see `WeightType`.
+        weight_type: how they do, where that is smaller.
+        converts_half: the core converts float16 to float32 in one instruction.
     """
 
     name: str
@@ -120,6 +124,9 @@ class Target:
     ram_bytes: int = 0
     megahertz: int = 0
     gpu: Gpu | None = None
+    weight_types: tuple[str, ...] = ("float32",)
+    weight_type: str = "float32"
+    converts_half: bool = False
 
     def library_file(self, name: str) -> str:
         """File name of the shared library of a model called `name`."""

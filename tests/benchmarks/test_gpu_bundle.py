@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from benchmarks.gpu import kernels, prepare, run
 from benchmarks.gpu.bundle import Bundle, Writer
+from benchmarks.gpu.driver import GpuError
 from benchmarks.gpu.table import markdown
 from benchmarks.gpu.torch_side import Network
 from benchmarks.models import Network as Graph
@@ -178,7 +179,7 @@ def played(bundle, driver, tmp_path, *arguments):
 
 def test_program(bundle, driver, tmp_path) -> None:
     """It runs from the file alone; as no kernel runs, all results are wrong; what is missing has its reason."""
-    done = played(bundle, driver, tmp_path, "--output", "results", "--minutes", "0.1")
+    done = played(bundle, driver, tmp_path, "--output", "results", "--minutes", "5")
     assert done.returncode == 1, done.stderr
     results = json.loads((tmp_path / "results" / "gpu-fake-gpu.json").read_text())
     assert [row["wrong"] for row in results["layers"]] == ["not finite"] * 2 * prepare._CANDIDATES
@@ -191,6 +192,21 @@ def test_program(bundle, driver, tmp_path) -> None:
     text = (tmp_path / "results" / "gpu-fake-gpu.md").read_text()
     assert "| small | 90 | 3 | float32 | error above 0.0001 |" in text
     assert "torch is missing: RuntimeError: PyTorch has no CUDA here" in text
+
+
+def test_a_network_that_cannot_run_is_a_wrong_result(bundle, tmp_path, monkeypatch) -> None:
+    """The others go on; none is begun when half of the time is up."""
+    state = run.Run(Bundle(bundle), tmp_path, 1.0)
+    monkeypatch.setattr(run, "run_network", lambda *_: (_ for _ in ()).throw(GpuError("create: no memory")))
+    assert run.run_networks(state, None) == [
+        {"model": "small", "variant": "90", "batch": 3, "precision": "float32", "wrong": "create: no memory"}
+    ]
+    state.results["networks"] = run.run_networks(state, None)
+    assert state.wrong == 1
+    assert "| small | 90 | 3 | float32 | create: no memory |" in markdown(state.results)
+    state.seconds = 300.0
+    assert run.run_networks(state, None) == []
+    assert state.results["missing"]["networks"] == "1 of 1: half of the time was up"
 
 
 def test_checks_alone(bundle, driver, tmp_path) -> None:

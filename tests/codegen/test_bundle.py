@@ -16,7 +16,7 @@ from benchmarks.models import lenet5
 from lwc_compiler.codegen.bundle import fill
 from lwc_compiler.codegen.c_text import c_number
 from lwc_compiler.codegen.footprint import footprint
-from lwc_compiler.codegen.link import make_archive
+from lwc_compiler.codegen.link import compile_objects
 from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe
@@ -84,10 +84,10 @@ def compile_and_keep(model, folder, **options):
     def kept(compiler, files):
         for name, contents in files.items():
             (sources / name).write_bytes(contents)
-        return make_archive(compiler, files)
+        return compile_objects(compiler, files)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lwc_compiler.codegen.link.make_archive", kept)
+        patch.setattr("lwc_compiler.codegen.link.compile_objects", kept)
         artifact = lwc_compiler.compile(model, folder / "lenet5.lwc", Recipe(lower=LowerOptions(**options)))
     return artifact, sources
 

@@ -223,7 +223,7 @@ def test_more_blocks_than_a_gpu_takes_are_refused() -> None:
 def test_a_network_larger_than_the_gpu_is_refused(monkeypatch) -> None:
     board = cuda.replace(find_target("t4"), ram_bytes=1 << 20)
     monkeypatch.setattr("lwc_compiler.passes.lower.find_target", lambda name: board)
-    with pytest.raises(UnsupportedError, match=r"the network takes \d+ MiB and t4 has 1: .*smaller batch"):
+    with pytest.raises(TargetError, match=r"does not fit t4: a run takes .* of weights\) .* t4 has 1,048,576.*batch"):
         lower(Model(lenet5(), "net"), LowerOptions(target="t4"))
 
 

@@ -29,6 +29,25 @@ def test_linked_library_runs_and_is_reproducible(tmp_path) -> None:
         _ = loaded.hidden_part
 
 
+def test_objects_are_compiled_once_for_both_libraries(tmp_path) -> None:
+    compiler = link.find_compiler()
+    (tmp_path / "given.o").write_bytes(link.compile_objects(compiler, {"b.c": b"int b(void) { return 1; }"})["b.o"])
+    files = {
+        "given.o": (tmp_path / "given.o").read_bytes(),
+        "answer.h": b"int answer(void);",
+        "a.c": b'#include "answer.h"\nint b(void);\n' + EXPORT + b"int answer(void) { return b() + 1; }\n",
+    }
+    objects = link.compile_objects(compiler, files)
+    assert list(objects) == ["given.o", "a.o"]
+    assert objects["given.o"] == files["given.o"]
+    (tmp_path / "a.so").write_bytes(link.link_library(compiler, objects, hidden=("b",)))
+    assert ctypes.CDLL(str(tmp_path / "a.so")).answer() == 2
+    archive = link.make_archive(compiler, objects)
+    assert all(contents in archive for contents in objects.values())
+    with pytest.raises(ToolchainError, match=r"could not compile the library(?s:.*)nonsense"):
+        link.compile_objects(compiler, {"a.c": b"int f(void) { return nonsense; }"})
+
+
 def test_zig_serves_when_the_system_has_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ziglang")
     without_system_compilers(monkeypatch)
@@ -59,6 +78,6 @@ def test_what_the_compiler_says_is_in_the_error() -> None:
 @pytest.mark.parametrize("target", ["x86-64-v3", "cortex-m4"])
 def test_archives_are_reproducible(target: str) -> None:
     compiler = link.find_compiler(find_target(target))
-    first, second = (link.make_archive(compiler, {"a.c": SOURCE}) for _ in range(2))
+    first, second = (link.make_archive(compiler, link.compile_objects(compiler, {"a.c": SOURCE})) for _ in range(2))
     assert first == second
     assert b"/tmp" not in first

@@ -13,7 +13,7 @@ from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import plan as planning
 from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, strides_of
-from lwc_compiler.kernels.gpu.mma import MmaTile
+from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse
 from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.gpu.precision import round_to
 from lwc_compiler.kernels.kernel import Plan, Step
@@ -62,17 +62,28 @@ class Case:
     scale: float  # of the sums
 
 
-def convolution(number: int, precision: str) -> Case:
+def two_of_four(weight: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Of four neighbouring input channels two at random, and sometimes fewer, have a weight."""
+    g = np.pad(weight, ((0, 0), (0, -weight.shape[1] % 4), *((0, 0),) * (weight.ndim - 2)))
+    fours = g.reshape(g.shape[0], -1, 4, *g.shape[2:])
+    order = generator.random(fours.shape).argsort(axis=2).argsort(axis=2)
+    kept = (order < 2) & (generator.random(fours.shape) < 0.9)
+    return np.ascontiguousarray((fours * kept).reshape(g.shape)[:, : weight.shape[1]])
+
+
+def convolution(number: int, precision: str, *, is_sparse: bool = False) -> Case:
     """In another cut for each, with every part of the epilogue, some with split sums."""
     g, generator = GEOMETRIES[number], np.random.default_rng(number)
     weight = generator.standard_normal(weight_shape(g), np.float32)
+    if is_sparse:
+        weight = two_of_four(weight, generator)
     x = generator.standard_normal(g.in_shape, np.float32)
     bias = generator.standard_normal(g.out_channels).astype(np.float32)
     residual = generator.standard_normal(g.out_shape, np.float32)
     plain = planning._as_planes(g)
     strides = strides_of(plain.in_shape), strides_of(plain.out_shape)
     outputs, pixels, *warp = planning._MMA_TILES[(number + PRECISIONS.index(precision)) % len(planning._MMA_TILES)]
-    tile = MmaTile(plain, *strides, outputs, pixels, 1, precision, *warp)
+    tile = MmaTile(plain, *strides, outputs, pixels, 1, precision, is_sparse, *warp)
     if number % 2 == 0 and tile.slices >= 4:
         tile = replace(tile, splits=2)
     epilogue = Epilogue(bias, True, Activation("relu"))
@@ -82,13 +93,15 @@ def convolution(number: int, precision: str) -> Case:
     return Case(plan, [x, residual], expected, float(np.abs(sums).max()))
 
 
-def product(number: int, precision: str) -> Case:
+def product(number: int, precision: str, *, is_sparse: bool = False) -> Case:
     (rows, k, n), generator = PRODUCTS[number], np.random.default_rng(number)
     weight, x = generator.standard_normal((k, n), np.float32), generator.standard_normal((rows, k), np.float32)
+    if is_sparse:
+        weight = two_of_four(np.ascontiguousarray(weight.T), generator).T
     geometry = ConvGeometry(1, k, (1, rows), n, (1, 1), (1, 1), (0,) * 4, (1, 1))
     outputs, pixels, *warp = planning._MMA_TILES[number % len(planning._MMA_TILES)]
     strides = (rows * k, 1, 0, k), (rows * n, 1, 0, n)
-    tile = MmaTile(geometry, *strides, outputs, pixels, 1, precision, *warp)
+    tile = MmaTile(geometry, *strides, outputs, pixels, 1, precision, is_sparse, *warp)
     taps = np.ascontiguousarray(weight.T).reshape(n, k, 1, 1)
     expected = rounded(x, precision).astype(np.float64) @ rounded(weight, precision)
     return Case(planning._mma(taps, tile, Epilogue(), GPU.gpu).build(), [x], expected, float(np.abs(expected).max()))
@@ -108,6 +121,10 @@ def few_rows(number: int, precision: str, *, is_sparse: bool) -> Case:
 def make_cases() -> dict[str, Case]:
     cases = {f"conv{i}-{p}": convolution(i, p) for i in range(len(GEOMETRIES)) for p in PRECISIONS}
     cases |= {f"product{i}-{PRECISIONS[i]}": product(i, PRECISIONS[i]) for i in range(len(PRODUCTS))}
+    for i in range(len(GEOMETRIES)):
+        p = ("float16", "bfloat16")[i % 2]
+        cases[f"sparse conv{i}-{p}"] = convolution(i, p, is_sparse=True)
+    cases |= {f"sparse product{i}-float16": product(i, "float16", is_sparse=True) for i in range(len(PRODUCTS))}
     for i, p in ((0, "float16"), (1, "bfloat16"), (2, "float16")):
         cases |= {f"{name}{i}-{p}": few_rows(i, p, is_sparse=name == "csr") for name in ("csr", "dense")}
     return cases
@@ -143,17 +160,23 @@ def test_rounding() -> None:
     assert round_to(np.array([1 + 2**-11], np.float32), "tf32").view(np.float32) == 1 + 2**-10
 
 
-def steps(precision: str) -> dict[str, Step]:
+def steps(precision: str, architecture: int) -> dict[str, Step]:
     """Each kernel in the precision: all cuts of a layer of ResNet-50, and others in one each."""
     found, generator = {}, np.random.default_rng(0)
     full = conv(1, 64, (56, 56), 64, (3, 3), pads=(1, 1, 1, 1))
     strided = conv(1, 131, (56, 56), 128, (3, 3), (2, 2), (1, 1, 1, 1))
     layers = [(full, cut, 1 + i % 2) for i, cut in enumerate(planning._MMA_TILES)]
-    for geometry, (outputs, pixels, *warp), splits in [*layers, (strided, planning._MMA_TILES[0], 1)]:
+    if precision != "tf32" and architecture >= 80:
+        layers += [(full, cut, 1) for cut in planning._MMA_TILES[:2]]
+    for number, (geometry, (outputs, pixels, *warp), splits) in enumerate(
+        [(strided, planning._MMA_TILES[0], 1), *layers]
+    ):
+        is_sparse = number > len(planning._MMA_TILES)
         strides = strides_of(geometry.in_shape), strides_of(geometry.out_shape)
         weight = generator.standard_normal(weight_shape(geometry), np.float32)
+        weight = two_of_four(weight, generator) if is_sparse else weight
         epilogue = Epilogue(np.zeros(geometry.out_channels, np.float32), True, Activation("relu"))
-        tile = MmaTile(geometry, *strides, outputs, pixels, splits, precision, *warp)
+        tile = MmaTile(geometry, *strides, outputs, pixels, splits, precision, is_sparse, *warp)
         found[f"conv{len(found)}"] = planning._mma(weight, tile, epilogue, GPU.gpu).build().steps[0]
     found["rows"] = product(1, precision).plan.steps[0]
     if precision != "tf32":
@@ -165,7 +188,7 @@ def steps(precision: str) -> dict[str, Step]:
     ("precision", "architecture"), [("float16", 75), ("tf32", 80), ("bfloat16", 80), ("float16", 120)]
 )
 def test_registers_do(precision: str, architecture: int) -> None:
-    found = steps(precision)
+    found = steps(precision, architecture)
     (code,) = compile_all(
         compile_device({name: s.kernel for name, s in found.items()}, "cuda"), [architecture], ptx=False
     )
@@ -178,6 +201,25 @@ def test_registers_do(precision: str, architecture: int) -> None:
 
 def precise(precision: str):
     return replace(GPU, gpu=replace(GPU.gpu, precision=precision))
+
+
+def test_two_of_four_are_stored_and_multiplied() -> None:
+    """Wherever the zeros allow it, also as 1:4; the weights and their places take half the bytes and an eighth."""
+    generator = np.random.default_rng(0)
+    dense = generator.standard_normal((512, 512, 3, 3)).astype(np.float32)
+    weight = two_of_four(dense, generator)
+    geometry = conv(16, 512, (28, 28), 512, (3, 3), pads=(1, 1, 1, 1))
+    plan = plan_conv(weight, geometry, Epilogue(), precise("float16"))
+    full = plan_conv(dense, geometry, Epilogue(), precise("float16"))
+    assert (plan.format, plan.steps[0].kernel.name) == ("2:4", "gpu_mma_sparse")
+    assert (full.format, full.steps[0].kernel.name) == ("dense", "gpu_mma")
+    assert plan.steps[0].constant_bytes <= (1 / 2 + 1 / 16) * full.steps[0].constant_bytes
+    assert 2 * plan.flops == full.flops
+    assert is_sparse(np.where(np.arange(512)[:, None, None] % 4 == 1, dense, 0))
+    assert not is_sparse(np.where(np.arange(512)[:, None, None] % 4 < 3, dense, 0))
+    old = replace(find_target("t4"), gpu=replace(find_target("t4").gpu, precision="float16"))
+    for target in (precise("tf32"), GPU, old):
+        assert plan_conv(weight, geometry, Epilogue(), target).format != "2:4"
 
 
 def test_the_precision_decides_what_is_offered() -> None:

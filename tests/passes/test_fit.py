@@ -45,6 +45,9 @@ def test_weights_that_do_not_fit_the_flash_are_refused():
     with pytest.raises(TargetError, match=r"sparsity above 0\.191"):
         check_estimate(model, BOARD)
     check_estimate(conv_model(channels=12000, kept=0.8), replace(BOARD, ram_bytes=0))
+    check_estimate(model, replace(BOARD, ram_bytes=0), "float16")
+    with pytest.raises(TargetError, match=r"take at least 324,000 bytes of flash"):
+        check_estimate(model, replace(BOARD, flash_bytes=300_000), "int8")
     check_estimate(model, replace(BOARD, flash_bytes=0, ram_bytes=0))
 
 

@@ -17,7 +17,7 @@ import pytest
 import lwc_compiler
 from lwc_compiler.codegen.emit import Emitted
 from lwc_compiler.codegen.header import emit_header
-from lwc_compiler.codegen.link import find_compiler, make_archive
+from lwc_compiler.codegen.link import compile_objects, find_compiler, make_archive
 from lwc_compiler.codegen.result import TensorSpec
 from lwc_compiler.errors import ArtifactError, DataError, NotRunError, OptionError, TargetError, ToolchainError
 from lwc_compiler.runtime import elsewhere, linkable
@@ -93,7 +93,7 @@ def make_odd(supported=1):
     header = emit_header("odd", "odd", INPUTS, OUTPUTS, Emitted("", b"", "", 64, 64), threads=True)
     source = f"#define SUPPORTED {supported}\n{SOURCE}"
     files = {"odd.h": header.encode(), "odd.c": source.encode()}
-    return Odd(make_archive(find_compiler(), files), header)
+    return Odd(make_archive(find_compiler(), compile_objects(find_compiler(), files)), header)
 
 
 @pytest.fixture(scope="module")

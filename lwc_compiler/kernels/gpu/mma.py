@@ -1,4 +1,4 @@
-"""Convolutions and products with every weight on tensor cores, as one matrix product (implicit GEMM).
+"""Convolutions and products on tensor cores, as one matrix product (implicit GEMM): with every weight, or half of them.
 
 As in `gemm.py`, a block of threads computes a tile of output channels x pixels, from slices of the weights and of the
 shifted inputs in shared memory. Here a warp multiplies fragments of both with `mma.sync` (PTX ISA, *Matrix Fragments
@@ -8,6 +8,10 @@ Shared memory holds words of 32 bits: two neighbouring input channels in float16
 has 8 words of a sum's products in either case, in the same places, so that one kernel is all of them. Inputs stay
 float32 in the GPU's memory and are rounded when they are copied; weights are rounded when the network is compiled.
 While a slice is multiplied, the next one is on its way to registers, and then to the other half of shared memory.
+
+Where at most two of four neighbouring input channels have a weight (2:4), in 16 bits, `mma.sp` (*Matrix Fragments for
+sparse mma.m16n8k32*) multiplies only those: a word of the weights is what is kept of four, and the places of the kept
+ones, 4 bits for each four, come with them.
 """
 
 from __future__ import annotations
@@ -37,23 +41,28 @@ if TYPE_CHECKING:
 _WORDS = 16  # of a sum's products, between two barriers
 _FRAGMENT = 8  # words of a sum's products in one instruction
 _DOWN, _ACROSS = 16, 8  # output channels and pixels of one instruction
-# Words from one output channel, or pixel, to the next in shared memory, so that the lanes that read a fragment, 8 of
-# these x 4 words, meet 32 banks; rows of pixels are apart by 8 more than a multiple of 32 for the same reason.
-_PITCH = _WORDS + 4
+# Words between output channels, or pixels, in shared memory, so that the lanes that read a fragment, 8 of these x 4
+# words, meet 32 banks; rows of pixels are apart by 8 more than a multiple of 32 for the same reason.
+_GAP = 4
+_PITCH = _WORDS + _GAP
 _VECTOR = 4
+_FOUR, _KEPT = 4, 2  # of so many neighbouring input channels so many are kept
+_FIRST_TWO = 0b0100  # the places of the first two of four
 
 
 @dataclass(frozen=True)
 class MmaTile(ProductTile):
-    """How a dense layer is cut into blocks.
+    """How a layer is cut into blocks.
 
     Attributes:
         precision: `tf32`, `float16` or `bfloat16`.
+        sparse: 2:4, in 16 bits; else every weight.
         warp_outputs: output channels of a warp, a multiple of 16.
         warp_pixels: of a warp, a multiple of 8.
     """
 
     precision: str = "tf32"
+    sparse: bool = False
     warp_outputs: int = _DOWN
     warp_pixels: int = _ACROSS
 
@@ -70,11 +79,12 @@ class MmaTile(ProductTile):
     @property
     def channel_words(self) -> int:
         """Words of all input channels of a group at one position of the kernel."""
-        return ceil_div(self.geometry.group_inputs, self.in_word)
+        channels = self.geometry.group_inputs
+        return ceil_div(channels, _FOUR) * _FOUR // self.in_word if self.sparse else ceil_div(channels, self.in_word)
 
     @property
     def depth(self) -> int:
-        """Words of a sum."""
+        """Words of a sum's inputs."""
         return math.prod(self.geometry.kernel) * self.channel_words
 
     @property
@@ -82,9 +92,19 @@ class MmaTile(ProductTile):
         return ceil_div(self.depth, _WORDS)
 
     @property
+    def left_words(self) -> int:
+        """Words of an output channel's weights in a slice."""
+        return _WORDS * _KEPT // _FOUR if self.sparse else _WORDS
+
+    @property
+    def slice_words(self) -> int:
+        """Words of a slice of the weights: values, and places where they are sparse."""
+        return self.outputs * (self.left_words + self.sparse)
+
+    @property
     def left(self) -> int:
-        """Words of a slice of the weights in shared memory."""
-        return self.outputs * _PITCH
+        """Words of a slice of the weights in shared memory, without places."""
+        return self.outputs * (self.left_words + _GAP)
 
     @property
     def right(self) -> int:
@@ -97,20 +117,53 @@ class MmaTile(ProductTile):
 
 
 def pack_mma(weight: NDArray[np.float32], t: MmaTile) -> Constant:
-    """The weights as the kernel reads them, filled up with zeros: uint32 (groups, blocks, slices, outputs, words).
+    """The weights as the kernel reads them, filled up with zeros: uint32 (groups, blocks, slices, words of a slice).
 
     Args:
-        weight: float32 (O, C / groups, *kernel).
+        weight: float32 (O, C / groups, *kernel); `is_sparse` holds for a sparse tile.
         t: the layout.
     """
     g = t.geometry
     rows = np.moveaxis(weight.reshape(g.groups, g.group_outputs, g.group_inputs, -1), 2, 3)
     rows = np.pad(rows, ((0, 0),) * 3 + ((0, t.channel_words * t.in_word - g.group_inputs),))
-    words = round_to(rows, t.precision).reshape(g.groups, g.group_outputs, t.depth)
-    padded = np.zeros((g.groups, t.output_blocks * t.outputs, t.slices * _WORDS), np.uint32)
-    padded[:, : g.group_outputs, : t.depth] = words
-    tiles = padded.reshape(g.groups, t.output_blocks, t.outputs, t.slices, _WORDS).swapaxes(2, 3)
-    return Constant(np.ascontiguousarray(tiles))
+    if not t.sparse:
+        return Constant(_tiles(round_to(rows, t.precision), t, 0))
+    fours = rows.reshape(*rows.shape[:3], -1, _FOUR)
+    places = np.sort(np.argsort(fours == 0, axis=-1, kind="stable")[..., :_KEPT], axis=-1)
+    kept = np.take_along_axis(fours, places, axis=-1)
+    values = _tiles(round_to(kept, t.precision), t, 0)
+    bits = _tiles((places[..., 0] | places[..., 1] << 2).astype(np.uint32), t, _FIRST_TWO)
+    return Constant(np.concatenate([values, _metadata(bits, t)], axis=-1))
+
+
+def is_sparse(weight: NDArray[np.float32]) -> bool:
+    """Whether at most two of every four neighbouring input channels have a weight, at each position of the kernel."""
+    channels = weight.shape[1]
+    padded = np.pad(weight != 0, ((0, 0), (0, -channels % _FOUR), *((0, 0),) * (weight.ndim - 2)))
+    fours = padded.reshape(weight.shape[0], -1, _FOUR, *weight.shape[2:])
+    return bool(np.count_nonzero(fours, axis=2).max(initial=0) <= _KEPT)
+
+
+def _tiles(words: NDArray[np.uint32], t: MmaTile, filling: int) -> NDArray[np.uint32]:
+    """(groups, outputs of a group, ...) as (groups, blocks, slices, outputs x words), filled up."""
+    g = t.geometry
+    flat = words.reshape(g.groups, g.group_outputs, -1)
+    padded = np.full((g.groups, t.output_blocks * t.outputs, t.slices * t.left_words), filling, np.uint32)
+    padded[:, : g.group_outputs, : flat.shape[2]] = flat
+    tiles = padded.reshape(g.groups, t.output_blocks, t.outputs, t.slices, t.left_words).swapaxes(2, 3)
+    return np.ascontiguousarray(tiles).reshape(g.groups, t.output_blocks, t.slices, -1)
+
+
+def _metadata(bits: NDArray[np.uint32], t: MmaTile) -> NDArray[np.uint32]:
+    """The words that lanes give to the instruction: (groups, blocks, slices, outputs).
+
+    Lanes 4 r and 4 r + 1 have the first and the last four words of the output channels r, in the low half, and r + 8.
+    """
+    before = bits.shape[:3]
+    fours = bits.reshape(*before, t.outputs // _DOWN, 2, 8, 2, 4)  # ..., half of the channels, r, lane, word
+    halves = (fours << (4 * np.arange(4, dtype=np.uint32))).sum(axis=-1, dtype=np.uint32)
+    words: NDArray[np.uint32] = halves[..., 0, :, :] | halves[..., 1, :, :] << np.uint32(16)
+    return words.reshape(*before, t.outputs)
 
 
 def mma_kernel(name: str, t: MmaTile, epilogue: Epilogue) -> Kernel:
@@ -123,6 +176,7 @@ def mma_kernel(name: str, t: MmaTile, epilogue: Epilogue) -> Kernel:
     bias = b.pointer("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     left, right = b.shared("left", 2 * t.left, "uint32"), b.shared("right", 2 * t.right, "uint32")
+    places = b.shared("places", 2 * t.outputs, "uint32") if t.sparse else None
     lane, warp = b.let("lane", modulo(b.thread, WARP)), b.let("warp", divide(b.thread, WARP))
     row, column = b.let("row", divide(lane, 4)), b.let("column", modulo(lane, 4))
     across = t.pixels // t.warp_pixels
@@ -135,31 +189,36 @@ def mma_kernel(name: str, t: MmaTile, epilogue: Epilogue) -> Kernel:
 
     first = b.let("first", part * t.slices_of_block)
     count = t.slices if t.splits == 1 else b.let("count", smaller(t.slices_of_block, t.slices - first))
-    copies = _Copies(b, t, x, weights, group)
+    copies = _Copies(b, t, x, weights, group, (left, right, places))
     copies.fetch(first if t.splits == 1 else smaller(first, t.slices - 1))
-    copies.put(left, right, 0)
+    copies.put(0)
     b.barrier()
     with b.loop("slice", 0, count) as number:
         half = b.let("half", modulo(number, 2))
         with b.when(number + 1 < count):
             copies.fetch(first + number + 1)
-        for k in range(0, _WORDS, _FRAGMENT):
+        for k in range(0, t.left_words, _FRAGMENT):
             a = [b.register(4, "uint32") for _ in downs]
-            c = [b.register(2, "uint32") for _ in acrosses]
+            inputs = _FRAGMENT // 4 * (_FOUR // _KEPT if t.sparse else 1)
+            c = [b.register(inputs, "uint32") for _ in acrosses]
             for i, register in enumerate(a):
                 for place in range(4):
-                    at = (m + i * _DOWN + row + place % 2 * 8) * _PITCH + k + column + place // 2 * 4
+                    at = (m + i * _DOWN + row + place % 2 * 8) * (t.left_words + _GAP) + k + column + place // 2 * 4
                     register.set_part(place, b.load(left, half * t.left + at))
             for j, register in enumerate(c):
-                for place in range(2):
+                for place in range(inputs):
                     at = t.input_at(k + column + place * 4, p + j * _ACROSS + row)
                     register.set_part(place, b.load(right, half * t.right + at))
             for i in downs:
+                instruction, further = f"lwc_mma_{t.precision}", []
+                if places is not None:
+                    at = half * t.outputs + m + i * _DOWN + row * 2 + modulo(column, 2)
+                    instruction, further = f"lwc_mma_sparse_{t.precision}", [b.let("kept", b.load(places, at))]
                 for j in acrosses:
                     pointers = (sums[i][j].pointer, a[i].pointer, c[j].pointer)
-                    b.emit(Evaluate(tirx.call_extern("void", f"lwc_mma_{t.precision}", *pointers)))
+                    b.emit(Evaluate(tirx.call_extern("void", instruction, *pointers, *further)))
         with b.when(number + 1 < count):
-            copies.put(left, right, modulo(number + 1, 2))
+            copies.put(modulo(number + 1, 2))
         b.barrier()
 
     for j in acrosses:
@@ -180,11 +239,21 @@ class _Copies:
     A thread has the same pixel, or the same word, in all its copies: what depends on it is computed once.
     """
 
-    def __init__(self, b: DeviceBuilder, t: MmaTile, x: Expr, weights: Expr, group: Expr) -> None:
+    def __init__(
+        self,
+        b: DeviceBuilder,
+        t: MmaTile,
+        x: Expr,
+        weights: Expr,
+        group: Expr,
+        shared: tuple[Expr, Expr, Expr | None],
+    ) -> None:
         self._b, self._t, self._x, self._weights = b, t, x, weights
+        self._shared = shared
         g = t.geometry
-        self._tile = b.let("tile", (group * t.output_blocks + b.block[1]) * (t.slices * t.outputs * _WORDS))
-        self._left = [b.register(_VECTOR, "uint32") for _ in range(t.outputs * _WORDS // _VECTOR // t.threads)]
+        self._tile = b.let("tile", (group * t.output_blocks + b.block[1]) * (t.slices * t.slice_words))
+        self._left = [b.register(_VECTOR, "uint32") for _ in range(t.outputs * t.left_words // _VECTOR // t.threads)]
+        self._places_of_kept = b.register(1, "uint32") if t.sparse else None
         self._right: list[Register] = []
         self._places: list[tuple[Expr, Expr]] = []  # word and pixel of each copy
         self._pixels: dict[int, tuple[Expr, list[Expr], Expr]] = {}
@@ -207,8 +276,11 @@ class _Copies:
         b, t, g = self._b, self._t, self._t.geometry
         for i, register in enumerate(self._left):
             vector = i * t.threads + b.thread
-            at = self._tile + number * (t.outputs * _WORDS) + vector * _VECTOR
-            register.set(b.load(self._weights, at, _VECTOR))
+            register.set(b.load(self._weights, self._tile + number * t.slice_words + vector * _VECTOR, _VECTOR))
+        if self._places_of_kept is not None:
+            with b.when(b.thread < t.outputs):
+                at = self._tile + number * t.slice_words + t.outputs * t.left_words + b.thread
+                self._places_of_kept.set(b.load(self._weights, at))
         for i, (place, register) in enumerate(zip(self._places, self._right, strict=True)):
             base, corner, exists = self._pixels[i if t.by_channel else 0]
             word = b.let("word", number * _WORDS + place[0])
@@ -223,18 +295,23 @@ class _Copies:
             values = []
             for odd in range(t.in_word):
                 within = inside
-                if odd and g.group_inputs % 2:
-                    within = tirx.all(inside, channel + 1 < g.group_inputs)
+                if (t.channel_words - 1) * t.in_word + odd >= g.group_inputs:
+                    within = tirx.all(inside, channel + odd < g.group_inputs)
                 value = b.load(self._x, from_ + odd * t.x_strides[1])
                 values.append(tirx.if_then_else(within, value, tirx.const(0.0, "float32")))
             register.set(tirx.call_extern("uint32", f"lwc_round_{t.precision}", *values))
 
-    def put(self, left: Expr, right: Expr, half: Expr) -> None:
+    def put(self, half: Expr) -> None:
         """Stores the registers to one half of shared memory."""
         b, t = self._b, self._t
+        left, right, places = self._shared
         for i, register in enumerate(self._left):
             vector = b.let("vector", i * t.threads + b.thread)
-            to = divide(vector, _WORDS // _VECTOR) * _PITCH + modulo(vector, _WORDS // _VECTOR) * _VECTOR
+            many = t.left_words // _VECTOR
+            to = divide(vector, many) * (t.left_words + _GAP) + modulo(vector, many) * _VECTOR
             b.store(left, half * t.left + to, register.get(), _VECTOR)
+        if self._places_of_kept is not None:
+            with b.when(b.thread < t.outputs):
+                b.store(places, half * t.outputs + b.thread, self._places_of_kept.get())
         for (word, pixel), register in zip(self._places, self._right, strict=True):
             b.store(right, half * t.right + t.input_at(word, pixel), register.get())

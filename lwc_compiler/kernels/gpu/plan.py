@@ -7,6 +7,7 @@ that has work, and the time of a launch. The shares of the peak rates are assume
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, WARP, ceil_div, s
 from lwc_compiler.kernels.gpu.depthwise import THREADS, depthwise_kernel
 from lwc_compiler.kernels.gpu.gemm import GemmTile, ProductTile, gemm_kernel, pack_gemm, sum_kernel
 from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, most_chunk, pack_matvec
-from lwc_compiler.kernels.gpu.mma import MmaTile, mma_kernel, pack_mma
+from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
 from lwc_compiler.kernels.gpu.taps import TapTile, pack_taps, taps_kernel
 from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Operand, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
@@ -41,6 +42,8 @@ _MATVEC_CUTS = ((4, 1), (8, 1), (16, 1), (16, 2))  # warps, outputs of each
 _SPLITS = (1, 2, 4, 8, 16)
 # Output channels and pixels of a block, and of a warp.
 _MMA_TILES = ((128, 128, 64, 32), (64, 64, 32, 32), (128, 32, 32, 32), (64, 16, 16, 16))
+_IN_HALF = ("float16", "bfloat16")  # the precisions of 2:4
+_AMPERE = 80  # the first compute capability, times ten, with sparse tensor cores
 _MMA_PEAK = 0.4  # share of the tensor cores' peak that mma.sync gets without asynchronous copies
 _GEMM_TILES = ((128, 128, 8), (64, 64, 4), (32, 32, 4), (32, 64, 4))  # output channels, pixels, per thread
 
@@ -132,11 +135,12 @@ def _on_tensor_cores(
     epilogue: Epilogue,
     gpu: Gpu,
 ) -> Iterator[Candidate]:
-    for outputs, pixels, *warp in _MMA_TILES:
-        for splits in _SPLITS:
-            tile = MmaTile(geometry, x_strides, y_strides, outputs, pixels, splits, gpu.precision, *warp)
-            if splits == 1 or splits * 2 <= tile.slices:
-                yield _mma(weight, tile, epilogue, gpu)
+    half = gpu.precision in _IN_HALF and gpu.architectures[0] >= _AMPERE and is_sparse(weight)
+    cuts = itertools.product(_MMA_TILES, _SPLITS, (False, True) if half else (False,))
+    for (outputs, pixels, *warp), splits, sparse in cuts:
+        tile = MmaTile(geometry, x_strides, y_strides, outputs, pixels, splits, gpu.precision, sparse, *warp)
+        if splits == 1 or splits * 2 <= tile.slices:
+            yield _mma(weight, tile, epilogue, gpu)
 
 
 def _tap_tiles(geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...]) -> Iterator[TapTile]:
@@ -209,49 +213,58 @@ def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gp
     seconds = _seconds(gpu, products / (gpu.lanes * share) + staged / 4, moved, busy)
 
     def plan() -> Plan:
-        return _product(weight, t, lambda wanted: gemm_kernel("gpu_gemm", t, wanted), pack_gemm(weight, t), epilogue)
+        packed = pack_gemm(weight, t)
+        return _product(weight.size, "dense", t, lambda wanted: gemm_kernel("gpu_gemm", t, wanted), packed, epilogue)
 
-    return _dense_candidate(f"dense {t.outputs}x{t.pixels}", t, seconds, gpu, plan)
+    return _product_candidate("dense", f"dense {t.outputs}x{t.pixels}", t, seconds, gpu, plan)
 
 
 def _mma(weight: NDArray[np.float32], t: MmaTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
     g, blocks = t.geometry, math.prod(t.grid)
     words = blocks // t.splits * t.depth  # of a sum's products, for all blocks
     lanes = gpu.tensor_lanes / (2 if t.precision == "tf32" else 1) * _MMA_PEAK / _PEAK
-    staged = words * (t.outputs + t.pixels * t.in_word * _STAGED) / WARP  # weights are copied as they are
+    # Weights are copied as they are.
+    staged = (blocks // t.splits * t.slices * t.slice_words + words * t.pixels * t.in_word * _STAGED) / WARP
     busy = min(1.0, blocks * t.threads / WARP / (gpu.multiprocessors * min(_WARPS, t.threads // WARP * 2)))
-    moved = 4 / t.in_word * weight.size + 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
-    products = words * t.in_word * t.outputs * t.pixels
+    stored = weight.size // (2 if t.sparse else 1)
+    moved = 4 * blocks / t.splits / t.grid[0] * t.slices * t.slice_words + 4 * (
+        math.prod(g.in_shape) + math.prod(g.out_shape)
+    )
+    products = words * t.in_word * t.outputs * t.pixels / (2 if t.sparse else 1)
     seconds = _seconds(gpu, products / lanes + staged / 4, moved, busy)
 
     def plan() -> Plan:
-        return _product(weight, t, lambda wanted: mma_kernel("gpu_mma", t, wanted), pack_mma(weight, t), epilogue)
+        return _product(stored, format_, t, lambda wanted: mma_kernel(kernel, t, wanted), pack_mma(weight, t), epilogue)
 
-    return _dense_candidate(f"dense {t.precision} {t.outputs}x{t.pixels}", t, seconds, gpu, plan)
+    format_, kernel = ("2:4", "gpu_mma_sparse") if t.sparse else ("dense", "gpu_mma")
+    return _product_candidate(format_, f"{format_} {t.precision} {t.outputs}x{t.pixels}", t, seconds, gpu, plan)
 
 
-def _dense_candidate(name: str, t: ProductTile, seconds: float, gpu: Gpu, plan: Callable[[], Plan]) -> Candidate:
-    """A dense product, with the time of adding parts of sums up where there are such."""
+def _product_candidate(
+    format_: str, name: str, t: ProductTile, seconds: float, gpu: Gpu, plan: Callable[[], Plan]
+) -> Candidate:
+    """A matrix product, with the time of adding parts of sums up where there are such."""
     if t.splits > 1:
         seconds += _seconds(gpu, 0.0, 4.0 * (2 * t.splits + 1) * t.results, 1.0)
         name += f", sums in {t.splits} parts"
-    return Candidate("dense", name, _cycles(gpu, seconds), plan)
+    return Candidate(format_, name, _cycles(gpu, seconds), plan)
 
 
 def _product(
-    weight: NDArray[np.float32],
+    stored: int,
+    format_: str,
     t: ProductTile,
     make: Callable[[Epilogue], Kernel],
     packed: Constant,
     epilogue: Epilogue,
 ) -> Plan:
-    """The plan of a dense product, in one step or with one that adds the parts of sums up."""
-    flops = 2 * weight.size * t.all_pixels
+    """The plan of a matrix product, in one step or with one that adds the parts of sums up."""
+    flops = 2 * stored * t.all_pixels
     if t.splits == 1:
-        return _plan(make(epilogue), [packed], epilogue, "dense", weight.size, flops)
+        return _plan(make(epilogue), [packed], epilogue, format_, stored, flops)
     parts = Step(make(Epilogue()), (Input(0), packed, Scratch(0)))
     sums = Step(sum_kernel("gpu_gemm_sum", t, epilogue), (Scratch(0), *_further(epilogue), Output(0)))
-    return Plan((parts, sums), (4 * t.splits * t.results,), "dense", "", weight.size, flops)
+    return Plan((parts, sums), (4 * t.splits * t.results,), format_, "", stored, flops)
 
 
 def _matvec_tile(

@@ -1,7 +1,8 @@
-/* A program without an operating system that runs one network in an emulator: start-up code for Cortex-M, and a main
- * that reads the inputs and writes the outputs through Arm's semihosting calls (Arm IHI 0065, Semihosting for AArch32
- * and AArch64). It reads `inputs`, all tensors one after the other, and writes `outputs`, likewise, and `measured`: two
- * 32-bit numbers, the bytes of stack that the run used and the ticks of the processor's clock that it took.
+/* A program without an operating system that runs one network in an emulator: start-up code for Cortex-M or 32-bit
+ * RISC-V, and a main that reads the inputs and writes the outputs through Arm's semihosting calls (Arm IHI 0065,
+ * Semihosting for AArch32 and AArch64), which RISC-V has too. It reads `inputs`, all tensors one after the other, and
+ * writes `outputs`, likewise, and `measured`: two 32-bit numbers, the bytes of stack that the run used and the ticks of
+ * the processor's clock that it took.
  *
  * Built with -DMODEL=<symbol>, -DLWC_INPUT_BYTES=<bytes>,... and -DLWC_OUTPUT_BYTES=<bytes>,... of each tensor; linked
  * by a script that says where memory and the end of the stack are.
@@ -20,7 +21,6 @@
 enum { SYS_OPEN = 0x01, SYS_CLOSE = 0x02, SYS_WRITE0 = 0x04, SYS_WRITE = 0x05, SYS_READ = 0x06 };
 enum { SYS_EXIT_EXTENDED = 0x20, READ_BINARY = 1, WRITE_BINARY = 5, APPLICATION_EXIT = 0x20026 };
 enum { ELEMENT = 8 /* bytes of the largest element */, WORKSPACE_ALIGNMENT = 64 };
-enum { MOST_TICKS = 0xffffff, RUNNING = 128 /* bytes of stack that `run` itself may be using */ };
 enum { INPUTS = sizeof((size_t[]){LWC_INPUT_BYTES}) / sizeof(size_t) };
 enum { OUTPUTS = sizeof((size_t[]){LWC_OUTPUT_BYTES}) / sizeof(size_t) };
 
@@ -31,7 +31,14 @@ static const size_t input_bytes[] = {LWC_INPUT_BYTES}, output_bytes[] = {LWC_OUT
 extern unsigned char lwc_free[], lwc_free_end[];
 extern uint32_t lwc_stack[], lwc_stack_end[];
 
-static volatile uint32_t *const systick = (volatile uint32_t *)0xe000e010; /* control, reload, current value */
+static void finish(const char *complaint);
+void lwc_main(void);
+
+#if defined(__riscv)
+#include "riscv32.h"
+#else
+#include "cortex_m.h"
+#endif
 
 void *memcpy(void *to, const void *from, size_t bytes) {
     unsigned char *t = to;
@@ -44,13 +51,6 @@ void *memset(void *to, int value, size_t bytes) {
     unsigned char *t = to;
     for (size_t i = 0; i < bytes; i++) t[i] = (unsigned char)value;
     return to;
-}
-
-static int semihosting(int operation, const void *argument) {
-    register int r0 __asm__("r0") = operation;
-    register const void *r1 __asm__("r1") = argument;
-    __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory", "cc");
-    return r0;
 }
 
 static void finish(const char *complaint) {
@@ -88,20 +88,18 @@ static void *take(uintptr_t *next, size_t bytes, size_t alignment) {
     return (void *)taken;
 }
 
-/* A function of its own: the marks begin below its frame. */
+/* A function of its own: the marks begin below its frame, which does not change while it runs. */
 __attribute__((noinline)) static int run(
     const void *const *inputs, void *const *outputs, void *workspace, size_t bytes, uint32_t *measured
 ) {
-    /* What the run leaves of the marks, it did not need; this function's own few words count as the run's. */
-    const uintptr_t top = (uintptr_t)__builtin_frame_address(0);
+    /* What the run leaves of the marks, it did not need. */
+    uintptr_t top;
+    STACK_POINTER(top);
     volatile uint32_t *mark = lwc_stack;
-    while ((uintptr_t)mark < top - RUNNING) *mark++ = UNUSED;
-    systick[1] = MOST_TICKS;
-    systick[2] = 0;
-    systick[0] = 5; /* the processor's clock, no interrupt */
+    while ((uintptr_t)mark < top) *mark++ = UNUSED;
+    start_clock();
     const int code = NET(run)(inputs, outputs, workspace, bytes, NULL);
-    const uint32_t left = systick[2]; /* still 0 before the first tick */
-    measured[1] = systick[0] >> 16 & 1 ? UINT32_MAX : left == 0 ? 0 : MOST_TICKS - left;
+    measured[1] = read_clock();
     for (mark = lwc_stack; *mark == UNUSED && (uintptr_t)mark < top; mark++) continue;
     measured[0] = (uint32_t)(top - (uintptr_t)mark);
     return code;
@@ -132,22 +130,3 @@ void lwc_main(void) {
     close_file(file);
     finish(NULL);
 }
-
-static void lwc_fault(void) { finish("the processor met a fault"); }
-
-/* Lets the float unit be used (CPACR: full access to coprocessors 10 and 11) before any compiled code runs. */
-__attribute__((naked)) static void lwc_start(void) {
-    __asm__ volatile(
-        "ldr r0, =0xe000ed88\n"
-        "ldr r1, [r0]\n"
-        "orr r1, r1, #0xf00000\n"
-        "str r1, [r0]\n"
-        "dsb\n"
-        "isb\n"
-        "bl lwc_main\n");
-}
-
-__attribute__((section(".vectors"), used)) static void (*const lwc_vectors[16])(void) = {
-    (void (*)(void))lwc_stack_end, lwc_start, lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault,
-    lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault, lwc_fault,
-};
