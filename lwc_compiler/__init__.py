@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from lwc_compiler.model import Model
     from lwc_compiler.passes.sensitivity import ScanProgress
     from lwc_compiler.recipe import (
+        EstimateOptions,
         IterateOptions,
         LowerOptions,
         PackOptions,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     )
     from lwc_compiler.recipe_file import load_build_recipe, load_recipe
     from lwc_compiler.recipe_run import Build
+    from lwc_compiler.report.estimates import Estimate
     from lwc_compiler.runtime.artifact import Artifact
     from lwc_compiler.runtime.network import Network
     from lwc_compiler.runtime.session import Session
@@ -68,6 +70,8 @@ __all__ = [
     "Build",
     "BuildRecipe",
     "DataError",
+    "Estimate",
+    "EstimateOptions",
     "GateError",
     "GateOptions",
     "GateResult",
@@ -100,6 +104,7 @@ __all__ = [
     "build",
     "compact",
     "compile",
+    "estimate",
     "iterate",
     "load",
     "load_build_recipe",
@@ -115,6 +120,8 @@ __all__ = [
 
 _LAZY = {
     "Artifact": "runtime.artifact",
+    "Estimate": "report.estimates",
+    "EstimateOptions": "recipe",
     "Build": "recipe_run",
     "BuildRecipe": "build_recipe",
     "GateOptions": "build_recipe",
@@ -219,6 +226,28 @@ def build(
         workdir=None if workdir is None else Path(workdir),
         progress=progress,
     )
+
+
+def estimate(model: str | Path | Model, options: EstimateOptions | None = None) -> Estimate:
+    """What to expect of a model at several sparsities: latency, bytes, RAM and FLOPs; see `passes.estimate`.
+
+    Nothing is pruned or trained: weights are drawn at random.
+
+    Args:
+        model: an ONNX file, or a model in memory; trained or not.
+        options: None: the defaults, for this machine.
+
+    Raises:
+        ModelError: the model cannot be read, or has nothing to prune.
+        OptionError: the options do not fit the model.
+        TargetError: the target is unknown.
+        ToolchainError: there is no C compiler for the target.
+        UnsupportedError: an operator, a type or a dimension that cannot be lowered.
+    """
+    from lwc_compiler.passes.estimate import estimate
+    from lwc_compiler.recipe import EstimateOptions
+
+    return estimate(_open(model)[0], EstimateOptions() if options is None else options)
 
 
 def prune(model: str | Path | Model, options: PruneOptions, data: str | None = None) -> Model:

@@ -19,6 +19,7 @@ import click
 import lwc_compiler as lwc
 from lwc_compiler.cli_artifacts import bench, inspect, run, targets
 from lwc_compiler.cli_completion import completion
+from lwc_compiler.cli_estimate import estimate
 from lwc_compiler.cli_output import print_json, print_rich, print_table, show_artifact, show_packed
 from lwc_compiler.cli_parts import (
     DATA,
@@ -124,6 +125,7 @@ def compile_command(
     show_artifact(artifact, as_json)
 
 
+cli.add_command(estimate)
 cli.add_command(build)
 cli.add_command(recipe_group)
 

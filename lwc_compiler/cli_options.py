@@ -14,6 +14,7 @@ from lwc_compiler.build_recipe import GateOptions
 from lwc_compiler.cli_completion import complete_target
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe import (
+    EstimateOptions,
     IterateOptions,
     LowerOptions,
     Options,
@@ -35,6 +36,7 @@ _CLASSES: dict[str, type[Options]] = {
     "sensitivity": SensitivityOptions,
     "lower": LowerOptions,
     "pack": PackOptions,
+    "estimate": EstimateOptions,
     "gates": GateOptions,
 }
 
@@ -141,6 +143,20 @@ HELP = {
         "fc_bits": "With codebook: bits of the codes of Gemm and MatMul, 1 to 8.",
         "huffman": "Whether indices and values are Huffman coded where that is smaller.",
     },
+    "estimate": {
+        "target": "What is looked at: a name that `lwc targets` lists; host: this machine, where kernels are measured.",
+        "batch": "Size of the batch dimension, where the model leaves it open; at least 1.",
+        "shapes": "Shape of an input whose dimensions the model leaves open. Can be given many times.",
+        "cc": "Command of a C compiler for the target, with its flags.",
+        "sparsities": "Pruned weights / all weights of the layers that are pruned, in (0, 1). Can be given many times.",
+        "structures": "What is pruned together, as for `prune`. Can be given many times.",
+        "criterion": "How the density is shared among the layers, as for `prune`.",
+        "keep": "Layer that is not pruned, by its weight's or node's name; *, ? and [...] match as in a shell. Can be "
+        "given many times.",
+        "keep_first": "Whether the first layer stays as it is.",
+        "keep_depthwise": "Whether depthwise convolutions stay as they are.",
+        "seconds": "Measure no more kernels after this time, at least 0; the rest is predicted.",
+    },
     "gates": {
         "max_accuracy_drop": "Accuracy that may be lost against the model before pruning (0.01 is one point), at least "
         "0; where there is none, by how much the loss may rise.",
@@ -171,6 +187,11 @@ _FLAGS = {
     ("sensitivity", "densities"): "--at-density",
     ("lower", "shapes"): "--shape",
     ("pack", "huffman"): "--huffman/--no-huffman",
+    ("estimate", "shapes"): "--shape",
+    ("estimate", "sparsities"): "--sparsity",
+    ("estimate", "structures"): "--structure",
+    ("estimate", "keep_first"): "--keep-first/--prune-first",
+    ("estimate", "keep_depthwise"): "--keep-depthwise/--prune-depthwise",
 }
 
 
@@ -178,6 +199,8 @@ _FLAGS = {
 _DEFAULTS = {
     ("lower", "tune"): "6 for target host, 0 for a target with a name",
     ("lower", "cc"): "the system's for this machine, else that of the package ziglang",
+    ("estimate", "cc"): "the system's for this machine, else that of the package ziglang",
+    ("estimate", "structures"): "those that the target has kernels for",
 }
 
 _METAVARS = {
@@ -185,6 +208,7 @@ _METAVARS = {
     ("retrain", "dropout"): "NAME=RATIO",
     ("retrain", "codebook"): "KIND=BITS",
     ("lower", "shapes"): "NAME=D,D,...",
+    ("estimate", "shapes"): "NAME=D,D,...",
 }
 
 

@@ -245,6 +245,36 @@ class LowerOptions(Options):
     precision: Literal["float32", "tf32", "float16", "bfloat16"] = "float32"
 
 
+class EstimateOptions(Options):
+    """What `lwc estimate` looks at.
+
+    Attributes:
+        target: as in `LowerOptions`.
+        batch: as in `LowerOptions`.
+        shapes: as in `LowerOptions`.
+        cc: as in `LowerOptions`.
+        sparsities: of the pruned layers, pruned / all.
+        structures: of the zeros, as in `PruneOptions`; none: those that the target has kernels for.
+        criterion: how the density is shared among the layers, as in `PruneOptions`.
+        keep: layers that are not pruned, as in `PruneOptions`.
+        keep_first: as in `PruneOptions`.
+        keep_depthwise: as in `PruneOptions`.
+        seconds: after which no kernel is measured any more; the rest is predicted.
+    """
+
+    target: str = "host"
+    batch: Annotated[int, Field(ge=1)] = 1
+    shapes: dict[str, tuple[Annotated[int, Field(ge=1)], ...]] = {}
+    cc: str | None = None
+    sparsities: tuple[Annotated[float, Field(gt=0.0, lt=1.0)], ...] = (0.5, 0.7, 0.8, 0.9, 0.95)
+    structures: tuple[Structure, ...] = ()
+    criterion: Literal["uniform", "erdos-renyi-kernel"] = "uniform"
+    keep: tuple[str, ...] = ()
+    keep_first: bool = True
+    keep_depthwise: bool = True
+    seconds: Annotated[float, Field(ge=0.0)] = 22.0
+
+
 class PackOptions(Options):
     """How a packed file holds the weights of Conv, ConvTranspose, Gemm and MatMul; all else is kept bit for bit.
 

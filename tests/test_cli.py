@@ -20,6 +20,7 @@ from lwc_compiler.cli_options import HELP, recipe_options
 from lwc_compiler.cli_progress import training_progress
 from lwc_compiler.demo import DemoResult
 from lwc_compiler.recipe import (
+    EstimateOptions,
     IterateOptions,
     LowerOptions,
     PackOptions,
@@ -39,6 +40,7 @@ CLASSES = {
     "sensitivity": SensitivityOptions,
     "lower": LowerOptions,
     "pack": PackOptions,
+    "estimate": EstimateOptions,
 }
 
 

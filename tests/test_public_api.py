@@ -22,6 +22,7 @@ SIGNATURES = {
     "compile": "(model: str | Path | Model, output: str | Path, recipe: Recipe | None = None, *, force: bool = False, "
     "cache: bool = False, workdir: str | Path | None = None, "
     "progress: Callable[[Progress], None] | None = None) -> Artifact",
+    "estimate": "(model: str | Path | Model, options: EstimateOptions | None = None) -> Estimate",
     "iterate": "(model: str | Path | Model, train_data: str, val_data: str | None = None, *, prune: PruneOptions, "
     "retrain: RetrainOptions | None = None, options: IterateOptions | None = None, "
     "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Model",
@@ -47,6 +48,8 @@ ERRORS = {
 }
 CLASSES = {
     "Artifact",
+    "Estimate",
+    "EstimateOptions",
     "Build",
     "BuildRecipe",
     "GateOptions",

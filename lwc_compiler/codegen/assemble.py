@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # What one core does in a step; good to a factor of two or three, which is all that the choice of threads needs.
 _FLOPS_A_NANOSECOND = 60.0
-_BYTES_A_NANOSECOND = 30.0
+BYTES_A_NANOSECOND = 30.0
 
 Value: TypeAlias = "Ref | tuple[Value, ...]"
 
@@ -165,7 +165,7 @@ class _Builder:
             moved = share + sum(self.buffers[ref.index] for ref in args if isinstance(ref, BufferRef))
             node, further = (nodes[0], nodes[1:]) if nodes else ("", ())
             info = StepInfo(node, step.kernel.name, plan.format if share else "", further)
-            nanoseconds = flops / _FLOPS_A_NANOSECOND + moved / _BYTES_A_NANOSECOND
+            nanoseconds = flops / _FLOPS_A_NANOSECOND + moved / BYTES_A_NANOSECOND
             self.calls.append(Call(self.kernel_symbol(step.kernel), tuple(args), info, nanoseconds))
 
     def bind(self, binding: Any) -> None:

@@ -375,13 +375,15 @@ class _Extraction:
         bias, attributes = self.array(input_name(node, 2)), attributes_of(node)
         if weight is None or a is None or attributes.get("transA", 0):
             return
-        weight = attributes.get("alpha", 1.0) * (weight.T if attributes.get("transB", 0) else weight)
+        weight = weight.T if attributes.get("transB", 0) else weight
+        if attributes.get("alpha", 1.0) != 1:
+            weight = attributes["alpha"] * weight
         if input_name(node, 2):
             per_channel = None if bias is None else _per_channel(bias, weight.shape[1], -1, 2)
             if per_channel is None:
                 return
             bias = per_channel * np.float32(attributes.get("beta", 1.0))
-        self.product(node, node.input[0], weight.astype(np.float32), node.input[1], bias)
+        self.product(node, node.input[0], weight.astype(np.float32, copy=False), node.input[1], bias)
 
     def matmul(self, node: onnx.NodeProto) -> None:
         a, b = self.shape(node.input[0]), self.shape(node.input[1])
@@ -443,7 +445,7 @@ class _Extraction:
         """The product of `x` (..., K) and `weight` (K, N), constant `name`."""
         rows = math.prod((self.shape(x) or ())[:-1])
         group = self.group(node, bias, weight.shape[1], -1)
-        plan = plan_matmul(np.ascontiguousarray(weight), rows, group.epilogue, self.target, self.pick)
+        plan = plan_matmul(weight, rows, group.epilogue, self.target, self.pick)
         self.finish(group, [x], plan, name, 2 * weight.size * rows)
 
 

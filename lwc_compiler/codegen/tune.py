@@ -12,6 +12,7 @@ import hashlib
 import json
 import tempfile
 import time
+from collections import defaultdict
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tvm_ffi
 
 from lwc_compiler.cache import cache_folder
 from lwc_compiler.codegen.kernel_build import compile_kernels
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from lwc_compiler.kernels.choice import Candidate, Task
-    from lwc_compiler.kernels.kernel import Plan
+    from lwc_compiler.kernels.kernel import Kernel, Plan
     from lwc_compiler.targets.target import Target
 
 _WORTH_CYCLES = 30_000  # predicted; shorter layers are not worth a measurement
@@ -56,23 +58,20 @@ class Tuner:
 
     def __init__(self, target: Target, count: int, compiler: Compiler) -> None:
         self._target, self._count, self._compiler = target, count, compiler
-        self._file = cache_folder() / f"timings-{_digest_of_kernels()}.json"
-        self._machine = f"{host_cpu(target)}; {target.name}"
-        self._timings = _read(self._file)
+        self._timings = Timings(target)
 
     def __call__(self, task: Task, candidates: Sequence[Candidate]) -> Plan:
         """The plan of the fastest candidate."""
         if len(candidates) == 1 or min(c.cycles for c in candidates) < _WORTH_CYCLES:
             return predicted(task, candidates)
-        chosen = _promising(candidates, self._count)
-        layer = f"{task.layer}; density {task.density:.2f}"
-        seconds = self._timings.get(self._machine, {}).get(layer, {})
+        chosen = promising(candidates, self._count)
+        seconds = self._timings.of(task)
         plans: dict[str, Plan] = {}
         if any(candidate.name not in seconds for candidate in chosen):
             plans = {candidate.name: candidate.build() for candidate in chosen}
             times = measure(list(plans.values()), task, self._target, self._compiler)
             seconds = seconds | dict(zip(plans, times, strict=True))  # others: measured for another number of threads
-            self._remember(layer, seconds)
+            self._timings.remember(task, seconds)
         shared = {candidate.name: seconds[candidate.name] * candidate.uneven for candidate in chosen}
         chosen.sort(key=lambda candidate: shared[candidate.name])
         ranked = sorted(formats_best(chosen, shared), key=lambda item: item[1])
@@ -83,9 +82,25 @@ class Tuner:
             trials=tuple(Trial(c.name, c.cycles, seconds[c.name]) for c in chosen),
         )
 
-    def _remember(self, layer: str, seconds: dict[str, float]) -> None:
-        """Adds timings to the file, with what others wrote to it since; a file that cannot be written is no loss."""
-        self._timings.setdefault(self._machine, {})[layer] = seconds
+
+class Timings:
+    """What was measured on this machine for a target: of every layer and density, the seconds of kernels by name."""
+
+    def __init__(self, target: Target) -> None:
+        self._file = cache_folder() / f"timings-{_digest_of_kernels()}.json"
+        self._machine = f"{host_cpu(target)}; {target.name}"
+        self._timings = _read(self._file)
+
+    def of(self, task: Task) -> dict[str, float]:
+        """The seconds of the ways to compute a task, by their names."""
+        return self._timings.get(self._machine, {}).get(f"{task.layer}; {task.densities}", {})
+
+    def remember(self, task: Task, seconds: dict[str, float]) -> None:
+        """Notes the seconds of the ways to compute a task.
+
+        They are added to the file, with what others wrote to it since; a file that cannot be written is no loss.
+        """
+        self._timings.setdefault(self._machine, {})[f"{task.layer}; {task.densities}"] = seconds
         new = self._file.with_suffix(".new")
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +114,7 @@ class Tuner:
                     new.unlink(missing_ok=True)
 
 
-def _promising(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+def promising(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
     """`count` candidates: the best of every format that has a chance, then the best of all."""
     ordered = sorted(candidates, key=lambda candidate: candidate.shared)
     heads = {c.name: c for c, _ in formats_best(ordered, {c.name: c.shared for c in ordered})}
@@ -127,8 +142,20 @@ class Library:
     """The kernels of some plans as a loaded library."""
 
     def __init__(self, plans: Sequence[Plan], target: Target, compiler: Compiler) -> None:
-        names = [[f"k{i}_{j}" for j in range(len(plan.steps))] for i, plan in enumerate(plans)]
-        kernels = {n: s.kernel for p, ns in zip(plans, names, strict=True) for n, s in zip(ns, p.steps, strict=True)}
+        kernels: dict[str, Kernel] = {}
+        alike: dict[int, list[str]] = defaultdict(list)
+
+        def name_of(kernel: Kernel) -> str:
+            """The name that the kernel gets; kernels that do the same share one."""
+            names = alike[tvm_ffi.structural_hash(kernel.func)]
+            for name in names:
+                if tvm_ffi.structural_equal(kernels[name].func, kernel.func):
+                    return name
+            names.append(f"k{len(kernels)}")
+            kernels[names[-1]] = kernel
+            return names[-1]
+
+        names = [[name_of(step.kernel) for step in plan.steps] for plan in plans]
         code = link_library(compiler, {"kernels.o": compile_kernels(kernels, target.llvm())}, hidden=("__truncsfhf2",))
         with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
             path = Path(folder) / "kernels.so"
@@ -144,8 +171,10 @@ class Library:
 
     def runner(
         self, index: int, inputs: Sequence[NDArray[np.float32]], output: int
-    ) -> tuple[Callable[[], None], NDArray[np.uint8]]:
+    ) -> tuple[Callable[..., None], NDArray[np.uint8]]:
         """A function that runs plan `index` on one core, and the bytes it writes the output to.
+
+        Given 0, it makes the same calls and computes nothing.
 
         Args:
             index: of the plan.
@@ -174,9 +203,9 @@ class Library:
             pointers = [ctypes.c_void_p(b.ctypes.data) for b in buffers]
             calls.append((self._library[name], pointers, step.kernel.tiles))
 
-        def run() -> None:
+        def run(times: int = 1) -> None:
             for function, pointers, tiles in calls:
-                function(*pointers, 0, tiles)
+                function(*pointers, 0, times * tiles)
 
         run.buffers = held  # type: ignore[attr-defined]  # they live as long as the function
         return run, result[:output]

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lwc_compiler.kernels.kernel import Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from lwc_compiler.kernels.kernel import Plan
+    from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+
+# Takes float32 weights (output channels, inputs of one) and gives others for the same layer; of a matrix product they
+# may be those of its first outputs alone.
+Redraw: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 _MOST_TIMES = 2.0  # the predicted time with float32 that a layer with narrower weights may take at most
 
@@ -24,12 +34,24 @@ class Task:
         density: kept / all weights.
         inputs: bytes of each input.
         output: bytes of the output.
+        again: plans the layer with other weights; None where its weights do not matter.
+        parts: densities of the layers of a chain; none for one layer.
+        product: inputs and outputs of a product with weights, which can be planned `again` for its first outputs alone;
+            None for any other layer.
     """
 
     layer: str
     density: float
     inputs: tuple[int, ...]
     output: int
+    again: Callable[[Redraw, Pick], Plan | None] | None = None
+    parts: tuple[float, ...] = ()
+    product: tuple[int, int] | None = None
+
+    @property
+    def densities(self) -> str:
+        """What of the weights matters for time, as text."""
+        return "density " + ", ".join(f"{density:.2f}" for density in self.parts or (self.density,))
 
 
 @dataclass(frozen=True)
@@ -60,6 +82,55 @@ class Candidate:
     def then(self, change: Callable[[Plan], Plan], cycles: float = 0.0) -> Candidate:
         """The candidate whose plan is this one's, changed; it takes `cycles` more."""
         return replace(self, cycles=self.cycles + cycles, build=lambda: change(self.build()))
+
+
+def conv_task(
+    weight: NDArray[np.float32],
+    geometry: ConvGeometry,
+    epilogue: Epilogue,
+    plan: Callable[[NDArray[np.float32], Pick], Plan],
+) -> Task:
+    """A convolution as a task.
+
+    Args:
+        weight: float32 (O, ...).
+        geometry: transposed or not.
+        epilogue: of the convolution.
+        plan: plans it with weights of that shape.
+    """
+    output = 4 * math.prod(geometry.out_shape)
+    inputs = (4 * math.prod(geometry.in_shape), *((output,) if epilogue.residual else ()))
+
+    def again(redraw: Redraw, pick: Pick) -> Plan:
+        return plan(redraw(weight.reshape(len(weight), -1)).reshape(weight.shape), pick)
+
+    return Task(f"conv {geometry} {epilogue}", float((weight != 0).mean()), inputs, output, again)
+
+
+def matmul_task(
+    weight: NDArray[np.float32],
+    rows: int,
+    epilogue: Epilogue,
+    plan: Callable[[NDArray[np.float32], Epilogue, Pick], Plan],
+) -> Task:
+    """The product of rows and weights as a task.
+
+    Args:
+        weight: float32 (K, N).
+        rows: that are multiplied.
+        epilogue: of the product.
+        plan: plans it with weights (K, N or fewer) and what is left of the epilogue.
+    """
+    k, n = weight.shape
+    inputs = (4 * rows * k, *((4 * rows * n,) if epilogue.residual else ()))
+
+    def again(redraw: Redraw, pick: Pick) -> Plan:
+        drawn = redraw(weight.T)
+        bias = None if epilogue.bias is None else epilogue.bias[: len(drawn)]
+        return plan(drawn.T, replace(epilogue, bias=bias), pick)
+
+    density = float((weight != 0).mean())
+    return Task(f"matmul {rows}x{k}x{n} {epilogue}", density, inputs, 4 * rows * n, again, product=(k, n))
 
 
 def uneven(tiles: int, threads: int) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.channel_plan import channel_candidates
-from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
+from lwc_compiler.kernels.choice import Candidate, Pick, conv_task, predicted
 from lwc_compiler.kernels.depthwise_plan import depthwise_candidates
 from lwc_compiler.kernels.gpu import plan as gpu
 from lwc_compiler.kernels.interleave import interleave_kernel
@@ -63,17 +63,18 @@ def plan_conv(
         return plan_matmul(taps[:, :, tap].T, geometry.batch, epilogue, target, pick)
     if target.gpu is not None:
         return gpu.plan_conv(weight, geometry, epilogue, target, pick)
+    task = conv_task(weight, geometry, epilogue, lambda drawn, pick: plan_conv(drawn, geometry, epilogue, target, pick))
     candidates = tap_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
     if geometry.images == 1:
         candidates += depthwise_candidates(weight, geometry, epilogue, target)
     if target.vector_bits == 32:  # the others are ways to fill vectors, and take memory
-        return pick(_task(weight, geometry, epilogue), candidates)
+        return pick(task, candidates)
     candidates += pair_candidates(weight, geometry, epilogue, target, Input(0), residual, Output(0))
     candidates += _subsampled(weight, geometry, epilogue, target, residual)
     if geometry.images == 1:
         candidates += channel_candidates(weight, geometry, epilogue, target)
         candidates += winograd_candidates(weight, geometry, epilogue, target)
-    return pick(_task(weight, geometry, epilogue), candidates)
+    return pick(task, candidates)
 
 
 def _subsampled(
@@ -95,12 +96,6 @@ def _subsampled(
     found += pair_candidates(weight, plain, epilogue, target, Scratch(0), residual, Output(0))
     cycles = _SUBSAMPLE * math.prod(plain.in_shape)
     return [replace(c.then(change, cycles), name=f"{c.name} subsampled") for c in found]
-
-
-def _task(weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue) -> Task:
-    output = 4 * math.prod(geometry.out_shape)
-    inputs = (4 * math.prod(geometry.in_shape), *((output,) if epilogue.residual else ()))
-    return Task(f"conv {geometry} {epilogue}", float((weight != 0).mean()), inputs, output)
 
 
 def plan_conv_transpose(
@@ -140,6 +135,12 @@ def plan_conv_transpose(
         to: tuple[slice | int, ...] = (slice(None), slice(None), *phase, slice(None), *tap)
         where: tuple[slice | int, ...] = (slice(None), slice(None), slice(None), *position)
         phases[to] = grouped[where]
+
+    def again(drawn: NDArray[np.float32], pick: Pick) -> Plan:
+        channels_first = drawn.reshape(grouped.shape).swapaxes(1, 2).reshape(weight.shape)
+        return plan_conv_transpose(channels_first, geometry, epilogue, target, pick)
+
+    task = conv_task(grouped.reshape(geometry.out_channels, -1), geometry, epilogue, again)
     split = int(np.prod(strides))
     inner = ConvGeometry(
         geometry.batch,
@@ -162,7 +163,7 @@ def plan_conv_transpose(
     residual = Input(1) if first.residual else None
     candidates = tap_candidates(taps, inner, first, target, Input(0), residual, Output(0) if whole else Scratch(0))
     if whole:
-        return pick(_task(weight, geometry, epilogue), candidates)
+        return pick(task, candidates)
     crop = tuple(geometry.pads[i] % strides[i] for i in range(n))
     step = interleave_kernel(geometry.batch * geometry.out_channels, tuple(count), strides, crop, out_size, epilogue)
     args = (Scratch(0), *((Input(1),) if epilogue.residual else ()), Output(0))
@@ -170,4 +171,4 @@ def plan_conv_transpose(
     def interleaved(plan: Plan) -> Plan:
         return replace(plan, steps=(*plan.steps, Step(step, args)), scratch=(4 * int(np.prod(inner.out_shape)),))
 
-    return pick(_task(weight, geometry, epilogue), [candidate.then(interleaved) for candidate in candidates])
+    return pick(task, [candidate.then(interleaved) for candidate in candidates])

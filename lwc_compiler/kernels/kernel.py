@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ALIGNMENT_BYTES = 64
 SLACK_BYTES = 256
-_SECONDS_A_CYCLE = 4e-10
+SECONDS_A_CYCLE = 4e-10  # roughly, of the processors that predictions were fitted to
 
 
 @dataclass(frozen=True)
@@ -182,4 +182,4 @@ class Plan:
         if not self.trials:
             return 0.0
         best = self.trials[0]
-        return best.seconds if best.seconds is not None else best.cycles * _SECONDS_A_CYCLE
+        return best.seconds if best.seconds is not None else best.cycles * SECONDS_A_CYCLE

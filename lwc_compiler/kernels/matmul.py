@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
+from lwc_compiler.kernels.choice import Candidate, Pick, matmul_task, predicted
 from lwc_compiler.kernels.cost import pace, stored_density
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
 from lwc_compiler.kernels.gpu import plan as gpu
@@ -68,7 +68,8 @@ def plan_matmul(
     if target.gpu is not None:
         return gpu.plan_matmul(weight, rows, epilogue, target, pick)
     k, n = weight.shape
-    density = float((weight != 0).mean())
+    task = matmul_task(weight, rows, epilogue, lambda w, e, pick: plan_matmul(w, rows, e, target, pick))
+    density = task.density
     lanes = target.vector_bits // 32
 
     def candidate(name: str, cycles: float, plan: Callable[..., Plan]) -> Candidate:
@@ -101,8 +102,7 @@ def plan_matmul(
             candidates.append(candidate("csr shared", cycles, plan_shared))
         if rows >= _FEWEST_TOKENS:
             candidates += _token_candidates(weight, rows, epilogue, target)
-    inputs = (4 * rows * k, *((4 * rows * n,) if epilogue.residual else ()))
-    return pick(Task(f"matmul {rows}x{k}x{n} {epilogue}", density, inputs, 4 * rows * n), candidates)
+    return pick(task, candidates)
 
 
 def _byte(size: int, target: Target) -> float:

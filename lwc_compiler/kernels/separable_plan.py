@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lwc_compiler.kernels import in_order
-from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted, uneven
+from lwc_compiler.kernels.choice import Candidate, Pick, Redraw, Task, predicted, uneven
 from lwc_compiler.kernels.conv import plan_conv
 from lwc_compiler.kernels.cost import pace
 from lwc_compiler.kernels.depthwise_plan import computes
@@ -95,16 +95,24 @@ def plan_separable(parts: Sequence[Part], target: Target, pick: Pick = predicted
     name = " | ".join(plan.trials[0].name for plan in plans)
     time = sum(plan.trials[0].cycles for plan in plans)
     separate = Candidate("separate", name, time, lambda: _in_turn(plans, parts))
-    plan = pick(_task(parts), [separate, *candidates])
+    plan = pick(_task(parts, target), [separate, *candidates])
     return plan if plan.shares else None
 
 
-def _task(parts: Sequence[Part]) -> Task:
+def _task(parts: Sequence[Part], target: Target) -> Task:
     output = 4 * math.prod(parts[-1].geometry.out_shape)
     inputs = (4 * math.prod(parts[0].geometry.in_shape), *((output,) if parts[-1].epilogue.residual else ()))
-    layers = [f"{part.geometry} {part.epilogue} {part.density:.2f}" for part in parts]
-    kept = sum(np.count_nonzero(part.weight) for part in parts) / sum(part.weight.size for part in parts)
-    return Task(f"separable {'; '.join(layers)}", kept, inputs, output)
+    layers = [f"{part.geometry} {part.epilogue}" for part in parts]
+    sparse = [part for part in parts if not part.depthwise]
+    kept = sum(np.count_nonzero(part.weight) for part in sparse) / sum(part.weight.size for part in sparse)
+
+    def again(redraw: Redraw, pick: Pick) -> Plan | None:
+        drawn = [redraw(part.weight.reshape(len(part.weight), -1)).reshape(part.weight.shape) for part in parts]
+        changed = [replace(part, weight=weight) for part, weight in zip(parts, drawn, strict=True)]
+        return plan_separable(changed, target, pick)
+
+    densities = tuple(part.density for part in parts)
+    return Task(f"separable {'; '.join(layers)}", kept, inputs, output, again, densities)
 
 
 def _apart(parts: Sequence[Part], target: Target, pick: Pick) -> list[Plan]:

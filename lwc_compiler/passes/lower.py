@@ -23,10 +23,12 @@ from lwc_compiler.passes.sites import node_label
 from lwc_compiler.targets import HOST, all_targets, find_target, missing_features
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import onnx
 
+    from lwc_compiler.codegen.batch import Part
+    from lwc_compiler.codegen.program import Stage
     from lwc_compiler.model import Model
     from lwc_compiler.recipe import LowerOptions
     from lwc_compiler.targets.target import Target
@@ -62,45 +64,65 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     check_estimate(model, target, options.weight_type)
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
-    from lwc_compiler.codegen.assemble import assemble
-    from lwc_compiler.codegen.bands import join_in_bands
     from lwc_compiler.codegen.batch import cut_batch
-    from lwc_compiler.codegen.c_source import print_kernels
-    from lwc_compiler.codegen.c_text import c_identifier
-    from lwc_compiler.codegen.emit import emit
-    from lwc_compiler.codegen.footprint import footprint
-    from lwc_compiler.codegen.frontend import check_supported, import_onnx
-    from lwc_compiler.codegen.header import emit_header
-    from lwc_compiler.codegen.kernel_build import compile_kernels
-    from lwc_compiler.codegen.layers import layer_call
-    from lwc_compiler.codegen.link import compile_objects, find_compiler, link_library, make_archive
-    from lwc_compiler.codegen.over import write_over
-    from lwc_compiler.codegen.stack import stack_use
+    from lwc_compiler.codegen.frontend import check_supported
+    from lwc_compiler.codegen.link import find_compiler
+    from lwc_compiler.codegen.nvrtc import nvrtc_version
     from lwc_compiler.codegen.tune import Tuner
     from lwc_compiler.kernels.choice import narrowest, predicted
 
     if target.gpu is not None:
-        return _lower_device(model, target, options)
+        target = replace(target, gpu=replace(target.gpu, precision=options.precision))
+        check_for_device(model.proto.graph, options)
+        nvrtc_version()
     check_supported(model.proto)
     compiler = None if target.source else find_compiler(target, options.cc)
-    inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
-    symbol = c_identifier(model.name)
-    programs = []
-    files, printed = {}, None
+    chosen = []
     for variant in target.variants or (target,):
         count = measured_candidates(options, variant)
         pick = Tuner(variant, count, compiler) if count and compiler else predicted
         if options.weight_type != "float32":
             pick = narrowest
         asked = replace(variant, threads=options.threads, weight_type=options.weight_type)
-        parts = cut_batch(model, asked, pick)
-        stages = []
-        for number, part in enumerate(parts):
-            takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
-            prefix = f"{symbol}_kernel_{c_identifier(variant.name)}_{number}"
-            stage = assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, prefix, variant)
-            stage = write_over(replace(stage, runs=part.runs))
-            stages.append(join_in_bands(stage, variant, part.sharing))
+        chosen.append((variant, cut_batch(model, asked, pick)))
+    lowered = lower_parts(model, target, options, chosen)
+    size, tensors = len(lowered.library or b""), (*lowered.inputs, *lowered.outputs)
+    if target.gpu is not None:  # its memory holds weights and workspace
+        size, tensors = lowered.weight_bytes, ()
+    check_lowered(target, lowered.footprint, size, lowered.workspace_bytes, tensors)
+    return lowered
+
+
+def lower_parts(
+    model: Model, target: Target, options: LowerOptions, chosen: Sequence[tuple[Target, Sequence[Part]]]
+) -> Lowered:
+    """`lower_static` where kernels were chosen, and whatever memory there is.
+
+    Args:
+        model: as for `lower_static`.
+        target: what `options` name.
+        options: of the lowering.
+        chosen: the target's variants, or it alone, and the stages for each.
+    """
+    if target.gpu is not None:
+        ((_, (part,)),) = chosen
+        return _lower_device(model, target, options, part)
+    from lwc_compiler.codegen.c_source import print_kernels
+    from lwc_compiler.codegen.c_text import c_identifier
+    from lwc_compiler.codegen.emit import emit
+    from lwc_compiler.codegen.footprint import footprint
+    from lwc_compiler.codegen.header import emit_header
+    from lwc_compiler.codegen.kernel_build import compile_kernels
+    from lwc_compiler.codegen.link import compile_objects, find_compiler, link_library, make_archive
+    from lwc_compiler.codegen.stack import stack_use
+
+    compiler = None if target.source else find_compiler(target, options.cc)
+    inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
+    symbol = c_identifier(model.name)
+    programs = []
+    files, printed = {}, None
+    for variant, parts in chosen:
+        stages = assemble_parts(parts, f"{symbol}_kernel_{c_identifier(variant.name)}", variant)
         programs.append((variant, Program(tuple(stages))))
         kernels = {name: kernel for stage in stages for name, kernel in stage.kernels.items()}
         if target.source:
@@ -122,7 +144,6 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     memory = stack = None
     if archive is not None and target.os == "none":
         memory, stack = footprint(archive), stack_use(archive, f"{symbol}_run")
-    check_lowered(target, memory, len(library or b""), emitted.workspace_bytes, (*inputs, *outputs))
     return Lowered(
         name=model.name,
         symbol=symbol,
@@ -151,36 +172,49 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     )
 
 
-def _lower_device(model: Model, target: Target, options: LowerOptions) -> Lowered:
-    """`lower_static` for a target with a GPU."""
+def assemble_parts(parts: Sequence[Part], prefix: str, target: Target) -> list[Stage]:
+    """The stages that parts of a network are.
+
+    Args:
+        parts: as `cut_batch` gives them.
+        prefix: of the kernels' C symbols.
+        target: what they are made for.
+    """
     from lwc_compiler.codegen.assemble import assemble
-    from lwc_compiler.codegen.batch import cut_batch
+    from lwc_compiler.codegen.bands import join_in_bands
+    from lwc_compiler.codegen.frontend import import_onnx
+    from lwc_compiler.codegen.layers import layer_call
+    from lwc_compiler.codegen.over import write_over
+
+    stages = []
+    for number, part in enumerate(parts):
+        takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
+        stage = assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, f"{prefix}_{number}", target)
+        if target.gpu is None:
+            stage = join_in_bands(write_over(replace(stage, runs=part.runs)), target, part.sharing)
+        stages.append(stage)
+    return stages
+
+
+def _lower_device(model: Model, target: Target, options: LowerOptions, part: Part) -> Lowered:
+    """`lower_parts` for a target with a GPU."""
     from lwc_compiler.codegen.c_text import c_identifier
     from lwc_compiler.codegen.device_build import check_launches, compile_device
     from lwc_compiler.codegen.device_emit import emit_device
-    from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.header import emit_device_header
-    from lwc_compiler.codegen.layers import layer_call
     from lwc_compiler.codegen.link import compile_objects, find_compiler, link_library, make_archive
     from lwc_compiler.codegen.nvrtc import compile_all, nvrtc_version
-    from lwc_compiler.kernels.choice import predicted
 
     assert target.gpu is not None
-    gpu = replace(target.gpu, precision=options.precision)
-    target = replace(target, gpu=gpu)
-    check_for_device(model.proto.graph, options)
-    check_supported(model.proto)
+    gpu = target.gpu
     compiler, nvrtc = find_compiler(target, options.cc), nvrtc_version()
     inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
-    (part,) = cut_batch(model, target, predicted)
-    takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
-    stage = assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, f"{symbol}_kernel", target)
+    (stage,) = assemble_parts([part], f"{symbol}_kernel", target)
     check_launches(stage.kernels)
     source = compile_device(stage.kernels, "cuda")
     codes = compile_all(source, gpu.architectures, ptx=gpu.ptx, threads=os.cpu_count() or 1)
     emitted = emit_device(stage, codes, inputs, outputs, symbol, target)
-    check_lowered(target, None, emitted.weight_bytes, emitted.arena_bytes, ())
     header = emit_device_header(model.name, symbol, inputs, outputs)
     objects = compile_objects(compiler, emitted.files | {f"{symbol}.h": header.encode()})
     return Lowered(

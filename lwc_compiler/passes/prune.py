@@ -73,7 +73,7 @@ def prune(
     weights = {site.weight: numpy_helper.to_array(constants[site.weight]) for site in sites}
     _check_finite(sites, weights)
     densities = _densities_by_weight(sites, options)
-    reasons = _kept(sites, options, densities)
+    reasons = kept_sites(sites, options, densities)
     pruned = [site for site in sites if site.weight not in reasons]
     if not pruned:
         listed = "; ".join(f"'{name}' ({reason})" for name, reason in reasons.items())
@@ -182,8 +182,17 @@ def _densities_by_weight(sites: Sequence[Site], options: PruneOptions) -> dict[s
     return found
 
 
-def _kept(sites: Sequence[Site], options: PruneOptions, densities: dict[str, float]) -> dict[str, str]:
-    """Weight name -> why it is not pruned."""
+def kept_sites(sites: Sequence[Site], options: PruneOptions, densities: Mapping[str, float]) -> dict[str, str]:
+    """Weight name -> why it is not pruned.
+
+    Args:
+        sites: of the model.
+        options: what to keep.
+        densities: weight name -> density that is asked for.
+
+    Raises:
+        OptionError: an entry of `keep` matches no site, or one with a density.
+    """
     for pattern in options.keep:
         if not any(fnmatchcase(name, pattern) for site in sites for name in _names(site)):
             raise _no_such_site("keep", pattern, sites)

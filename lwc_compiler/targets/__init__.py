@@ -41,6 +41,7 @@ def all_boards() -> tuple[Target, ...]:
             ram_bytes=board.ram_bytes,
             flash_bytes=board.flash_bytes,
             description=board.description,
+            megahertz=board.megahertz,
             gpu=board.gpu or targets[board.target].gpu,
         )
         for board in BOARDS

@@ -93,6 +93,7 @@ class Target:
         source: the code is C99 text for whatever compiler, and not machine code.
         flash_bytes: bytes of flash memory that code and weights have to fit; 0: not limited by the target.
         ram_bytes: bytes of memory; 0: not limited by the target.
+        megahertz: clock of a board's processor; 0: not stated.
         gpu: what the network is computed on; None: the processor.
         weight_types: how kernels for it can store a weight, see `WeightType`.
         weight_type: how they do, where that is smaller.
@@ -121,6 +122,7 @@ class Target:
     source: bool = False
     flash_bytes: int = 0
     ram_bytes: int = 0
+    megahertz: int = 0
     gpu: Gpu | None = None
     weight_types: tuple[str, ...] = ("float32",)
     weight_type: str = "float32"

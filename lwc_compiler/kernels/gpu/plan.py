@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
+from lwc_compiler.kernels.choice import Candidate, Pick, conv_task, matmul_task, predicted
 from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, WARP, ceil_div, strides_of
 from lwc_compiler.kernels.gpu.depthwise import THREADS, depthwise_kernel
 from lwc_compiler.kernels.gpu.gemm import GemmTile, ProductTile, gemm_kernel, pack_gemm, sum_kernel
@@ -52,11 +52,8 @@ def plan_conv(
     weight: NDArray[np.float32], geometry: ConvGeometry, epilogue: Epilogue, target: Target, pick: Pick = predicted
 ) -> Plan:
     """`kernels.conv.plan_conv` for a target with a GPU."""
-    g, density = geometry, float((weight != 0).mean())
-    output = 4 * math.prod(g.out_shape)
-    task = Task(
-        f"conv {g} {epilogue}", density, (4 * math.prod(g.in_shape), *((output,) if epilogue.residual else ())), output
-    )
+    g = geometry
+    task = conv_task(weight, g, epilogue, lambda drawn, pick: plan_conv(drawn, g, epilogue, target, pick))
     if g.in_channels == g.groups:
         return pick(task, [_depthwise(weight, g, epilogue, _gpu(target))])
     plain = _as_planes(g)
@@ -70,14 +67,13 @@ def plan_matmul(
 ) -> Plan:
     """`kernels.matmul.plan_matmul` for a target with a GPU."""
     k, n = weight.shape
-    gpu, density = _gpu(target), float((weight != 0).mean())
-    inputs = (4 * rows * k, *((4 * rows * n,) if epilogue.residual else ()))
-    task = Task(f"matmul {rows}x{k}x{n} {epilogue}", density, inputs, 4 * rows * n)
+    gpu = _gpu(target)
+    task = matmul_task(weight, rows, epilogue, lambda w, e, pick: plan_matmul(w, rows, e, target, pick))
     candidates = []
     if rows <= _FEW_ROWS:
         candidates = [
             _matvec(weight, _matvec_tile(weight, rows, sparse, gpu.precision, *cut), epilogue, gpu)
-            for sparse in ((False, True) if density < 1 else (False,))
+            for sparse in ((False, True) if task.density < 1 else (False,))
             for cut in _MATVEC_CUTS
         ]
     else:
