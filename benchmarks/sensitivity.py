@@ -24,7 +24,7 @@ from lwc_compiler.passes.calibration import Norms, input_norms
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.sensitivity import sensitivity
 from lwc_compiler.passes.sites import constant_tensors, find_sites
-from lwc_compiler.recipe import SensitivityOptions
+from lwc_compiler.recipe.options import SensitivityOptions
 from lwc_compiler.reproduce.networks import he_normal, lenet_5, lenet_300_100
 from lwc_compiler.runtime.reference import reference_session
 from lwc_compiler.sparsity.masks import Layer, choose_masks

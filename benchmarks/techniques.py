@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import lwc_compiler as lwc
-from lwc_compiler.cache import cache_folder
+from lwc_compiler.cache.folder import cache_folder
 from lwc_compiler.model import Model, load_model
 from lwc_compiler.reproduce.datasets import Files
 from lwc_compiler.reproduce.measure import count, error_of

@@ -39,11 +39,12 @@ from lwc_compiler.errors import (
 from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
-    from lwc_compiler.build_recipe import BuildRecipe, GateOptions, OutputOptions, TargetGates, TargetOptions
     from lwc_compiler.gates import GateResult
     from lwc_compiler.model import Model
     from lwc_compiler.passes.sensitivity import ScanProgress
-    from lwc_compiler.recipe import (
+    from lwc_compiler.recipe.build import BuildRecipe, GateOptions, OutputOptions, TargetGates, TargetOptions
+    from lwc_compiler.recipe.file import load_build_recipe, load_recipe
+    from lwc_compiler.recipe.options import (
         EstimateOptions,
         IterateOptions,
         LowerOptions,
@@ -53,8 +54,7 @@ if TYPE_CHECKING:
         RetrainOptions,
         SensitivityOptions,
     )
-    from lwc_compiler.recipe_file import load_build_recipe, load_recipe
-    from lwc_compiler.recipe_run import Build
+    from lwc_compiler.recipe.run import Build
     from lwc_compiler.report.estimates import Estimate
     from lwc_compiler.runtime.artifact import Artifact
     from lwc_compiler.runtime.network import Network
@@ -121,27 +121,27 @@ __all__ = [
 _LAZY = {
     "Artifact": "runtime.artifact",
     "Estimate": "report.estimates",
-    "EstimateOptions": "recipe",
-    "Build": "recipe_run",
-    "BuildRecipe": "build_recipe",
-    "GateOptions": "build_recipe",
+    "EstimateOptions": "recipe.options",
+    "Build": "recipe.run",
+    "BuildRecipe": "recipe.build",
+    "GateOptions": "recipe.build",
     "GateResult": "gates",
-    "IterateOptions": "recipe",
-    "LowerOptions": "recipe",
+    "IterateOptions": "recipe.options",
+    "LowerOptions": "recipe.options",
     "Model": "model",
-    "OutputOptions": "build_recipe",
-    "PackOptions": "recipe",
-    "PruneOptions": "recipe",
-    "Recipe": "recipe",
+    "OutputOptions": "recipe.build",
+    "PackOptions": "recipe.options",
+    "PruneOptions": "recipe.options",
+    "Recipe": "recipe.options",
     "Network": "runtime.network",
-    "RetrainOptions": "recipe",
+    "RetrainOptions": "recipe.options",
     "Sensitivity": "sparsity.curves",
-    "SensitivityOptions": "recipe",
+    "SensitivityOptions": "recipe.options",
     "Session": "runtime.session",
-    "TargetGates": "build_recipe",
-    "TargetOptions": "build_recipe",
-    "load_build_recipe": "recipe_file",
-    "load_recipe": "recipe_file",
+    "TargetGates": "recipe.build",
+    "TargetOptions": "recipe.build",
+    "load_build_recipe": "recipe.file",
+    "load_recipe": "recipe.file",
 }
 
 
@@ -175,7 +175,7 @@ def compile(  # noqa: A001 - the verb of the project
             the subclasses), or the code does not compute what ONNX Runtime computes. Nothing is written then.
     """
     from lwc_compiler.passes.pipeline import compile_model
-    from lwc_compiler.recipe import Recipe
+    from lwc_compiler.recipe.options import Recipe
 
     return compile_model(
         *_open(model),
@@ -215,8 +215,8 @@ def build(
     Raises:
         LwcError: see `compile`. Nothing is written then.
     """
-    from lwc_compiler.recipe_file import load_build_recipe
-    from lwc_compiler.recipe_run import run_recipe
+    from lwc_compiler.recipe.file import load_build_recipe
+    from lwc_compiler.recipe.run import run_recipe
 
     return run_recipe(
         load_build_recipe(recipe, allow_code=allow_code) if isinstance(recipe, str | Path) else recipe,
@@ -245,7 +245,7 @@ def estimate(model: str | Path | Model, options: EstimateOptions | None = None) 
         UnsupportedError: an operator, a type or a dimension that cannot be lowered.
     """
     from lwc_compiler.passes.estimate import estimate
-    from lwc_compiler.recipe import EstimateOptions
+    from lwc_compiler.recipe.options import EstimateOptions
 
     return estimate(_open(model)[0], EstimateOptions() if options is None else options)
 
@@ -334,7 +334,7 @@ def retrain(
     from lwc_compiler.passes.normalize import normalize
     from lwc_compiler.passes.pipeline import mark_zeros
     from lwc_compiler.passes.retrain import retrain
-    from lwc_compiler.recipe import RetrainOptions
+    from lwc_compiler.recipe.options import RetrainOptions
 
     return retrain(
         mark_zeros(normalize(_open(model)[0], fold_batch_norm=False)),
@@ -375,7 +375,7 @@ def iterate(
     """
     from lwc_compiler.passes.normalize import normalize
     from lwc_compiler.passes.pipeline import prune_in_rounds
-    from lwc_compiler.recipe import IterateOptions, RetrainOptions
+    from lwc_compiler.recipe.options import IterateOptions, RetrainOptions
 
     return prune_in_rounds(
         normalize(_open(model)[0], fold_batch_norm=False),
@@ -408,7 +408,7 @@ def lower(
     Raises:
         LwcError: see `compile`.
     """
-    from lwc_compiler.recipe import LowerOptions, Recipe
+    from lwc_compiler.recipe.options import LowerOptions, Recipe
 
     return compile(model, output, Recipe(lower=LowerOptions() if options is None else options), force=force)
 

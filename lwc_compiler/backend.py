@@ -27,7 +27,7 @@ from lwc_compiler.errors import DataError, LwcError, ModelError, OptionError
 from lwc_compiler.model import Model, load_model, model_of
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.passes.normalize import normalize
-from lwc_compiler.recipe import LowerOptions
+from lwc_compiler.recipe.options import LowerOptions
 from lwc_compiler.runtime.session import Session, open_lowered
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from typing import Any
 import click
 
 import lwc_compiler as lwc
-from lwc_compiler.cli_artifacts import bench, inspect, run, targets
-from lwc_compiler.cli_completion import completion
-from lwc_compiler.cli_estimate import estimate
-from lwc_compiler.cli_output import print_json, print_rich, print_table, show_artifact, show_packed
-from lwc_compiler.cli_parts import (
+from lwc_compiler.commands.artifacts import bench, inspect, run, targets
+from lwc_compiler.commands.completion import completion
+from lwc_compiler.commands.estimate import estimate
+from lwc_compiler.commands.output import print_json, print_rich, print_table, show_artifact, show_packed
+from lwc_compiler.commands.parts import (
     DATA,
     PATH,
     Group,
@@ -35,9 +35,9 @@ from lwc_compiler.cli_parts import (
     val_data_option,
     workdir_option,
 )
-from lwc_compiler.cli_progress import scan_progress, training_progress
-from lwc_compiler.cli_recipe import build, gate, recipe_group
-from lwc_compiler.cli_report import refusals_as_sarif, report
+from lwc_compiler.commands.progress import scan_progress, training_progress
+from lwc_compiler.commands.recipe import build, gate, recipe_group
+from lwc_compiler.commands.report import refusals_as_sarif, report
 
 DEFECT = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 128 + signal.SIGINT
@@ -114,7 +114,7 @@ def compile_command(
     the model is pruned and lowered, and its accuracy is not measured. Without pruning options the zeros that it already
     has are used.
     """
-    from lwc_compiler.cli_options import whole_recipe
+    from lwc_compiler.commands.options import whole_recipe
 
     what = whole_recipe(recipe, train_data, val_data, options, allow_code=allow_code, deterministic=deterministic)
     directory = output or Path(f"{model.stem}.lwc")
@@ -143,7 +143,7 @@ cli.add_command(recipe_group)
 @json_option
 def prune(model: Path, output: Path, data: str | None, force: bool, as_json: bool, **options: Any) -> None:
     """Sets the smallest weights of MODEL to zero."""
-    from lwc_compiler.cli_options import part_of
+    from lwc_compiler.commands.options import part_of
 
     chosen = part_of(options, "prune")
     _check_file(output, force)
@@ -186,7 +186,7 @@ def sensitivity(
 
     Nothing is retrained. With a budget, it suggests the densities that meet it with the least loss.
     """
-    from lwc_compiler.cli_options import part_of
+    from lwc_compiler.commands.options import part_of
     from lwc_compiler.model import load_model
     from lwc_compiler.passes.normalize import normalize
     from lwc_compiler.passes.sensitivity import suggest
@@ -253,7 +253,7 @@ def retrain(
     **options: Any,
 ) -> None:
     """Trains the weights of MODEL that are not zero."""
-    from lwc_compiler.cli_options import part_of
+    from lwc_compiler.commands.options import part_of
 
     chosen = part_of(options, "retrain")
     _check_file(output, force)
@@ -281,7 +281,7 @@ def iterate(
     **options: Any,
 ) -> None:
     """Prunes and retrains MODEL in rounds, as far as its accuracy holds."""
-    from lwc_compiler.cli_options import part_of
+    from lwc_compiler.commands.options import part_of
 
     goal, training, rounds = (part_of(options, part) for part in ("prune", "retrain", "iterate"))
     _check_file(output, force)
@@ -324,7 +324,7 @@ def lower(model: Path, output: Path | None, sarif: Path | None, force: bool, as_
 
     The code is checked against ONNX Runtime.
     """
-    from lwc_compiler.cli_options import part_of
+    from lwc_compiler.commands.options import part_of
 
     with refusals_as_sarif(sarif, model, force=force):
         artifact = lwc.lower(model, output or Path(f"{model.stem}.lwc"), part_of(options, "lower"), force=force)
@@ -342,7 +342,7 @@ def pack(model: Path, output: Path | None, force: bool, as_json: bool, **options
     It holds the weights that are not zero with relative indices, and `unpack` makes the ONNX file of it again. The
     table shows what takes how many bytes.
     """
-    from lwc_compiler.cli_options import part_of
+    from lwc_compiler.commands.options import part_of
     from lwc_compiler.packing import sizes_of
 
     chosen = part_of(options, "pack")
@@ -430,7 +430,7 @@ def reproduce(
 
         found = imagenet.summary(imagenet.reproduce_untrained(network, folder))
     else:
-        from lwc_compiler.cache import cache_folder
+        from lwc_compiler.cache.folder import cache_folder
         from lwc_compiler.reproduce.results import summary
         from lwc_compiler.reproduce.run import lenet_experiment, run
 

@@ -17,8 +17,8 @@ from lwc_compiler.errors import (
 )
 
 if TYPE_CHECKING:
-    from lwc_compiler.build_recipe import GateOptions, TargetGates
     from lwc_compiler.figures import Figures, Quality, TargetFigures
+    from lwc_compiler.recipe.build import GateOptions, TargetGates
 
 Kind: TypeAlias = Literal["accuracy", "agreement", "size", "speed", "regression"]
 Verdict: TypeAlias = Literal["passed", "failed", "warned", "skipped"]

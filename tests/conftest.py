@@ -12,7 +12,7 @@ from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.codegen.result import LayerDecision, Lowered, ProgramInfo, StepInfo, TensorSpec
 from lwc_compiler.kernels.kernel import Trial
 from lwc_compiler.model import Model
-from lwc_compiler.recipe import Recipe
+from lwc_compiler.recipe.options import Recipe
 from lwc_compiler.report.document import Report
 from lwc_compiler.runtime.artifact import Verification, write_artifact
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lwc_compiler.recipe_file import tomllib
+from lwc_compiler.recipe.file import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = 'model = "mlp.onnx"\n[prune]\nsparsity = 0.5\n[lower]\ntarget = "c"\n'

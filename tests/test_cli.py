@@ -14,12 +14,12 @@ import pytest
 from onnx import numpy_helper
 
 from lwc_compiler import cli as module
-from lwc_compiler import cli_options
 from lwc_compiler.cli import cli
-from lwc_compiler.cli_options import HELP, recipe_options
-from lwc_compiler.cli_progress import training_progress
+from lwc_compiler.commands import options as cli_options
+from lwc_compiler.commands.options import HELP, recipe_options
+from lwc_compiler.commands.progress import training_progress
 from lwc_compiler.demo import DemoResult
-from lwc_compiler.recipe import (
+from lwc_compiler.recipe.options import (
     EstimateOptions,
     IterateOptions,
     LowerOptions,

@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 
-from lwc_compiler.build_recipe import GateOptions, TargetGates
 from lwc_compiler.errors import AccuracyGateError, GateError, SpeedGateError
 from lwc_compiler.figures import Figures, Quality, Speed, TargetFigures
 from lwc_compiler.gates import GateResult, judge, raise_failed
+from lwc_compiler.recipe.build import GateOptions, TargetGates
 
 QUALITY = Quality("accuracy", value=0.97, dense=0.98, disagreement=0.02, samples=1000, data="val.npz")
 SPEED = Speed(2.0, 0.1, 3.0, 0.2, "ONNX Runtime", "a processor", 1)

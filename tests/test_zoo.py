@@ -5,7 +5,7 @@ import pytest
 from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.passes.prune import prune
-from lwc_compiler.recipe import LowerOptions, PruneOptions
+from lwc_compiler.recipe.options import LowerOptions, PruneOptions
 from lwc_compiler.runtime.verify import TOLERANCE, verify
 from tests import zoo
 

@@ -31,7 +31,7 @@ from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Plan, Scratch
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import lower
-from lwc_compiler.recipe import LowerOptions
+from lwc_compiler.recipe.options import LowerOptions
 from lwc_compiler.runtime.reference import reference_session
 from lwc_compiler.runtime.verify import tolerance_of
 from lwc_compiler.targets import find_target

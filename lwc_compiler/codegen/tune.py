@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tvm_ffi
 
-from lwc_compiler.cache import cache_folder
+from lwc_compiler.cache.folder import cache_folder
+from lwc_compiler.cache.locks import locked
 from lwc_compiler.codegen.kernel_build import compile_kernels
 from lwc_compiler.codegen.link import Compiler, link_library
 from lwc_compiler.kernels.choice import explain, formats_best, predicted
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, Input, Output, Trial
-from lwc_compiler.locks import locked
 from lwc_compiler.targets import host_cpu
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lwc_compiler.packing.codebook import share_weights
 from lwc_compiler.packing.container import pack, save_packed, sizes_of, unpack
 from lwc_compiler.packing.sizes import PackedSizes, TensorSize
-from lwc_compiler.recipe import PackOptions
+from lwc_compiler.recipe.options import PackOptions
 
 __all__ = [
     "PackOptions",

@@ -23,7 +23,7 @@ from lwc_compiler.packing.rounding import round_weights
 from lwc_compiler.packing.sizes import PackedSizes, TensorSize
 from lwc_compiler.packing.skeleton import announced, fill, put_back, take_apart, tensors_of, with_notes
 from lwc_compiler.packing.tensor_codec import decode_tensor, encode_tensor
-from lwc_compiler.recipe import PackOptions
+from lwc_compiler.recipe.options import PackOptions
 
 MAGIC = b"LWCP"
 VERSION = 1

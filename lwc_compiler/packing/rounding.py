@@ -11,7 +11,7 @@ from onnx import ModelProto, numpy_helper
 from lwc_compiler.model import Model
 from lwc_compiler.packing.codebook import share_weights
 from lwc_compiler.passes.sites import Site, constant_tensors, find_sites
-from lwc_compiler.recipe import PackOptions
+from lwc_compiler.recipe.options import PackOptions
 
 
 def round_weights(model: Model, options: PackOptions) -> Model:

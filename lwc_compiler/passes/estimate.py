@@ -25,7 +25,7 @@ from lwc_compiler.passes.lower import assemble_parts, check_for_device, lower_pa
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.prune import kept_sites
 from lwc_compiler.passes.sites import SITE_OPERATORS, constant_tensors, find_sites
-from lwc_compiler.recipe import EstimateOptions, LowerOptions, PruneOptions
+from lwc_compiler.recipe.options import EstimateOptions, LowerOptions, PruneOptions
 from lwc_compiler.report.estimates import Estimate, LayerEstimate, Point
 from lwc_compiler.sparsity.draw import random_weights
 from lwc_compiler.sparsity.masks import erdos_renyi_kernel, parse_structure

@@ -19,7 +19,7 @@ from lwc_compiler.model import Model
 from lwc_compiler.passes.compact import prune_dead
 from lwc_compiler.passes.retrain import frozen_weights, retrain
 from lwc_compiler.passes.sites import constant_tensors, find_sites
-from lwc_compiler.recipe import IterateOptions, PruneOptions, RetrainOptions
+from lwc_compiler.recipe.options import IterateOptions, PruneOptions, RetrainOptions
 from lwc_compiler.sparsity.schedule import Densities, between, rounds, target_of
 from lwc_compiler.training.progress import Progress
 from lwc_compiler.training.runtime_check import require_training

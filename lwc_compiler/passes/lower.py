@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lwc_compiler.codegen.batch import Part
     from lwc_compiler.codegen.program import Stage
     from lwc_compiler.model import Model
-    from lwc_compiler.recipe import LowerOptions
+    from lwc_compiler.recipe.options import LowerOptions
     from lwc_compiler.targets.target import Target
 
 _TUNE = 6

@@ -21,7 +21,7 @@ from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.reuse import Reuse
 from lwc_compiler.passes.sites import constant_tensors, find_sites
 from lwc_compiler.passes.stored_weights import with_stored_weights
-from lwc_compiler.recipe import (
+from lwc_compiler.recipe.options import (
     IterateOptions,
     LowerOptions,
     PruneOptions,

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from lwc_compiler.errors import ModelError, OptionError
 from lwc_compiler.model import Model
 from lwc_compiler.passes.sites import SITE_OPERATORS, Site, constant_tensors, find_sites
-from lwc_compiler.recipe import PruneOptions
+from lwc_compiler.recipe.options import PruneOptions
 from lwc_compiler.sparsity.allocation import Curve, quality_factors
 from lwc_compiler.sparsity.masks import Layer, choose_masks
 

@@ -15,7 +15,7 @@ from lwc_compiler.errors import ModelError, OptionError, TrainingError
 from lwc_compiler.model import Model
 from lwc_compiler.passes.dropout import dropout_ratios
 from lwc_compiler.passes.sites import constant_tensors, find_sites, node_label
-from lwc_compiler.recipe import PruneOptions, RetrainOptions, build
+from lwc_compiler.recipe.options import PruneOptions, RetrainOptions, build
 from lwc_compiler.sparsity.masks import parse_structure
 from lwc_compiler.training.progress import Progress
 from lwc_compiler.training.runtime_check import require_training

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lwc_compiler.cache.keys import artifact_key, model_key, unknown_input
+from lwc_compiler.cache.results import entry
 from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.model import Model, load_model, save_model
 from lwc_compiler.passes.lower import measured_candidates
-from lwc_compiler.recipe import Recipe
-from lwc_compiler.result_cache import entry
-from lwc_compiler.result_key import artifact_key, model_key, unknown_input
+from lwc_compiler.recipe.options import Recipe
 from lwc_compiler.runtime.artifact import Artifact, copy_artifact
 from lwc_compiler.targets import host_cpu
 from lwc_compiler.targets.target import Target

@@ -26,7 +26,7 @@ from lwc_compiler.errors import ArtifactError, ModelError, TrainingError
 from lwc_compiler.model import Model
 from lwc_compiler.passes.calibration import Norms, input_norms, open_sample
 from lwc_compiler.passes.sites import constant_tensors, find_sites
-from lwc_compiler.recipe import PruneOptions, RetrainOptions, SensitivityOptions
+from lwc_compiler.recipe.options import PruneOptions, RetrainOptions, SensitivityOptions
 from lwc_compiler.report.table import layer_report
 from lwc_compiler.sparsity.allocation import Budget, quality_factors
 from lwc_compiler.sparsity.curves import Point, Sensitivity, SiteCurve, Suggestion

@@ -19,7 +19,7 @@ from pathlib import Path
 import lwc_compiler as lwc
 from lwc_compiler.errors import OptionError
 from lwc_compiler.model import Model
-from lwc_compiler.recipe import PruneOptions, RetrainOptions
+from lwc_compiler.recipe.options import PruneOptions, RetrainOptions
 from lwc_compiler.reproduce.datasets import Files, prepare
 from lwc_compiler.reproduce.draw import draw
 from lwc_compiler.reproduce.measure import count, error_of, trained_network

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lwc_compiler.recipe import IterateOptions, PruneOptions, RetrainOptions
+from lwc_compiler.recipe.options import IterateOptions, PruneOptions, RetrainOptions
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
 
+from lwc_compiler.cache.locks import locked
 from lwc_compiler.codegen.result import LayerDecision, ProgramInfo, TensorSpec
 from lwc_compiler.codegen.stack import StackUse
 from lwc_compiler.errors import ArtifactError
-from lwc_compiler.locks import locked
-from lwc_compiler.recipe import Recipe
+from lwc_compiler.recipe.options import Recipe
 from lwc_compiler.targets import find_target
 from lwc_compiler.version import __version__
 

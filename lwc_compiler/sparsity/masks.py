@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwc_compiler.errors import OptionError
-from lwc_compiler.recipe import PruneOptions
+from lwc_compiler.recipe.options import PruneOptions
 from lwc_compiler.sparsity.allocation import Budget, Curve, allocate
 
 Mask = NDArray[np.bool_]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lwc_compiler.errors import OptionError
-from lwc_compiler.recipe import IterateOptions, PruneOptions
+from lwc_compiler.recipe.options import IterateOptions, PruneOptions
 from lwc_compiler.sparsity.masks import parse_structure
 
 

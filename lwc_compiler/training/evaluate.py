@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from lwc_compiler.errors import DataError
 from lwc_compiler.model import convert_opset
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe.options import RetrainOptions
 from lwc_compiler.training.batching import computes_the_same, fixed_batch, input_specs, with_open_batch
 from lwc_compiler.training.data import Batch, LabelSpec, Source, open_source
 from lwc_compiler.training.graph import OPSET, TrainingGraph

@@ -12,7 +12,7 @@ import numpy as np
 
 from lwc_compiler.errors import TrainingError
 from lwc_compiler.model import Model, load_model, write_proto
-from lwc_compiler.recipe import PruneOptions, RetrainOptions
+from lwc_compiler.recipe.options import PruneOptions, RetrainOptions
 from lwc_compiler.training.checkpoint import load_checkpoint
 from lwc_compiler.training.loop import Job
 from lwc_compiler.training.masking import Pruning

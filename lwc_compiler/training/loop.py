@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lwc_compiler.errors import DataError, TrainingError
 from lwc_compiler.passes.sites import find_sites
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe.options import RetrainOptions
 from lwc_compiler.training.checkpoint import Groups, load_checkpoint, save_checkpoint
 from lwc_compiler.training.data import Batch, LabelSpec, Source, load_function
 from lwc_compiler.training.dropout import insert_dropout

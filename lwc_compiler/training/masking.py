@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from lwc_compiler.errors import OptionError
 from lwc_compiler.passes.sites import Site
-from lwc_compiler.recipe import PruneOptions, RetrainOptions
+from lwc_compiler.recipe.options import PruneOptions, RetrainOptions
 from lwc_compiler.sparsity.masks import Layer, choose_masks
 from lwc_compiler.sparsity.schedule import Densities, cubic, partial
 

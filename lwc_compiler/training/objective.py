@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 
 from lwc_compiler.errors import DataError, OptionError
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe.options import RetrainOptions
 from lwc_compiler.training.data import Batch, LabelSpec
 from lwc_compiler.training.graph import TrainingGraph
 from lwc_compiler.training.losses import Head, Kind, LossBuilder, check_heads, class_axis, find_head, squeezed

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe.options import RetrainOptions
 
 Array = NDArray[np.float32]
 Arrays = dict[str, Array]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lwc_compiler.errors import DataError, UnsupportedError
 from lwc_compiler.figures import Quality
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe.options import RetrainOptions
 from lwc_compiler.training.batching import fixed_batch, input_specs
 from lwc_compiler.training.data import open_source
 from lwc_compiler.training.evaluate import Evaluator, Score, open_data
@@ -41,7 +41,7 @@ class Judge:
             train_data: see `lwc_compiler.training.data`.
             val_data: the same; None: the last tenth of `train_data`. One of both is there.
             options: batch size, loss and threads are read.
-            metric: see `lwc_compiler.build_recipe.BuildRecipe`.
+            metric: see `lwc_compiler.recipe.build.BuildRecipe`.
             disagreement: measure that, too.
 
         Raises:

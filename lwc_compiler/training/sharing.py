@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from lwc_compiler.passes.sites import find_sites
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe.options import RetrainOptions
 
 Arrays = dict[str, NDArray[np.float32]]
 

@@ -19,7 +19,7 @@ from lwc_compiler.codegen.footprint import footprint
 from lwc_compiler.codegen.link import compile_objects
 from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import lower
-from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe
+from lwc_compiler.recipe.options import LowerOptions, PruneOptions, Recipe
 
 STRICT = ("-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")
 C99, C11 = ("-std=c99",), ("-std=c11", "-D_POSIX_C_SOURCE=200809L")

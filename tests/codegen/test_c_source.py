@@ -16,7 +16,7 @@ from lwc_compiler.codegen.c_source import print_kernels
 from lwc_compiler.errors import TargetError
 from lwc_compiler.kernels.builder import KernelBuilder, splat
 from lwc_compiler.model import Model
-from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe
+from lwc_compiler.recipe.options import LowerOptions, PruneOptions, Recipe
 from lwc_compiler.runtime.artifact import read_artifact
 
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror")

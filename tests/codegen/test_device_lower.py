@@ -22,7 +22,7 @@ from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import _specs, lower
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.prune import prune
-from lwc_compiler.recipe import LowerOptions, PruneOptions
+from lwc_compiler.recipe.options import LowerOptions, PruneOptions
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.verify import TOLERANCE, relative_error
 from lwc_compiler.targets import cuda, find_target

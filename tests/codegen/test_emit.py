@@ -10,7 +10,7 @@ import lwc_compiler
 from lwc_compiler.errors import ArtifactError
 from lwc_compiler.model import load_model
 from lwc_compiler.passes.lower import lower
-from lwc_compiler.recipe import LowerOptions, Recipe
+from lwc_compiler.recipe.options import LowerOptions, Recipe
 from lwc_compiler.runtime.session import open_lowered
 
 NULL, MISALIGNED, OTHER = 1, 2, 4

@@ -15,7 +15,7 @@ from lwc_compiler.model import Model, working_copy
 from lwc_compiler.passes.layouts import reorder_axes
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.passes.normalize import normalize
-from lwc_compiler.recipe import LowerOptions
+from lwc_compiler.recipe.options import LowerOptions
 from lwc_compiler.runtime.session import Session
 from lwc_compiler.targets import find_target, missing_features
 

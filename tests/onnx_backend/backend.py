@@ -17,7 +17,7 @@ from onnx.backend.base import Backend, BackendRep
 
 from lwc_compiler.backend import PreparedModel, supports_device
 from lwc_compiler.model import Model
-from lwc_compiler.recipe import LowerOptions
+from lwc_compiler.recipe.options import LowerOptions
 from tests.onnx_backend.cases import Array, Case, bind, collect, fingerprint, load_cases
 from tests.onnx_backend.exclusions import reason
 

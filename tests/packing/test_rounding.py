@@ -4,7 +4,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lwc_compiler.model import Model
 from lwc_compiler.packing.rounding import round_weights
-from lwc_compiler.recipe import PackOptions
+from lwc_compiler.recipe.options import PackOptions
 
 
 def network(**weights):

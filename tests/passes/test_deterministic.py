@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lwc_compiler.recipe import LowerOptions, PruneOptions, Recipe, RetrainOptions
+from lwc_compiler.recipe.options import LowerOptions, PruneOptions, Recipe, RetrainOptions
 
 ROUNDS = ("--sparsity", "0.8", "--prune-first", "--rounds", "1", "--epochs", "1", "--deterministic", "--no-cache")
 

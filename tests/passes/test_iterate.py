@@ -17,7 +17,7 @@ from lwc_compiler.passes.iterate import iterate
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.sites import find_sites
-from lwc_compiler.recipe import IterateOptions, PruneOptions, Recipe, RetrainOptions
+from lwc_compiler.recipe.options import IterateOptions, PruneOptions, Recipe, RetrainOptions
 from lwc_compiler.runtime.reference import reference_session
 from lwc_compiler.training import child
 from lwc_compiler.training.job import read_job

@@ -10,7 +10,7 @@ from lwc_compiler.errors import ModelError, OptionError
 from lwc_compiler.model import Model
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.sites import constant_tensors, find_sites
-from lwc_compiler.recipe import PruneOptions
+from lwc_compiler.recipe.options import PruneOptions
 
 CNN = """agraph (float[N, 3, 16, 16] x) => (float[N, 10] out) {
     [stem] a = Conv <kernel_shape=[3, 3]> (x, stem_w, stem_b)

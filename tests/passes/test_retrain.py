@@ -14,7 +14,7 @@ from lwc_compiler.model import Model
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.retrain import current_pruning, retrain
 from lwc_compiler.passes.sites import find_sites
-from lwc_compiler.recipe import PruneOptions, RetrainOptions
+from lwc_compiler.recipe.options import PruneOptions, RetrainOptions
 from lwc_compiler.training.job import read_job
 from lwc_compiler.training.loop import train
 

@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 
-from lwc_compiler import cache
+from lwc_compiler.cache import folder as cache
 from lwc_compiler.model import load_model
 from lwc_compiler.passes.reuse import Reuse
-from lwc_compiler.recipe import Recipe
+from lwc_compiler.recipe.options import Recipe
 from lwc_compiler.runtime.artifact import Verification
 
 RETRAIN = ("--sparsity", "0.5", "--epochs", "1", "--train-threads", "1")

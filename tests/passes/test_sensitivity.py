@@ -14,7 +14,7 @@ from lwc_compiler.passes.calibration import input_norms
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.sensitivity import LOG, sensitivity, suggest
 from lwc_compiler.passes.sites import constant_tensors, find_sites
-from lwc_compiler.recipe import PruneOptions, SensitivityOptions
+from lwc_compiler.recipe.options import PruneOptions, SensitivityOptions
 from lwc_compiler.sparsity.allocation import Budget, quality_factors
 from lwc_compiler.training.evaluate import Evaluator
 from tests.passes.graphs import model, run

@@ -11,7 +11,7 @@ from lwc_compiler.kernels.weight_types import WeightType
 from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import check_weight_type
 from lwc_compiler.passes.stored_weights import with_stored_weights
-from lwc_compiler.recipe import LowerOptions, Recipe
+from lwc_compiler.recipe.options import LowerOptions, Recipe
 from lwc_compiler.targets import all_targets
 
 GENERATOR = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from lwc_compiler.gates import GateResult
 from lwc_compiler.kernels.kernel import Trial
 from lwc_compiler.model import Model
 from lwc_compiler.passes.prune import prune
-from lwc_compiler.recipe import PruneOptions
+from lwc_compiler.recipe.options import PruneOptions
 from lwc_compiler.report.document import LayerRow, Report
 from lwc_compiler.runtime.artifact import Verification
 from lwc_compiler.runtime.layer_times import LayerTime

@@ -7,7 +7,7 @@ from onnx import numpy_helper
 from lwc_compiler.errors import ArtifactError, ModelError
 from lwc_compiler.model import load_model
 from lwc_compiler.passes.prune import prune
-from lwc_compiler.recipe import PruneOptions
+from lwc_compiler.recipe.options import PruneOptions
 from lwc_compiler.report import write as module
 from lwc_compiler.report.plots import files
 from lwc_compiler.report.table import Activations

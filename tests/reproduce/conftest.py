@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lwc_compiler.demo import load_digits
-from lwc_compiler.recipe import IterateOptions, PruneOptions, RetrainOptions
+from lwc_compiler.recipe.options import IterateOptions, PruneOptions, RetrainOptions
 from lwc_compiler.reproduce.datasets import Files
 from lwc_compiler.reproduce.networks import lenet_300_100
 from lwc_compiler.reproduce.run import Experiment

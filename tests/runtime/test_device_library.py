@@ -16,7 +16,7 @@ import lwc_compiler as lwc
 from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.passes.lower import lower
-from lwc_compiler.recipe import LowerOptions
+from lwc_compiler.recipe.options import LowerOptions
 from lwc_compiler.targets import find_target
 
 # Calls the library as a C program would, with what the test says in `script`.

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lwc_compiler.errors import OptionError
-from lwc_compiler.recipe import PruneOptions
+from lwc_compiler.recipe.options import PruneOptions
 from lwc_compiler.sparsity import allocation
 from lwc_compiler.sparsity.allocation import Budget, Curve, allocate, quality_factors
 from lwc_compiler.sparsity.formats import RelativeIndex

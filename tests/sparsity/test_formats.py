@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lwc_compiler.errors import ArtifactError
-from lwc_compiler.recipe import PruneOptions
+from lwc_compiler.recipe.options import PruneOptions
 from lwc_compiler.sparsity.formats import BlockCsr, Dense, NofM, Packed, RelativeIndex, gaps_between, places_after
 from lwc_compiler.sparsity.masks import Layer, choose_masks
 

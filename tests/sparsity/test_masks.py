@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from lwc_compiler.errors import OptionError
-from lwc_compiler.recipe import PruneOptions
+from lwc_compiler.recipe.options import PruneOptions
 from lwc_compiler.sparsity.allocation import Curve
 from lwc_compiler.sparsity.masks import Layer, Structure, choose_masks, erdos_renyi_kernel, parse_structure
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lwc_compiler.errors import OptionError
-from lwc_compiler.recipe import IterateOptions, PruneOptions
+from lwc_compiler.recipe.options import IterateOptions, PruneOptions
 from lwc_compiler.sparsity.schedule import Densities, between, cubic, partial, rounds, target_of
 
 UNIFORM = PruneOptions(sparsity=0.936)

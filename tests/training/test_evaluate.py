@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lwc_compiler.errors import DataError
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe.options import RetrainOptions
 from lwc_compiler.training.batching import input_specs
 from lwc_compiler.training.data import ArraySource
 from lwc_compiler.training.evaluate import Evaluator, Score, open_data

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from lwc_compiler.errors import DataError, ModelError, TrainingError, UnsupportedError
-from lwc_compiler.recipe import PruneOptions, RetrainOptions
+from lwc_compiler.recipe.options import PruneOptions, RetrainOptions
 from lwc_compiler.training import loop
 from lwc_compiler.training.batching import input_specs
 from lwc_compiler.training.data import ArraySource

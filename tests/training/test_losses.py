@@ -5,7 +5,7 @@ import pytest
 from onnx import TensorProto
 
 from lwc_compiler.errors import DataError, OptionError, UnsupportedError
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe.options import RetrainOptions
 from lwc_compiler.training.data import Batch, describe_labels
 from lwc_compiler.training.graph import TrainingGraph
 from lwc_compiler.training.losses import PER_SAMPLE, Head, find_head

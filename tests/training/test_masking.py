@@ -10,7 +10,7 @@ from lwc_compiler.errors import OptionError
 from lwc_compiler.model import Model
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.passes.sites import find_sites
-from lwc_compiler.recipe import PruneOptions, RetrainOptions
+from lwc_compiler.recipe.options import PruneOptions, RetrainOptions
 from lwc_compiler.sparsity.masks import parse_structure
 from lwc_compiler.training.batching import input_specs
 from lwc_compiler.training.data import ArraySource

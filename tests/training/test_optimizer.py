@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe.options import RetrainOptions
 from lwc_compiler.training.optimizer import OPTIMIZERS, AdamW, learning_rate
 
 STEPS = 25

@@ -4,7 +4,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from lwc_compiler.errors import DataError, UnsupportedError
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe.options import RetrainOptions
 from lwc_compiler.training.quality import Judge
 
 OPTIONS = RetrainOptions(batch_size=32, threads=1)

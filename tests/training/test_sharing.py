@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from lwc_compiler.recipe import RetrainOptions
+from lwc_compiler.recipe.options import RetrainOptions
 from lwc_compiler.training.batching import input_specs
 from lwc_compiler.training.data import ArraySource
 from lwc_compiler.training.loop import Job, Trainer

@@ -1,0 +1,1 @@
+"""What is kept between runs: the folder, finished results and what they depend on, locks."""

@@ -1,0 +1,1 @@
+"""The commands of `lwc`, and what they share."""
