@@ -34,7 +34,13 @@ NARROW = [
 
 
 def forced(
-    weight: np.ndarray, geometry: ConvGeometry, epilogue: Epilogue, fmt: str, number: int, target, flat: bool
+    weight: np.ndarray,
+    geometry: ConvGeometry,
+    epilogue: Epilogue,
+    fmt: str,
+    number: int,
+    target,
+    flat: bool = False,
 ) -> Plan:
     """A tiling picked at random from all that the cost model weighs, or from those whose rows follow each other."""
     problem = canonical(geometry)
