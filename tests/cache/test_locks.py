@@ -51,7 +51,9 @@ def test_a_killed_holder_holds_nobody_up(holder, tmp_path, caplog):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wait_ends_with_ctrl_c(holder, tmp_path):
+def test_a_wait_ends_with_ctrl_c(holder, tmp_path, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     alarm = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     alarm.start()
     with pytest.raises(KeyboardInterrupt), locked(tmp_path / "lock", "tests"):
