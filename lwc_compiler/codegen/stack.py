@@ -47,7 +47,8 @@ class _Function:
 def stack_use(archive: bytes, name: str) -> StackUse | None:
     """The stack of function `name` of a static library for Thumb-2 or RV32.
 
-    None where there is no bound: recursion, or a frame whose size is not in the code.
+    None where there is no bound: recursion, or a frame whose size is not in the code; and where the library holds no
+    machine code, but WebAssembly.
     """
     from elftools.elf.elffile import ELFFile
 
@@ -55,6 +56,8 @@ def stack_use(archive: bytes, name: str) -> StackUse | None:
     taken: set[str] = set()
     for number, contents in enumerate(members(archive)):
         _read_object(ELFFile(io.BytesIO(contents)), number, functions, taken)
+    if name not in functions:
+        return None
     depths: dict[str, int | None] = {}
 
     def depth(function: str) -> int | None:

@@ -49,10 +49,12 @@ def test_more_zeros_never_take_more(target: str) -> None:
         for less, more in itertools.pairwise(points):
             assert more.flops < less.flops
             assert more.density < less.density
-            assert more.file_bytes <= less.file_bytes
-            assert more.ram_bytes <= 1.02 * less.ram_bytes
             assert more.file_bytes > 0
-        if target != "host":  # nothing is measured: no noise
+        assert points[-1].file_bytes < points[0].file_bytes
+        if target != "host":  # nothing is measured: no noise in what kernels are chosen, which decides on the bytes
+            for less, more in itertools.pairwise(points):
+                assert more.file_bytes <= less.file_bytes
+                assert more.ram_bytes <= 1.02 * less.ram_bytes
             times = [point.cycles for point in points]
             assert times == sorted(times, reverse=True)
 
