@@ -74,7 +74,7 @@ def entry(key: str) -> Iterator[Entry]:
     """The entry of the result with this key; waits while another process makes it.
 
     Args:
-        key: a hash, as `result_key` makes it.
+        key: a hash, as `cache.keys` makes it.
     """
     folder = cache_folder() / "results"
     with ExitStack() as stack:

@@ -6,9 +6,9 @@ multiply-adds into registers. Single non-zeros (`csr`) are lists of one row; r x
 is the list of all taps, shared by all rows.
 
 The tile's input is copied into the thread's scratch memory first, `channels` input channels at a time: with zeros for
-the padding, split by stride, each row of pixels at a 64-byte boundary. So every offset is a constant of the layer,
-whatever the padding, stride and dilation are, and every load hits the level-1 cache. Between blocks of channels the
-sums wait in the scratch memory too.
+the padding, split by stride, each row of pixels at a 64-byte boundary, or, where lanes of narrow rows would be empty,
+one row behind the other (`Tiling.flat`). So every offset is a constant of the layer, whatever the padding, stride and
+dilation are, and every load hits the level-1 cache. Between blocks of channels the sums wait in the scratch memory too.
 
 Where memory is short, a layer without padding is computed `in_place`: offsets are then those in the whole input, and
 nothing is copied.

@@ -26,7 +26,7 @@ class Reuse:
     """The results of one model and recipe in the cache.
 
     Attributes:
-        key: of the pruned and retrained model, see `result_key.model_key`; None: nothing is reused, nothing kept.
+        key: of the pruned and retrained model, see `cache.keys.model_key`; None: nothing is reused, nothing kept.
     """
 
     key: str | None
