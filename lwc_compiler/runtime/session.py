@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from lwc_compiler.codegen.result import Lowered, TensorSpec
+    from lwc_compiler.runtime.artifact import Manifest
 
 ALIGNMENT_BYTES = 64
 _addressof, _from_buffer = ctypes.addressof, ctypes.c_char.from_buffer
@@ -56,20 +57,8 @@ def open_session(artifact: Artifact, threads: int | None = None) -> Session:
             f"{artifact.directory} is for {manifest.target} ({other}), which this machine is not: run it there, or by "
             "--via qemu or --via ssh://USER@HOST"
         )
-    if target.gpu is not None:
-        from lwc_compiler.runtime.device_session import DeviceSession
-
-        threads = manifest.threads if threads is None else threads
-        return DeviceSession(artifact.library, manifest.symbol, manifest.inputs, manifest.outputs, threads)
-    return Session(
-        artifact.library,
-        manifest.symbol,
-        manifest.inputs,
-        manifest.outputs,
-        manifest.threads if threads is None else threads,
-        manifest.target,
-        artifact.weights,
-    )
+    threads = manifest.threads if threads is None else threads
+    return _session(artifact.library, manifest, threads, artifact.weights)
 
 
 def open_lowered(lowered: Lowered, threads: int) -> Session:
@@ -78,15 +67,20 @@ def open_lowered(lowered: Lowered, threads: int) -> Session:
     with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
         library = Path(folder) / find_target(lowered.target).library_file(lowered.name)
         library.write_bytes(lowered.library)
-        if find_target(lowered.target).gpu is not None:
-            from lwc_compiler.runtime.device_session import DeviceSession
-
-            return DeviceSession(library, lowered.symbol, lowered.inputs, lowered.outputs, threads)
         weights = None
         if lowered.weights is not None:
             weights = Path(folder) / f"{lowered.name}.weights"
             weights.write_bytes(lowered.weights)
-        return Session(library, lowered.symbol, lowered.inputs, lowered.outputs, threads, lowered.target, weights)
+        return _session(library, lowered, threads, weights)
+
+
+def _session(library: Path, network: Manifest | Lowered, threads: int, weights: Path | None) -> Session:
+    """A session of a library, which `network` describes, for processors or a GPU."""
+    if find_target(network.target).gpu is not None:
+        from lwc_compiler.runtime.device_session import DeviceSession
+
+        return DeviceSession(library, network.symbol, network.inputs, network.outputs, threads)
+    return Session(library, network.symbol, network.inputs, network.outputs, threads, network.target, weights)
 
 
 class Session(Network):
