@@ -336,6 +336,15 @@ def test_the_best_code_for_a_gpu(play, lowered) -> None:
     assert said == [[False, 5]]
 
 
+def printed(script: str, driver: Path, library: Path, folder: Path) -> list[str]:
+    """The lines that a Python program prints, which gets the library and finds the driver; its log is in `folder`."""
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "FAKE_LOG": str(folder / "log")}
+    command = [sys.executable, "-c", script, str(library)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 def test_session(lowered, driver, library, tmp_path) -> None:
     """From Python: the same errors in sentences, and arrays in and out."""
     script = (
@@ -358,11 +367,7 @@ def test_session(lowered, driver, library, tmp_path) -> None:
         "try: session()\n"
         "except TargetError as error: print(error)\n"
     )
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "FAKE_LOG": str(tmp_path / "log")}
-    command = [sys.executable, "-c", script, str(library)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    assert printed(script, driver, library, tmp_path) == [
         "cuda",
         "(3,)",
         f"ArtifactError the library failed: {LOST} (code 1700)",
@@ -401,11 +406,7 @@ def test_arrays_on_the_gpu_from_python(driver, library, tmp_path) -> None:
         "        except (ArtifactError, DataError) as error: print(error)\n"
         "    driver.cuMemFree_v2(memory)\n"
     )
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(driver), "FAKE_LOG": str(tmp_path / "log")}
-    command = [sys.executable, "-c", script, str(library)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    assert printed(script, driver, library, tmp_path) == [
         "the library failed: a pointer is not to memory of the GPU (code 8)",
         "the inputs are ['x']: ['x'] is missing or unknown",
         "the inputs are ['x']: ['z'] is missing or unknown",
