@@ -12,6 +12,7 @@
 #include <string.h>
 #include <ucontext.h>
 #include <algorithm>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -38,7 +39,8 @@ static uint3 threadIdx, blockIdx;
 namespace emulator {
 enum { WARP = 32, MOST = 1024, STACK = 1 << 16 };
 enum Wait { NOTHING, FOR_WARP, FOR_BLOCK, DONE };
-struct Thread { ucontext_t context; Wait wait; uint3 index; };
+struct Copy { void *to; const void *from; int size, group; };
+struct Thread { ucontext_t context; Wait wait; uint3 index; std::vector<Copy> copies; int groups; };
 static Thread threads[MOST];
 static char stacks[MOST][STACK];
 static ucontext_t scheduler;
@@ -74,6 +76,8 @@ static void run_block(uint3 size, bool backwards) {
     for (int i = 0; i < count; i++) {
         Thread &thread = threads[i];
         thread.wait = NOTHING;
+        thread.copies.clear();
+        thread.groups = 0;
         thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
         getcontext(&thread.context);
         thread.context.uc_stack.ss_sp = stacks[i];
@@ -102,6 +106,23 @@ static void launch(const unsigned *grid, const unsigned *block, bool backwards) 
         blockIdx = {at % grid[0], at / grid[0] % grid[1], at / (grid[0] * grid[1])};
         run_block({block[0], block[1], block[2]}, backwards);
     }
+}
+
+static void start_copy(void *to, const void *from, int exists, int size) {
+    if ((uintptr_t)to % size || (uintptr_t)from % size) { fprintf(stderr, "a copy is not aligned\n"); abort(); }
+    threads[current].copies.push_back({to, exists ? from : NULL, size, threads[current].groups});
+}
+
+/* Those of all groups but the last `pending`. */
+static void make_copies(int pending) {
+    Thread &thread = threads[current];
+    std::vector<Copy> later;
+    for (const Copy &copy : thread.copies) {
+        if (copy.group >= thread.groups - pending) later.push_back(copy);
+        else if (copy.from != NULL) memcpy(copy.to, copy.from, copy.size);
+        else memset(copy.to, 0, copy.size);
+    }
+    thread.copies = later;
 }
 
 static float from_half(uint32_t word, int high) {
@@ -197,6 +218,14 @@ template <typename T> static T __shfl_sync(unsigned, T value, int from, int = 32
     return value;
 }
 static inline unsigned __activemask() { return 0xffffffffu; }
+
+/* Asynchronous copies are made as late as they may be: when a thread waits for their group. */
+static void lwc_copy_4(void *to, const void *from, int exists) { emulator::start_copy(to, from, exists, 4); }
+static void lwc_copy_8(void *to, const void *from, int exists) { emulator::start_copy(to, from, exists, 8); }
+static void lwc_copy_16(void *to, const void *from, int exists) { emulator::start_copy(to, from, exists, 16); }
+static void lwc_commit() { emulator::threads[emulator::current].groups++; }
+static void lwc_wait_0() { emulator::make_copies(0); }
+static void lwc_wait_1() { emulator::make_copies(1); }
 
 static inline float lwc_low_float16(uint word) { return emulator::from_half(word, 0); }
 static inline float lwc_high_float16(uint word) { return emulator::from_half(word, 1); }

@@ -50,7 +50,8 @@ typedef unsigned long long uint64_t;
 
 """
 
-_PRECISION = resources.files("lwc_compiler.codegen").joinpath("precision.cuh")
+_TEXTS = resources.files("lwc_compiler.codegen")
+_CALLED = {"cuda": ("precision.cuh", "copies.cuh"), "opencl": ("copies.cl",)}  # what kernels call by name
 
 _PASSES = tvm.ir.transform.Sequential(
     [
@@ -94,9 +95,9 @@ def compile_device(kernels: Mapping[str, Kernel], language: Literal["cuda", "ope
     if language == "cuda":
         # Two blocks on a multiprocessor will do: with no number, NVIDIA's compiler spills registers to have four.
         text = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 2)", text)
-        called = _PRECISION.read_text(encoding="utf-8") if "lwc_" in text else ""
-        return _CUDA_PROLOGUE + called + text[text.find('extern "C" __global__') :]
-    return text
+        text = text[text.find('extern "C" __global__') :]
+    called = "".join(_TEXTS.joinpath(name).read_text(encoding="utf-8") for name in _CALLED[language])
+    return (_CUDA_PROLOGUE if language == "cuda" else "") + (called if "lwc_" in text else "") + text
 
 
 def check_launches(kernels: Mapping[str, Kernel]) -> None:

@@ -50,6 +50,27 @@ class DeviceBuilder(KernelBuilder):
         )
         return buffer
 
+    def copy(self, to: Expr, at: Expr, from_: Expr, index: Expr, words: int, exists: Expr = True) -> None:
+        """Starts to copy 1, 2 or 4 words of 32 bits from memory to shared memory; zeros where not `exists`.
+
+        They are there after `commit`, `wait`, and, for the other threads, a barrier. Both addresses are multiples of
+        the size.
+        """
+        exists = tirx.const(1, "int32") if exists is True else exists.astype("int32")
+        addresses = self.address_of(to, at), self.address_of(from_, index)
+        self._call(f"lwc_copy_{4 * words}", *addresses, exists)
+
+    def commit(self) -> None:
+        """Ends a group of copies."""
+        self._call("lwc_commit")
+
+    def wait(self, pending: int) -> None:
+        """Waits for all groups of this thread's copies but the last `pending`: 0 or 1."""
+        self._call(f"lwc_wait_{pending}")
+
+    def _call(self, name: str, *arguments: Expr) -> None:
+        self.emit(Evaluate(tirx.call_extern("void", name, *arguments)))
+
     def barrier(self) -> None:
         """Waits for all threads of the block; what they wrote to shared memory can then be read."""
         self.emit(Evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared")))

@@ -38,6 +38,7 @@ _STAGED = 4.0  # accesses that copying an element to shared memory takes: index 
 _INDEX_BYTES = 2
 _FEW_ROWS = 8  # of a product that reads its weights once for all of them
 _TAP_SHARED_BYTES = 24 << 10  # so that a multiprocessor has two blocks or more
+_TAP_CUTS = ((8, 4, 1), (8, 2, 1), (8, 8, 1), (4, 1, 1), (4, 4, 1), (8, 1, 2), (8, 1, 4), (8, 2, 4), (16, 2, 8))
 _MATVEC_CUTS = ((4, 1), (8, 1), (16, 1), (16, 2))  # warps, outputs of each
 _SPLITS = (1, 2, 4, 8, 16)
 # Output channels and pixels of a block, and of a warp.
@@ -152,15 +153,15 @@ def _tap_tiles(geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tu
             rows = pixels * WARP // columns
             if (flat and columns != max(pixels * WARP, columns)) or rows < 1:
                 continue
-            for warps, many in ((8, 4), (8, 2), (8, 8), (4, 1), (4, 4)):
-                if pixels * many > 32 or warps * many >= 2 * outputs + 8:
+            for warps, many, parts in _TAP_CUTS:
+                if pixels * many > 32 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
                     continue
-                one = TapTile(geometry, x_strides, y_strides, 1 if flat else rows, columns, 1, warps, many)
+                one = TapTile(geometry, x_strides, y_strides, 1 if flat else rows, columns, 1, warps, many, parts)
                 if flat and columns < WARP:
                     one = replace(one, rows=WARP // columns)
                 channels = min(inputs, _TAP_SHARED_BYTES // (4 * one.plane)) or 1
                 tile = replace(one, channels=channels)
-                if tile.shared_bytes <= MAX_SHARED_BYTES:
+                if 4 * tile.shared_elements <= MAX_SHARED_BYTES:
                     yield tile
 
 
@@ -193,6 +194,7 @@ def _sparse(weight: NDArray[np.float32], kept: int, t: TapTile, epilogue: Epilog
     moved = kept * (4 + _INDEX_BYTES) + 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
     seconds = _seconds(gpu, accesses + loads + lists / 4 + staged, moved, busy)
     name = f"csr {t.rows}x{t.columns} pixels, {t.warps}x{t.outputs} channels of {t.channels}"
+    name += f", {t.parts} parts" * (t.parts > 1)
     return Candidate("csr", name, _cycles(gpu, seconds), lambda: _tap_plan(weight, t, epilogue))
 
 

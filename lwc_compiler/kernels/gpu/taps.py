@@ -3,8 +3,11 @@
 A layer is a sparse matrix over shifted views of its input (see `kernels/taps.py`): each non-zero is a *tap*, an offset
 and a value. A block of threads computes some output channels on a tile of pixels: it copies what the tile reads of some
 input channels to shared memory, with zeros for the padding, and each warp goes through the taps of its output
-channels, which all its lanes share; every lane has the sums of a few pixels in registers. Shared memory serves 32
-neighbouring pixels in a cycle however they are shifted, so taps of any kernel position cost the same.
+channels, four at a time, which all its lanes share; every lane has the sums of a few pixels in registers. Shared
+memory serves 32 neighbouring pixels in a cycle however they are shifted, so taps of any kernel position cost the same.
+
+Where a layer has too few pixels and output channels for all warps of a GPU, several warps share the taps of an output
+channel, each those of some input channels, and add their sums up through shared memory.
 
 The output channels are sorted by their number of taps: those of a block have about as many, so that none waits long at
 a barrier, and the longest begin first.
@@ -28,9 +31,13 @@ from lwc_compiler.kernels.layer import store_result
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from lwc_compiler.kernels.builder import Register
     from lwc_compiler.kernels.gpu.builder import Expr
     from lwc_compiler.kernels.kernel import Kernel
     from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
+
+
+STEP = 4  # taps that are read at a time
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class TapTile:
         channels: input channels in shared memory at a time.
         warps: of a block.
         outputs: output channels of a warp.
+        parts: warps that share an output channel; divides `warps`.
     """
 
     geometry: ConvGeometry
@@ -56,6 +64,7 @@ class TapTile:
     channels: int
     warps: int
     outputs: int
+    parts: int = 1
 
     @property
     def pixels(self) -> int:
@@ -116,14 +125,19 @@ class TapTile:
         return ceil_div(self.geometry.group_inputs, self.channels)
 
     @property
+    def per_block(self) -> int:
+        """Output channels of a block."""
+        return self.warps // self.parts * self.outputs
+
+    @property
     def row_blocks(self) -> int:
         """Blocks over the output channels of a group."""
-        return ceil_div(self.geometry.group_outputs, self.warps * self.outputs)
+        return ceil_div(self.geometry.group_outputs, self.per_block)
 
     @property
     def slots(self) -> int:
         """Places for output channels of a group."""
-        return self.row_blocks * self.warps * self.outputs
+        return self.row_blocks * self.per_block
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -131,9 +145,10 @@ class TapTile:
         return (self.geometry.batch * math.prod(self.tiles), self.row_blocks, self.geometry.groups)
 
     @property
-    def shared_bytes(self) -> int:
-        """Of shared memory that a block uses."""
-        return 4 * self.channels * self.plane
+    def shared_elements(self) -> int:
+        """Of shared memory that a block uses: the input channels and one of zeros, or the sums of all parts but one."""
+        sums = (self.parts - 1) * self.per_block * self.pixels * WARP
+        return max((self.channels + 1) * self.plane, sums)
 
     def base(self, lane: Expr) -> tuple[Expr, Expr]:
         """Row and column of a lane's first pixel in the tile."""
@@ -148,7 +163,9 @@ class TapTile:
 
 
 def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], int]:
-    """Starts, output channels, offsets and values of the taps, as the kernel reads them, and how many there are.
+    """Starts (in steps), output channels, offsets and values, as the kernel reads them, and how many taps there are.
+
+    Lists are filled to whole steps with taps of the channel of zeros.
 
     Args:
         weight: float32 (O, C / groups, *kernel).
@@ -163,18 +180,22 @@ def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], 
     slot_of = np.argsort(order, axis=1)
 
     group, output, channel, *position = np.nonzero(rows)
-    lists = (group * t.chunks + channel // t.channels) * t.slots + slot_of[group, output]
-    sorted_ = np.argsort(lists, kind="stable")
-    starts = np.zeros(g.groups * t.chunks * t.slots + 1, np.int32)
-    np.cumsum(np.bincount(lists, minlength=starts.size - 1), out=starts[1:])
+    part = channel % t.channels % t.parts
+    lists = ((group * t.chunks + channel // t.channels) * t.parts + part) * t.slots + slot_of[group, output]
+    counts = np.bincount(lists, minlength=g.groups * t.chunks * t.parts * t.slots)
+    starts = np.concatenate([[0], np.cumsum(-(-counts // STEP))])
     column = position[-1] * g.dilations[-1]
     at = channel % t.channels * t.plane + column % g.strides[-1] * t.half + column // g.strides[-1]
     for axis, place in enumerate(position[:-1]):
         at += place * g.dilations[axis] * t.row_pitches[axis]
-    offsets, values = at[sorted_].astype(np.uint16), rows[np.nonzero(rows)][sorted_]
-    if not values.size:  # an array of nothing has no address
-        offsets, values = np.zeros(1, np.uint16), np.zeros(1, np.float32)
-    return [Constant(part) for part in (starts, channels.reshape(-1), offsets, values)], lists.size
+    sorted_ = np.argsort(lists, kind="stable")
+    number = np.arange(lists.size) - (np.cumsum(counts) - counts)[lists[sorted_]]
+    to = starts[lists[sorted_]] * STEP + number
+    taken = max(1, int(starts[-1])) * STEP  # an array of nothing has no address
+    offsets, values = np.full(taken, t.channels * t.plane, np.uint16), np.zeros(taken, np.float32)
+    offsets[to], values[to] = at[sorted_], rows[np.nonzero(rows)][sorted_]
+    arrays = (starts.astype(np.int32), channels.reshape(-1), offsets, values)
+    return [Constant(array) for array in arrays], lists.size
 
 
 def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
@@ -194,37 +215,50 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
     corner = [b.let("corner", at * size) for at, size in zip(tile, t.tile, strict=True)]
     row, column = t.base(lane)
     base = b.let("base", row * (g.strides[-2] * t.pitch) + column)
-    shared = b.shared("window", t.channels * t.plane)
-    first_slot = b.let("first_slot", b.block[1] * (t.warps * t.outputs) + warp)
-    slots = [b.let("slot", first_slot + i * t.warps) for i in range(t.outputs)]
+    shared = b.shared("window", t.shared_elements)
+    across = t.warps // t.parts
+    part = b.let("part", divide(warp, across))
+    first_slot = b.let("first_slot", b.block[1] * t.per_block + modulo(warp, across))
+    slots = [b.let("slot", first_slot + i * across) for i in range(t.outputs)]
 
     sums = [[b.register(1) for _ in range(t.pixels)] for _ in slots]
     for slot, registers in zip(slots, sums, strict=True):
         start = splat(0.0, 1)
         if bias is not None:
             start = b.let("start", b.load(bias, b.load(channels, b.block[2] * t.slots + slot)))
+            if t.parts > 1:
+                start = tirx.if_then_else(part == 0, start, splat(0.0, 1))
         for register in registers:
             register.set(start)
 
+    with b.loop("i", 0, ceil_div(t.plane, t.warps * WARP)) as i:
+        element = b.let("element", i * (t.warps * WARP) + b.thread)
+        with b.when(element < t.plane if t.plane % (t.warps * WARP) else True):
+            b.store(shared, t.channels * t.plane + element, splat(0.0, 1))
     with b.loop("chunk", 0, t.chunks) as chunk:
         if t.chunks > 1:
             b.barrier()
         _fill(b, t, x, shared, image, corner, chunk)
         b.barrier()
-        list_at = b.let("list_at", (b.block[2] * t.chunks + chunk) * t.slots)
+        list_at = b.let("list_at", ((b.block[2] * t.chunks + chunk) * t.parts + part) * t.slots)
         for slot, registers in zip(slots, sums, strict=True):
             first = b.let("first", b.load(starts, list_at + slot))
             last = b.let("last", b.load(starts, list_at + slot + 1))
-            with b.loop("tap", first, last) as tap:
-                at = b.let("at", b.load(offsets, tap).astype("int32") + base)
-                value = b.let("value", b.load(values, tap))
-                for pixel, register in enumerate(registers):
-                    rows, columns = t.step(pixel)
-                    moved = rows * g.strides[-2] * t.pitch + columns
-                    register.set(register.get() + value * b.load(shared, at + moved))
+            with b.loop("step", first, last) as step:
+                where, held = b.register(STEP, "uint16"), b.register(STEP)
+                where.set(b.load(offsets, step * STEP, STEP))
+                held.set(b.load(values, step * STEP, STEP))
+                for tap in range(STEP):
+                    at = b.let("at", where.part(tap, 1).astype("int32") + base)
+                    for pixel, register in enumerate(registers):
+                        rows, columns = t.step(pixel)
+                        moved = rows * g.strides[-2] * t.pitch + columns
+                        register.set(register.get() + held.part(tap, 1) * b.load(shared, at + moved))
 
+    if t.parts > 1:
+        _add_parts(b, t, shared, sums, part, modulo(warp, across), lane)
     for slot, registers in zip(slots, sums, strict=True):
-        with b.when(slot < t.geometry.group_outputs):
+        with b.when(tirx.all(part == 0, slot < t.geometry.group_outputs)):
             output = b.let("output", b.load(channels, b.block[2] * t.slots + slot))
             place = image * t.y_strides[0] + output * t.y_strides[1]
             for axis in range(n - 2):
@@ -237,6 +271,27 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
                     to = b.let("to", place + at_row * t.y_strides[-2] + at_column * t.y_strides[-1])
                     store_result(b, y, to, register.get(), residual, epilogue.activation)
     return b.finished(name)
+
+
+def _add_parts(
+    b: DeviceBuilder, t: TapTile, shared: Expr, sums: list[list[Register]], part: Expr, row: Expr, lane: Expr
+) -> None:
+    """Adds to the sums of a block's first warps those of the others, in their order."""
+    registers = [register for registers in sums for register in registers]
+    across = t.warps // t.parts
+
+    def place(of_part: Expr, number: int) -> Expr:
+        return (((of_part - 1) * across + row) * len(registers) + number) * WARP + lane
+
+    b.barrier()
+    with b.when(part > 0):
+        for number, register in enumerate(registers):
+            b.store(shared, place(part, number), register.get())
+    b.barrier()
+    with b.when(part == 0):
+        for other in range(1, t.parts):
+            for number, register in enumerate(registers):
+                register.set(register.get() + b.load(shared, place(other, number)))
 
 
 def _fill(b: DeviceBuilder, t: TapTile, x: Expr, shared: Expr, image: Expr, corner: list[Expr], chunk: Expr) -> None:
