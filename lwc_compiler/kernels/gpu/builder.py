@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import tirx
-from tvm.tirx.stmt import AllocBuffer, AttrStmt, Evaluate, SeqStmt
+from tvm.ir import TensorLoad
+from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, Evaluate, SeqStmt
 
 from lwc_compiler.kernels.builder import KernelBuilder
 from lwc_compiler.kernels.kernel import Kernel, Launch
@@ -15,8 +17,8 @@ from lwc_compiler.kernels.kernel import Kernel, Launch
 Expr = Any
 
 WARP = 32
-MAX_SHARED_BYTES = 48 << 10  # of a block, on every GPU, without asking the driver for more
 SHARED_ALIGNMENT_BYTES = 64  # of every array in shared memory
+CONSTANTS = "lwc.constants"  # attribute of a function: numbers of its parameters that no kernel writes
 
 
 class DeviceBuilder(KernelBuilder):
@@ -40,6 +42,31 @@ class DeviceBuilder(KernelBuilder):
         self.thread = tirx.Var("thread", "int32")
         self.block = tuple(tirx.Var(f"block_{axis}", "int32") for axis in "xyz")
         self._shared_bytes = 0
+        self._constants: list[int] = []
+
+    def constant(self, name: str, dtype: str = "float32") -> Expr:
+        """The next parameter: weights, a bias or what else no kernel writes; it may be read before `inputs_ready`."""
+        self._constants.append(len(self._pointers))
+        return self.pointer(name, dtype)
+
+    def inputs_ready(self) -> None:
+        """Waits for the kernel before this one, which may still run: only then are other parameters read or written.
+
+        Not in a loop or a branch, and once. A kernel without it waits before everything else.
+        """
+        assert len(self._blocks) == 1, "every thread waits"
+        used: list[Any] = []
+        accesses: list[Any] = [
+            (TensorLoad, lambda load: used.append(load.source)),
+            (BufferStore, lambda store: used.append(store.buffer)),
+        ]
+        for statement in self._blocks[0]:
+            tvm_ffi.structural_walk(statement, accesses, order="post")
+        constants = [self._pointers[number] for number in self._constants]
+        changing = [buffer for buffer, data in self._data.items() if not any(data.same_as(c) for c in constants)]
+        early = [buffer.name for buffer in changing if any(other.same_as(buffer) for other in used)]
+        assert not early, f"{early} may change before `inputs_ready`"
+        self._call("lwc_inputs_ready")
 
     def shared(self, name: str, elements: int, dtype: str = "float32") -> Expr:
         """Memory that the threads of a block share, of numbers of 32 bits; its first contents are undefined."""
@@ -83,7 +110,7 @@ class DeviceBuilder(KernelBuilder):
         for var, tag, extent in indices:
             index = tirx.IterVar(tvm.ir.Range(0, extent), var, tirx.IterVar.ThreadIndex, tag)
             body = AttrStmt(index, "thread_extent", tirx.const(extent, "int32"), body)
-        func = tirx.PrimFunc(self._pointers, body).with_attr("tirx.noalias", True)
+        func = tirx.PrimFunc(self._pointers, body).with_attr({"tirx.noalias": True, CONSTANTS: self._constants})
         return Kernel(name, func, 1, launch=Launch(self._grid, (self._threads, 1, 1), self._shared_bytes))
 
 

@@ -124,10 +124,10 @@ def matvec_kernel(name: str, t: MatvecTile, epilogue: Epilogue) -> Kernel:
     threads = t.warps * WARP
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    starts = b.pointer("starts", "int32") if t.sparse else None
-    indices = b.pointer("indices", "uint16") if t.sparse else None
-    values = b.pointer("values", "float32" if t.in_word == 1 else "uint32")
-    bias = b.pointer("bias") if epilogue.bias is not None else None
+    starts = b.constant("starts", "int32") if t.sparse else None
+    indices = b.constant("indices", "uint16") if t.sparse else None
+    values = b.constant("values", "float32" if t.in_word == 1 else "uint32")
+    bias = b.constant("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     lane, warp = b.let("lane", modulo(b.thread, WARP)), b.let("warp", divide(b.thread, WARP))
     inputs, partials = b.shared("inputs", t.rows * t.pitch), b.shared("partials", t.partials)
