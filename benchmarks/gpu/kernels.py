@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ _RUNS = 3
 _LEAST_LAUNCHES = 8  # in a graph that is timed
 _MOST_SETS = 64
 _BUDGET = 0.05  # seconds of one timing
+_LEAST_SECONDS = 2.0  # with less left, none is begun
 
 
 class Case:
@@ -167,8 +169,14 @@ def sets_of(l2_bytes: int, size: int) -> int:
     return max(1, min(_MOST_SETS, math.ceil(2 * l2_bytes / size)))
 
 
-def run_cases(gpu: Gpu, bundle: Bundle, kind: str, *, timed: bool) -> list[dict[str, Any]]:
-    """Checks, and times, the bundle's cases of a kind.
+def run_cases(gpu: Gpu, bundle: Bundle, kind: str, left: Callable[[], float] | None = None) -> list[dict[str, Any]]:
+    """Checks the bundle's cases of a kind.
+
+    Args:
+        gpu: where.
+        bundle: has the cases.
+        kind: `checks` or `layers`.
+        left: if given, they are timed, too, as long as it gives some seconds; those that lwc takes come first.
 
     Returns:
         Of each case its name and what else the table has of it (`layer`), `error`, perhaps `wrong`, and `ms`.
@@ -180,13 +188,15 @@ def run_cases(gpu: Gpu, bundle: Bundle, kind: str, *, timed: bool) -> list[dict[
         for symbol in sorted({step["symbol"] for case in part["cases"] for step in case["steps"]})
     }
     rows = []
-    for entry in part["cases"]:
+    for entry in sorted(part["cases"], key=lambda entry: not entry["layer"].get("chosen")):
+        if left is not None and left() < _LEAST_SECONDS:
+            break
         row: dict[str, Any] = {"name": entry["name"], **entry.get("layer", {})}
         try:
-            sets = sets_of(gpu.l2_bytes, entry["layer"]["bytes"]) if timed else 1
+            sets = sets_of(gpu.l2_bytes, entry["layer"]["bytes"]) if left is not None else 1
             case = Case(gpu, bundle, functions, entry, sets)
             row |= case.check(bundle.array(entry["expected"]))
-            if timed:
+            if left is not None:
                 row["ms"] = 1e3 * case.seconds()
             case.free()
         except GpuError as error:

@@ -30,7 +30,7 @@ from benchmarks.gpu.bundle import Bundle
 from benchmarks.gpu.driver import Gpu, GpuError
 from benchmarks.gpu.kernels import run_cases
 from benchmarks.gpu.networks import NAMES, run_network
-from benchmarks.gpu.table import markdown
+from benchmarks.gpu.table import goal_lines, markdown
 
 _COPY_BYTES = 1 << 28
 _TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -110,13 +110,14 @@ def main() -> None:
     except GpuError as error:
         sys.exit(str(error))
     if options.only_checks:
-        rows = run_cases(gpu, bundle, "checks", timed=False)
+        rows = run_cases(gpu, bundle, "checks")
         wrong = sum("wrong" in row for row in rows)
         print(f"{wrong} of {len(rows)} are wrong")
         sys.exit(wrong > 0)
     run = Run(bundle, options.output, options.minutes)
     with tempfile.TemporaryDirectory() as folder:
         measure(run, gpu, options.precisions, Path(folder))
+    print("\n".join(goal_lines(run.results)))
     print((f"{run.wrong} results are wrong" if run.wrong else "all results are right"), flush=True)
     sys.exit(run.wrong > 0)
 
@@ -138,14 +139,17 @@ def measure(run: Run, gpu: Gpu, precisions: Sequence[str], folder: Path) -> None
             "torch", lambda: beside.measure(run.left - _COMPILED * run.seconds, run.left - _RESERVED * run.seconds)
         )
     run.part("copy_gigabytes_a_second", lambda: copy_bandwidth(gpu))
-    run.part("layers", lambda: run_cases(gpu, run.bundle, "layers", timed=True))
-    run.part("networks", lambda: run_networks(run, gpu))
+    networks = sorted(run.bundle.table["networks"], key=lambda entry: entry["batch"])
+    in_float32 = [entry for entry in networks if entry["precision"] == "float32"]
+    run.part("networks", lambda: run_networks(run, gpu, in_float32))
+    run.part("layers", lambda: run_layers(run, gpu))
+    others = [entry for entry in networks if entry["precision"] != "float32"]
+    run.part("networks", lambda: run_networks(run, gpu, others))
 
 
-def run_networks(run: Run, gpu: Gpu) -> list[dict[str, Any]]:
-    """All networks, those in float32 and small batches first, as far as the time reaches."""
-    rows: list[dict[str, Any]] = []
-    entries = sorted(run.bundle.table["networks"], key=lambda entry: (entry["precision"] != "float32", entry["batch"]))
+def run_networks(run: Run, gpu: Gpu, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Networks, behind those that there already are, as far as the time reaches."""
+    rows: list[dict[str, Any]] = run.results.setdefault("networks", [])
     for number, entry in enumerate(entries):
         if run.left < _LEAST_SECONDS:
             run.results["missing"]["networks"] = f"{len(entries) - number} of {len(entries)}: the time was up"
@@ -154,6 +158,14 @@ def run_networks(run: Run, gpu: Gpu) -> list[dict[str, Any]]:
             rows.append(run_network(gpu, run.bundle, entry))
         except GpuError as error:
             rows.append({key: entry[key] for key in NAMES} | {"wrong": str(error)})
+    return rows
+
+
+def run_layers(run: Run, gpu: Gpu) -> list[dict[str, Any]]:
+    """All layers alone, as far as the time reaches."""
+    rows = run_cases(gpu, run.bundle, "layers", left=lambda: run.left)
+    if missing := len(run.bundle.table["layers"]["cases"]) - len(rows):
+        run.results["missing"]["layers"] = f"{missing} candidates: the time was up, or the GPU failed"
     return rows
 
 

@@ -21,7 +21,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines += [f"{gpu['multiprocessors']} multiprocessors, {gpu['gigahertz']:.2f} GHz, driver for {gpu['driver']}."]
         lines += [f"Memory: {gpu['gigabytes_a_second']:.0f} GB/s by its clock, {copied:.0f} GB/s in a copy."]
     lines += [f"- {name} is missing: {reason}" for name, reason in results["missing"].items()]
-    lines += _goals(results)
+    lines += goal_lines(results)
     lines += [*_checks(results.get("checks", [])), *_sanitizer(results.get("sanitizer", {}))]
     lines += [*_networks(results), *_layers(results)]
     return "\n".join(lines) + "\n"
@@ -43,7 +43,8 @@ def _sanitizer(said: dict[str, str]) -> list[str]:
     return ["", "## compute-sanitizer, on these cases", "", *_rows(("tool", "result"), said.items())]
 
 
-def _goals(results: dict[str, Any]) -> list[str]:
+def goal_lines(results: dict[str, Any]) -> list[str]:
+    """The first table: which goals are reached."""
     said = {True: "yes", False: "no", None: "not measured"}
     found = goals(results)
     reached = sum(goal.reached is True for goal in found)

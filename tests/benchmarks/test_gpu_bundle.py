@@ -120,7 +120,7 @@ def small():
 def test_kernels_in_the_bundle_compute_what_it_expects(bundle, compiled) -> None:
     """Each with the operands that the bundle says: right, in buffers that nothing else was written around."""
     opened = Bundle(bundle)
-    rows = kernels.run_cases(OnProcessor(compiled), opened, "layers", timed=True)
+    rows = kernels.run_cases(OnProcessor(compiled), opened, "layers", lambda: 60.0)
     assert len(rows) == CASES
     assert {row["format"] for row in rows} == {"csr", "dense"}
     assert {row["format"] for row in rows if row["purpose"]} == {"csr"}
@@ -197,15 +197,25 @@ def test_a_network_that_cannot_run_is_a_wrong_result(bundle, tmp_path, monkeypat
     """The others go on; none is begun when the time is up."""
     state = run.Run(Bundle(bundle), tmp_path, 1.0)
     monkeypatch.setattr(run, "run_network", lambda *_: (_ for _ in ()).throw(GpuError("create: no memory")))
-    assert run.run_networks(state, None) == [
+    entries = state.bundle.table["networks"]
+    assert run.run_networks(state, None, entries) == [
         {"model": "small", "variant": "90", "batch": 3, "precision": "float32", "wrong": "create: no memory"}
     ]
-    state.results["networks"] = run.run_networks(state, None)
     assert state.wrong == 1
     assert "| small | 90 | 3 | float32 | create: no memory |" in markdown(state.results)
     late = run.Run(Bundle(bundle), tmp_path, 0.0)
-    assert run.run_networks(late, None) == []
+    assert run.run_networks(late, None, entries) == []
     assert late.results["missing"]["networks"] == "1 of 1: the time was up"
+
+
+def test_layers_that_lwc_would_not_take_are_begun_last(bundle, compiled, tmp_path, monkeypatch) -> None:
+    """And none when the time is up."""
+    lefts = iter([60.0, 60.0, 0.0])
+    monkeypatch.setattr(run.Run, "left", property(lambda _: next(lefts)))
+    state = run.Run(Bundle(bundle), tmp_path, 1.0)
+    rows = run.run_layers(state, OnProcessor(compiled))
+    assert [row["chosen"] for row in rows] == [True, True]
+    assert state.results["missing"]["layers"].startswith(f"{CASES - 2} candidates: ")
 
 
 def test_checks_alone(bundle, driver, tmp_path) -> None:

@@ -73,7 +73,7 @@ def no_compiler(monkeypatch, happened):
     return asked
 
 
-@pytest.mark.parametrize("make", [lambda: mobilenet_v2(64), lambda: bert(1, 32, 2, 8)], ids=["v2", "bert"])
+@pytest.mark.parametrize("make", [lenet5, lambda: bert(1, 32, 2, 8)], ids=["lenet5", "bert"])
 def test_a_compiled_network_waits_before_it_runs(make, monkeypatch) -> None:
     """Each is compiled as a whole, once."""
     proto, happened = make(), []
