@@ -49,10 +49,10 @@ def planned_gemm(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
     return planning._dense(weight, tile, epilogue, GPU.gpu).build()
 
 
-def matvec(*, is_sparse: bool, precision: str = "float32"):
+def matvec(*, is_sparse: bool, cut: int = 0):
     def plan(weight, rows: int, epilogue: Epilogue, _target):
-        cut = planning._MATVEC_CUTS[rows % len(planning._MATVEC_CUTS)]
-        tile = planning._matvec_tile(weight, rows, is_sparse, precision, *cut)
+        tiles = list(planning._matvec_tiles(weight, rows, is_sparse, "float32"))
+        tile = tiles[cut % len(tiles)]
         return planning._matvec(weight, tile, epilogue, GPU.gpu).build()
 
     return plan
@@ -66,9 +66,13 @@ def make_cases():
     cases += random_layouts(full[1::3], 3, gemm_tiles, planned_gemm)
     depthwise = [g for g in CONVOLUTIONS if g.groups == g.in_channels]
     cases += [make_case(i, g, *variant(i, 2), plan_conv) for i, g in enumerate(depthwise)]
-    few = [(1, 1, 1), (1, 13000, 5), (2, 7000, 17), (3, 65, 63), (5, 64, 100), (8, 1031, 33)]
-    cases += [make_product(i, *s, *variant(i, 2), matvec(is_sparse=True), "csr") for i, s in enumerate(few)]
-    return cases + [make_product(i, *s, *variant(i, 4), matvec(is_sparse=False), "all") for i, s in enumerate(few[::2])]
+    few = [(1, 1, 1), (1, 13000, 5), (2, 7000, 17), (3, 65, 63), (5, 64, 100), (8, 1031, 33), (1, 700, 150)]
+    for is_sparse, shapes in ((True, few), (False, few[::2])):
+        name = "csr" if is_sparse else "all"
+        for i, s in enumerate(shapes):
+            plan = matvec(is_sparse=is_sparse, cut=2 + 5 * i)
+            cases.append(make_product(i, *s, *variant(i, 2 if is_sparse else 4), plan, name))
+    return cases
 
 
 CASES = make_cases()
@@ -167,14 +171,14 @@ def kernels_of_many_cuts() -> dict[str, Step]:
         for i, tile in enumerate(gemm_tiles(geometry, GPU)):
             steps[f"gemm_{name}_{i}"] = planned_gemm(weight, geometry, epilogue(geometry.out_channels), tile).steps[0]
     weight = sparse(generator, (1024, 512), 0.1, 1)
-    for rows in (1, 8):
+    for rows in (1, 3, 8):
         for is_sparse in (False, True):
-            plan = matvec(is_sparse=is_sparse)(weight, rows, epilogue(512), GPU)
-            steps[f"matvec_{rows}_{int(is_sparse)}"] = plan.steps[0]
+            for i, tile in enumerate(planning._matvec_tiles(weight, rows, is_sparse, "float32")):
+                plan = planning._matvec(weight, tile, epilogue(512), GPU.gpu).build()
+                steps[f"matvec_{rows}_{int(is_sparse)}_{i}"] = plan.steps[0]
     tall = sparse(generator, (13000, 64), 0.1, 1)  # fills shared memory
-    for i, cut in enumerate(planning._MATVEC_CUTS):
-        for rows in (1, 3, 8):
-            tile = planning._matvec_tile(tall, rows, True, "float32", *cut)
+    for rows in (1, 3, 8):
+        for i, tile in enumerate(list(planning._matvec_tiles(tall, rows, True, "float32"))[::4]):
             steps[f"tall_{rows}_{i}"] = planning._matvec(tall, tile, epilogue(64), GPU.gpu).build().steps[0]
     plan = plan_matmul(weight, 64, epilogue(512), GPU)
     geometry = conv(1, 32, (112, 112), 32, (3, 3), pads=(1, 1, 1, 1), groups=32)

@@ -18,9 +18,9 @@ from lwc_compiler.kernels.choice import Candidate, Pick, conv_task, matmul_task,
 from lwc_compiler.kernels.gpu.builder import WARP, ceil_div, strides_of
 from lwc_compiler.kernels.gpu.depthwise import THREADS, depthwise_kernel
 from lwc_compiler.kernels.gpu.gemm import GemmTile, ProductTile, gemm_kernel, pack_gemm, sum_kernel
-from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, most_chunk, pack_matvec
+from lwc_compiler.kernels.gpu.matvec import STEP, MatvecTile, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
-from lwc_compiler.kernels.gpu.taps import ALIKE, STEP, TapTile, fitted, pack_taps, taps_kernel
+from lwc_compiler.kernels.gpu.taps import ALIKE, TAP_STEP, TapTile, fitted, pack_taps, taps_kernel
 from lwc_compiler.kernels.kernel import (
     STATIC_SHARED_BYTES,
     Constant,
@@ -54,7 +54,13 @@ _TAP_CUTS = (
     (4, 1, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 8, 1), (16, 1, 1), (16, 2, 1), (16, 4, 1), (8, 1, 2), (8, 2, 2),
     (8, 2, 4), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
 )  # fmt: skip
-_MATVEC_CUTS = ((4, 1), (8, 1), (16, 1), (16, 2))  # warps, outputs of each
+# Warps of a block, warps that share an output, outputs of these, steps that a lane reads at a time.
+_MATVEC_CUTS = (
+    (16, 1, 1, 2), (16, 1, 1, 4), (16, 1, 2, 4), (16, 1, 4, 4), (16, 2, 1, 2), (16, 2, 1, 4), (16, 4, 1, 4),
+    (16, 8, 1, 4), (16, 16, 1, 4), (8, 1, 1, 2), (8, 1, 1, 4), (8, 1, 2, 4), (8, 2, 1, 2), (8, 4, 1, 4), (8, 8, 1, 4),
+)  # fmt: skip
+_MATVEC_WARPS = 32  # of a multiprocessor, with the registers for loads of several steps
+_LATENCY_SECONDS = 0.5e-6  # of a load from memory
 _SPLITS = (1, 2, 4, 8, 16)
 # Output channels and pixels of a block, and of a warp.
 _MMA_TILES = ((128, 128, 64, 32), (64, 64, 32, 32), (128, 32, 32, 32), (64, 16, 16, 16))
@@ -88,9 +94,9 @@ def plan_matmul(
     candidates = []
     if rows <= _FEW_ROWS:
         candidates = [
-            _matvec(weight, _matvec_tile(weight, rows, sparse, gpu.precision, *cut), epilogue, gpu)
+            _matvec(weight, tile, epilogue, gpu)
             for sparse in ((False, True) if task.density < 1 else (False,))
-            for cut in _MATVEC_CUTS
+            for tile in _matvec_tiles(weight, rows, sparse, gpu.precision)
         ]
     else:
         # Rows are pixels whose channels lie side by side.
@@ -178,7 +184,7 @@ def _tap_tiles(
                     continue
                 rows = WARP // min(columns, WARP) * (1 if flat else pixels)
                 one = TapTile(geometry, x_strides, y_strides, rows, columns, 1, warps, many, parts)
-                full = replace(one, steps=one.lists * ceil_div(math.prod(geometry.kernel), STEP) + ALIKE)
+                full = replace(one, steps=one.lists * ceil_div(math.prod(geometry.kernel), TAP_STEP) + ALIKE)
                 for budget in budgets:
                     if full.shared_bytes > budget:
                         continue
@@ -303,24 +309,27 @@ def _product(
     return Plan((parts, sums), (4 * t.splits * t.results,), format_, "", stored, flops)
 
 
-def _matvec_tile(
-    weight: NDArray[np.float32], rows: int, sparse: bool, precision: str, warps: int, outputs: int
-) -> MatvecTile:
+def _matvec_tiles(weight: NDArray[np.float32], rows: int, sparse: bool, precision: str) -> Iterator[MatvecTile]:
+    """Cuts for which a block has enough registers and shared memory."""
     k, n = weight.shape
-    return MatvecTile(
-        rows, k, n, sparse, precision, most_chunk(rows, k, warps * outputs, STATIC_SHARED_BYTES), warps, outputs
-    )
+    for cut in _MATVEC_CUTS:
+        tile = MatvecTile(rows, k, n, sparse, precision, *cut)
+        if tile.fits:
+            yield tile
 
 
 def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
     rows, sparse, blocks = t.rows, t.sparse, t.grid[0]
     stored = int(np.count_nonzero(weight)) if sparse else weight.size
-    # An access at random addresses meets the same bank about three times.
-    accesses = stored * rows / WARP * (3 if sparse else 1)
-    staged = blocks * rows * t.chunks * t.chunk / WARP * _STAGED
-    busy = min(1.0, blocks * t.warps / (gpu.multiprocessors * _WARPS))
-    moved = stored * (4 / t.in_word + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n)
-    seconds = _seconds(gpu, accesses + staged, moved / busy, busy)
+    # Lanes read different banks mostly, but not always.
+    accesses = stored * rows / WARP * (1.5 if sparse else 1)
+    inputs = 4 * blocks * rows * t.k  # from the level-2 cache, which has twice the bandwidth
+    moved = stored * (4 / t.in_word + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n) + inputs / 2
+    waves = ceil_div(blocks, gpu.multiprocessors * _MATVEC_WARPS // t.warps)
+    loads = waves * t.outputs * t.chunks * t.rounds(ceil_div(stored, t.n * t.chunks * STEP))
+    busy = min(1.0, blocks / gpu.multiprocessors)
+    seconds = max(_seconds(gpu, accesses, moved, busy), _LAUNCH_SECONDS + loads * _LATENCY_SECONDS)
+    seconds += 2 * _LATENCY_SECONDS  # of the lists' starts and of the first weights
     format_ = "csr" if sparse else "dense"
 
     def plan() -> Plan:
@@ -328,7 +337,8 @@ def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu:
         kernel = matvec_kernel(f"gpu_matvec_{format_}", t, epilogue)
         return _plan(kernel, constants, epilogue, format_, filled, 2 * filled * rows)
 
-    name = f"{format_} matvec{f', {t.precision}' if t.in_word == 2 else ''}, {t.warps}x{t.outputs} outputs"
+    name = f"{format_} matvec{f', {t.precision}' * (t.in_word == 2)}, {t.across}x{t.outputs} outputs of a block"
+    name += f", {t.parts} warps each" * (t.parts > 1) + f", {t.depth} loads"
     return Candidate(format_, name, _cycles(gpu, seconds), plan)
 
 

@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 
 
-STEP = 4  # taps that are read at a time
-_OFFSET_WORDS = STEP // 2  # of a step's offsets, of 16 bits each
-_STEP_WORDS = STEP + _OFFSET_WORDS
+TAP_STEP = 4  # taps that are read at a time
+_OFFSET_WORDS = TAP_STEP // 2  # of a step's offsets, of 16 bits each
+_STEP_WORDS = TAP_STEP + _OFFSET_WORDS
 _VECTOR = 4
 ALIKE = 16  # steps, to a multiple of which those of a kernel are rounded up
 
@@ -272,7 +272,7 @@ def _places(weight: NDArray[np.float32], t: TapTile) -> _Places:
 def _list_steps(places: _Places, t: TapTile) -> NDArray[np.int64]:
     """Steps of each list."""
     lists = t.geometry.groups * t.chunks * t.row_blocks * t.lists
-    return -(-np.bincount(places.lists, minlength=lists) // STEP)
+    return -(-np.bincount(places.lists, minlength=lists) // TAP_STEP)
 
 
 def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], int]:
@@ -296,8 +296,8 @@ def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], 
     sorted_ = np.argsort(places.lists, kind="stable")
     lists = places.lists[sorted_]
     number = np.arange(lists.size) - np.searchsorted(lists, lists)
-    to = starts[lists] * STEP + number
-    taken = max(1, int(starts[-1])) * STEP  # an array of nothing has no address
+    to = starts[lists] * TAP_STEP + number
+    taken = max(1, int(starts[-1])) * TAP_STEP  # an array of nothing has no address
     offsets, values = np.full(taken, t.channels * t.plane, np.uint16), np.zeros(taken, np.float32)
     offsets[to], values[to] = at[sorted_], places.values[sorted_]
     arrays = (starts.astype(np.int32), channels.reshape(-1), offsets.view(np.uint32), values)
@@ -383,10 +383,10 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
 
 def _multiply(b: DeviceBuilder, t: TapTile, copies: _Copies, step: Expr, here: Expr, sums: list[Register]) -> None:
     """Adds the products of a step's taps to the sums of a lane's pixels."""
-    where, held = b.register(_OFFSET_WORDS, "uint32"), b.register(STEP)
+    where, held = b.register(_OFFSET_WORDS, "uint32"), b.register(TAP_STEP)
     where.set(b.load(copies.offsets, step * _OFFSET_WORDS, _OFFSET_WORDS))
-    held.set(b.load(copies.values, step * STEP, STEP))
-    for tap in range(STEP):
+    held.set(b.load(copies.values, step * TAP_STEP, TAP_STEP))
+    for tap in range(TAP_STEP):
         word = where.part(tap // 2, 1)
         offset = word >> tirx.const(16, "uint32") if tap % 2 else word & tirx.const(0xFFFF, "uint32")
         at = b.let("at", offset.astype("int32") + here)
@@ -432,7 +432,7 @@ class _Copies:
     ) -> None:
         self._b, self._t, self._pointers, self._image, self._corner = b, t, pointers, image, corner
         self.window = b.shared("window", t.window_elements)
-        self.values = b.shared("held", t.stages * t.steps * STEP)
+        self.values = b.shared("held", t.stages * t.steps * TAP_STEP)
         self.offsets = b.shared("where", t.stages * t.steps * _OFFSET_WORDS, "uint32")
         self.starts = b.shared("lists", t.stages * (t.lists + 1), "int32")
         # The first step of the chunk that is copied next, and the one after its last: loaded a chunk before.
@@ -474,7 +474,7 @@ class _Copies:
             b.copy(self.starts, stage * (t.lists + 1) + number, starts, lists + number, 1)
         first = b.let("first", self._first.get())
         for step in self._each(b.let("count", self._last.get() - first), t.steps):
-            b.copy(self.values, (stage * t.steps + step) * STEP, values, (first + step) * STEP, STEP)
+            b.copy(self.values, (stage * t.steps + step) * TAP_STEP, values, (first + step) * TAP_STEP, TAP_STEP)
             to = (stage * t.steps + step) * _OFFSET_WORDS
             b.copy(self.offsets, to, offsets, (first + step) * _OFFSET_WORDS, _OFFSET_WORDS)
         if t.chunks > 1:
