@@ -215,7 +215,7 @@ template <typename T> static T __shfl_sync(unsigned, T value, int from, int = 32
     uint32_t bits;
     static_assert(sizeof(T) == 4);
     memcpy(&bits, &value, 4);
-    bits = emulator::shuffle(bits, from);
+    bits = emulator::shuffle(bits, from % 32);
     memcpy(&value, &bits, 4);
     return value;
 }

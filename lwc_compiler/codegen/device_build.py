@@ -15,11 +15,13 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, DeclBuffer, Evaluate, SeqStmt
 
+from lwc_compiler.codegen.device_row_kernels import rows_kernel
+from lwc_compiler.codegen.device_rows import read_rows
 from lwc_compiler.codegen.device_schedules import schedule_device
 from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, rewrite_statements, split_function
 from lwc_compiler.errors import UnsupportedError
 from lwc_compiler.kernels.gpu.builder import CONSTANTS, SHARED_ALIGNMENT_BYTES, ceil_div
-from lwc_compiler.kernels.kernel import Kernel, Launch
+from lwc_compiler.kernels.kernel import Input, Kernel, Launch, Output, Plan, Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from tvm.tirx import PrimFunc, Var
     from tvm.tirx.stmt import Stmt
 
-    from lwc_compiler.kernels.kernel import Plan
 
 _MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 _LAUNCHED = 2  # TVM's CallingConv::kDeviceKernelLaunch
@@ -182,6 +183,10 @@ def check_launches(kernels: Mapping[str, Kernel]) -> None:
 
 def split_device(name: str, func: PrimFunc, inputs: int) -> Plan:
     """Schedules a function and takes it apart into kernels, as `split_function` does on a processor."""
+    rows = read_rows(func)
+    if rows is not None:
+        operands = [Input(i) for i in range(inputs)] + [Output(i) for i in range(len(func.params) - inputs)]
+        return Plan((Step(rows_kernel(name, rows), tuple(operands)),))
     return split_function(name, schedule_device(func), inputs, _make_device_kernel)
 
 
