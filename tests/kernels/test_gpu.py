@@ -14,13 +14,14 @@ from test_matmul import make_case as make_product
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import plan as planning
-from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, WARP, strides_of
+from lwc_compiler.kernels.gpu.builder import WARP, strides_of
 from lwc_compiler.kernels.gpu.gemm import GemmTile
 from lwc_compiler.kernels.gpu.matvec import STEP, pack_matvec
 from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.kernel import Step
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.targets import find_target
+from tests.cuda_harness import Emulator
 from tests.opencl_harness import Device, run_plan
 
 GPU = find_target("a100")
@@ -34,7 +35,7 @@ def planes(geometry: ConvGeometry) -> tuple[ConvGeometry, tuple[int, ...], tuple
 
 
 def tap_tiles(geometry: ConvGeometry, _target):
-    return planning._tap_tiles(*planes(geometry))
+    return planning._tap_tiles(*planes(geometry), 0.3, GPU.gpu)
 
 
 def planned_taps(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
@@ -95,6 +96,15 @@ class TestKernels:
         assert error.max() <= 1e-5 * case.scale, f"error {error.max() / (case.scale or 1):.2g} of the scale"
 
 
+def test_copies_are_waited_for(tmp_path) -> None:
+    """As CUDA's text, where copies are made as late as they may be: of which several are under way at once."""
+    chosen = [case for case in TestKernels.cases if case.plan(GPU).steps[0].kernel.name == "gpu_taps"][::6]
+    emulator = Emulator({case.name: case.plan(GPU) for case in chosen}, tmp_path)
+    for case in chosen:
+        result = emulator.run(case.name, case.inputs, case.expected.shape)
+        assert np.abs(result - case.expected).max() <= 1e-5 * case.scale, case.name
+
+
 def test_inputs_reach_only_the_outputs_that_read_them(device) -> None:
     """Filling adds 0 times an input: one that is not finite must not get into a sum by it."""
     weight = sparse(np.random.default_rng(0), (300, 90), 0.1, 1)
@@ -125,7 +135,7 @@ def planned_taps_of_rows(weight, rows: int):
     candidates = []
     plan_matmul(weight, 2 * rows * planning._FEW_ROWS, Epilogue(), GPU, lambda _, found: candidates.extend(found))
     geometry = ConvGeometry(1, 300, (1, rows), 90, (1, 1), (1, 1), (0,) * 4, (1, 1))
-    tile = next(planning._tap_tiles(geometry, (rows * 300, 1, 0, 300), (rows * 90, 1, 0, 90)))
+    tile = next(planning._tap_tiles(geometry, (rows * 300, 1, 0, 300), (rows * 90, 1, 0, 90), 0.3, GPU.gpu))
     assert any(candidate.format == "csr" for candidate in candidates)
     return planning._tap_plan(np.ascontiguousarray(weight.T).reshape(90, 300, 1, 1), tile, Epilogue())
 
@@ -171,7 +181,7 @@ def kernels_of_many_cuts() -> dict[str, Step]:
         "pointwise": conv(1, 256, (56, 56), 64, (1, 1)),
     }.items():
         weight = sparse(generator, weight_shape(geometry), 0.1, 0)
-        for i, tile in enumerate(list(tap_tiles(geometry, GPU))[::16]):
+        for i, tile in enumerate(list(tap_tiles(geometry, GPU))[::50]):
             steps[f"taps_{name}_{i}"] = planned_taps(weight, geometry, epilogue(geometry.out_channels), tile).steps[0]
         for i, tile in enumerate(gemm_tiles(geometry, GPU)):
             steps[f"gemm_{name}_{i}"] = planned_gemm(weight, geometry, epilogue(geometry.out_channels), tile).steps[0]
@@ -211,7 +221,7 @@ def test_registers_do_for_many_cuts(many_cuts, architecture: int) -> None:
 def test_many_cuts_fits_a_block(many_cuts) -> None:
     steps, _ = many_cuts
     for name, step in steps.items():
-        assert step.kernel.launch.shared_bytes <= MAX_SHARED_BYTES, name
+        assert step.kernel.launch.shared_bytes <= GPU.gpu.block_shared_bytes, name
         assert math.prod(step.kernel.launch.block) <= 1024, name
 
 

@@ -12,7 +12,7 @@ from test_conv import conv, weight_shape
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import plan as planning
-from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, strides_of
+from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse
 from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.gpu.precision import round_to
@@ -195,7 +195,7 @@ def test_registers_do(precision: str, architecture: int) -> None:
     assert set(code.resources) == set(found)
     assert not {name: used for name, used in code.resources.items() if used.spill_bytes or used.stack_bytes}
     for name, step in found.items():
-        assert step.kernel.launch.shared_bytes <= MAX_SHARED_BYTES, name
+        assert step.kernel.launch.shared_bytes <= GPU.gpu.block_shared_bytes, name
         assert code.resources[name].registers * math.prod(step.kernel.launch.block) <= 65536, name
 
 

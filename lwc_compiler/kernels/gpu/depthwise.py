@@ -25,8 +25,8 @@ def depthwise_kernel(name: str, g: ConvGeometry, epilogue: Epilogue) -> Kernel:
     b = DeviceBuilder((ceil_div(image_outputs, THREADS), g.batch, 1), THREADS)
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    weights = b.pointer("weights")
-    bias = b.pointer("bias") if epilogue.bias is not None else None
+    weights = b.constant("weights")
+    bias = b.constant("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     number = b.let("number", b.block[0] * THREADS + b.thread)
     with b.when(number < image_outputs):

@@ -153,8 +153,8 @@ def gemm_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
     group, part = b.let("group", divide(b.block[2], t.splits)), modulo(b.block[2], t.splits)
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    weights = b.pointer("weights")
-    bias = b.pointer("bias") if epilogue.bias is not None else None
+    weights = b.constant("weights")
+    bias = b.constant("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     left, right = b.shared("left", DEPTH * t.outputs), b.shared("right", DEPTH * t.pitch)
 
@@ -241,7 +241,7 @@ def sum_kernel(name: str, t: ProductTile, epilogue: Epilogue) -> Kernel:
     b = DeviceBuilder((ceil_div(t.results, _SUM_THREADS), 1, 1), _SUM_THREADS)
     parts = b.pointer("parts")
     residual = b.pointer("residual") if epilogue.residual else None
-    bias = b.pointer("bias") if epilogue.bias is not None else None
+    bias = b.constant("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     result = b.let("result", b.block[0] * _SUM_THREADS + b.thread)
     with b.when(result < t.results):

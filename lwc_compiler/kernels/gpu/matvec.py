@@ -17,9 +17,9 @@ import numpy as np
 from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, splat
-from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, SHARED_ALIGNMENT_BYTES, WARP, DeviceBuilder, ceil_div
+from lwc_compiler.kernels.gpu.builder import SHARED_ALIGNMENT_BYTES, WARP, DeviceBuilder, ceil_div
 from lwc_compiler.kernels.gpu.precision import round_to
-from lwc_compiler.kernels.kernel import Constant
+from lwc_compiler.kernels.kernel import STATIC_SHARED_BYTES, Constant
 from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class MatvecTile:
     @property
     def chunks(self) -> int:
         """How often shared memory is filled."""
-        room = (MAX_SHARED_BYTES - SHARED_ALIGNMENT_BYTES) // 4 - self.sums * _ADDERS
+        room = (STATIC_SHARED_BYTES - SHARED_ALIGNMENT_BYTES) // 4 - self.sums * _ADDERS
         return ceil_div(self.k, (room // self.rows // STEP - 1) * STEP)
 
     @property
@@ -128,7 +128,7 @@ class MatvecTile:
         shared = 4 * (self.shared_elements + self.sums * _ADDERS) + SHARED_ALIGNMENT_BYTES
         loaded = self.depth * (STEP + STEP // 2)
         registers = loaded + self.rows * (self.outputs + STEP) + _FURTHER_REGISTERS
-        return shared <= MAX_SHARED_BYTES and 2 * self.threads * registers <= _REGISTERS
+        return shared <= STATIC_SHARED_BYTES and 2 * self.threads * registers <= _REGISTERS
 
     def rounds(self, steps: int) -> int:
         """Loads of a lane, one after the other, for a list of so many steps."""
@@ -188,9 +188,9 @@ def matvec_kernel(name: str, t: MatvecTile, epilogue: Epilogue) -> Kernel:
     b = DeviceBuilder(t.grid, t.threads)
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    starts = b.pointer("starts", "int32") if t.sparse else None
+    starts = b.constant("starts", "int32") if t.sparse else None
     weights = _Weights(b, t)
-    bias = b.pointer("bias") if epilogue.bias is not None else None
+    bias = b.constant("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     shared, added = b.shared("shared", t.shared_elements), b.shared("added", t.sums * _ADDERS)
     group, within = b.let("group", divide(b.thread, t.width)), b.let("within", modulo(b.thread, t.width))
@@ -207,6 +207,8 @@ def matvec_kernel(name: str, t: MatvecTile, epilogue: Epilogue) -> Kernel:
         with b.when(stores):
             total.set(b.load(bias, result_output))
 
+    if t.chunks > 1:
+        b.inputs_ready()
     with b.loop("chunk", 0, t.chunks, rolled=True) as chunk:
         lists = []
         for number in range(t.outputs):
@@ -222,6 +224,8 @@ def matvec_kernel(name: str, t: MatvecTile, epilogue: Epilogue) -> Kernel:
         weights.load(*lists[0], within)
         if t.chunks > 1:
             b.barrier()
+        else:
+            b.inputs_ready()  # the first weights are on their way
         _copy_inputs(b, t, x, shared, chunk)
         for number, ((first, count), registers) in enumerate(zip(lists, sums, strict=True)):
             if number > 0:
@@ -260,8 +264,8 @@ class _Weights:
     def __init__(self, b: DeviceBuilder, t: MatvecTile) -> None:
         self._b, self._t = b, t
         self._words = STEP // t.in_word
-        self._indices = b.pointer("indices", "uint32") if t.sparse else None  # two in a word
-        self._values = b.pointer("values", "float32" if t.in_word == 1 else "uint32")
+        self._indices = b.constant("indices", "uint32") if t.sparse else None  # two in a word
+        self._values = b.constant("values", "float32" if t.in_word == 1 else "uint32")
         self._held = [b.register(self._words, str(self._values.dtype)) for _ in range(t.depth)]
         self._where = [b.register(STEP // 2, "uint32") for _ in range(t.depth if t.sparse else 0)]
 

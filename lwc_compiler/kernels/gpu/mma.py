@@ -172,8 +172,8 @@ def mma_kernel(name: str, t: MmaTile, epilogue: Epilogue) -> Kernel:
     group, part = b.let("group", divide(b.block[2], t.splits)), modulo(b.block[2], t.splits)
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    weights = b.pointer("weights", "uint32")
-    bias = b.pointer("bias") if epilogue.bias is not None else None
+    weights = b.constant("weights", "uint32")
+    bias = b.constant("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     left, right = b.shared("left", 2 * t.left, "uint32"), b.shared("right", 2 * t.right, "uint32")
     places = b.shared("places", 2 * t.outputs, "uint32") if t.sparse else None

@@ -15,13 +15,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, Pick, conv_task, matmul_task, predicted
-from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, WARP, ceil_div, strides_of
+from lwc_compiler.kernels.gpu.builder import WARP, ceil_div, strides_of
 from lwc_compiler.kernels.gpu.depthwise import THREADS, depthwise_kernel
 from lwc_compiler.kernels.gpu.gemm import GemmTile, ProductTile, gemm_kernel, pack_gemm, sum_kernel
 from lwc_compiler.kernels.gpu.matvec import STEP, MatvecTile, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
-from lwc_compiler.kernels.gpu.taps import TapTile, pack_taps, taps_kernel
-from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Operand, Output, Plan, Scratch, Step
+from lwc_compiler.kernels.gpu.taps import ALIKE, TAP_STEP, TapTile, fitted, pack_taps, taps_kernel
+from lwc_compiler.kernels.kernel import (
+    STATIC_SHARED_BYTES,
+    Constant,
+    Input,
+    Kernel,
+    Operand,
+    Output,
+    Plan,
+    Scratch,
+    Step,
+)
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 
 if TYPE_CHECKING:
@@ -37,8 +47,13 @@ _WARPS = 16  # of a multiprocessor, that hide the latency of shared memory
 _STAGED = 4.0  # accesses that copying an element to shared memory takes: index arithmetic, load, store
 _INDEX_BYTES = 2
 _FEW_ROWS = 8  # of a product that reads its weights once for all of them
-_TAP_SHARED_BYTES = 24 << 10  # so that a multiprocessor has two blocks or more
-_TAP_CUTS = ((8, 4, 1), (8, 2, 1), (8, 8, 1), (4, 1, 1), (4, 4, 1), (8, 1, 2), (8, 1, 4), (8, 2, 4), (16, 2, 8))
+_TAP_SHARE = 0.93  # of shared memory that is planned with; what is left is for rows with more taps than most
+_TAP_BYTES = 6 * 1.1  # of a tap in shared memory: offset and value; lists are filled to steps
+# Warps of a block, output channels of a warp, and warps that share an output channel.
+_TAP_CUTS = (
+    (4, 1, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 8, 1), (16, 1, 1), (16, 2, 1), (16, 4, 1), (8, 1, 2), (8, 2, 2),
+    (8, 2, 4), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
+)  # fmt: skip
 # Warps of a block, warps that share an output, outputs of these, steps that a lane reads at a time.
 _MATVEC_CUTS = (
     (16, 1, 1, 2), (16, 1, 1, 4), (16, 1, 2, 4), (16, 1, 4, 4), (16, 2, 1, 2), (16, 2, 1, 4), (16, 4, 1, 4),
@@ -130,7 +145,7 @@ def _candidates(
     if np.all(weight):
         return candidates
     kept = int(np.count_nonzero(weight))
-    tiles = _tap_tiles(geometry, x_strides, y_strides)
+    tiles = _tap_tiles(geometry, x_strides, y_strides, kept / weight.size, gpu)
     return [*candidates, *(_sparse(weight, kept, tile, epilogue, gpu) for tile in tiles)]
 
 
@@ -150,25 +165,43 @@ def _on_tensor_cores(
             yield _mma(weight, tile, epilogue, gpu)
 
 
-def _tap_tiles(geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...]) -> Iterator[TapTile]:
-    """Cuts that waste few lanes and fit shared memory."""
+def _tap_tiles(
+    geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], density: float, gpu: Gpu
+) -> Iterator[TapTile]:
+    """Cuts that waste few lanes; a block declares its shared memory, or has half of a multiprocessor's, or all."""
+    most = gpu.block_shared_bytes
+    budgets = sorted({STATIC_SHARED_BYTES, max(STATIC_SHARED_BYTES, most // 2 - 1024), most})
     flat = geometry.out_size[-2] == 1
     inputs, outputs = geometry.in_channels // geometry.groups, geometry.out_channels // geometry.groups
-    for columns in (8, 16, 32, 64, 128) if flat else (4, 8, 16, 32):
+    width = geometry.out_size[-1]
+    across = (8, 16, 32, 64, 128) if flat else sorted({4, 8, 16, 32, ceil_div(width, ceil_div(width, WARP))})
+    for columns in across:
         for pixels in (1, 2, 4, 8):
-            rows = pixels * WARP // columns
-            if (flat and columns != max(pixels * WARP, columns)) or rows < 1:
+            if flat and columns != max(pixels * WARP, columns):
                 continue
             for warps, many, parts in _TAP_CUTS:
-                if pixels * many > 32 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
+                if pixels * many * warps > 256 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
                     continue
-                one = TapTile(geometry, x_strides, y_strides, 1 if flat else rows, columns, 1, warps, many, parts)
-                if flat and columns < WARP:
-                    one = replace(one, rows=WARP // columns)
-                channels = min(inputs, _TAP_SHARED_BYTES // (4 * one.plane)) or 1
-                tile = replace(one, channels=channels)
-                if 4 * tile.shared_elements <= MAX_SHARED_BYTES:
-                    yield tile
+                rows = WARP // min(columns, WARP) * (1 if flat else pixels)
+                one = TapTile(geometry, x_strides, y_strides, rows, columns, 1, warps, many, parts)
+                full = replace(one, steps=one.lists * ceil_div(math.prod(geometry.kernel), TAP_STEP) + ALIKE)
+                for budget in budgets:
+                    if full.shared_bytes > budget:
+                        continue
+                    channels = _tap_channels(one, density, budget)
+                    yield replace(one, channels=channels, most_bytes=budget)
+                    if channels == inputs:
+                        break
+
+
+def _tap_channels(t: TapTile, density: float, budget: int) -> int:
+    """Input channels of which a block has the window and the taps: all in one stage, or as many as two stages hold."""
+    inputs = t.geometry.group_inputs
+    channel = 4 * t.plane + t.per_block * math.prod(t.geometry.kernel) * density * _TAP_BYTES
+    fixed = 4 * t.plane + 12 * t.lists
+    if inputs * channel + fixed <= _TAP_SHARE * budget:
+        return inputs
+    return max(1, min(inputs, int((_TAP_SHARE * budget / 2 - fixed) / channel)))
 
 
 def _seconds(gpu: Gpu, lane_cycles: float, moved: float, busy: float) -> float:
@@ -205,6 +238,7 @@ def _sparse(weight: NDArray[np.float32], kept: int, t: TapTile, epilogue: Epilog
 
 
 def _tap_plan(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue) -> Plan:
+    t = fitted(weight, t)
     constants, stored = pack_taps(weight, t)
     pixels = t.geometry.batch * math.prod(t.geometry.out_size)
     return _plan(taps_kernel("gpu_taps", t, epilogue), constants, epilogue, "csr", stored, 2 * stored * pixels)
