@@ -281,9 +281,9 @@ class _Weights:
         for i, held in enumerate(self._held):
             at = b.let("at", step + i * self._t.width)
             with b.when(at < count):
-                held.set(b.load(self._values, (first + at) * self._words, self._words))
+                b.read(held, self._values, (first + at) * self._words, self._words)
                 if self._indices is not None:
-                    self._where[i].set(b.load(self._indices, (first + at) * (STEP // 2), STEP // 2))
+                    b.read(self._where[i], self._indices, (first + at) * (STEP // 2), STEP // 2)
 
     def multiply(self, inputs: Expr, step: Expr, count: Expr, sums: Sequence[Register]) -> None:
         """Adds their products with the inputs of each row."""

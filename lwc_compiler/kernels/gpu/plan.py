@@ -95,7 +95,7 @@ def plan_matmul(
     if rows <= _FEW_ROWS:
         candidates = [
             _matvec(weight, tile, epilogue, gpu)
-            for sparse in ((False, True) if task.density < 1 else (False,))
+            for sparse in ((True, False) if task.density < 1 else (False,))  # the one with fewer bytes where both wait
             for tile in _matvec_tiles(weight, rows, sparse, gpu)
         ]
     else:
@@ -345,6 +345,7 @@ def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu:
 
     name = f"{format_} matvec{f', {t.precision}' * (t.in_word == 2)}, {t.across}x{t.outputs} outputs of a block"
     name += f", {t.parts} warps each" * (t.parts > 1) + f", {t.depth} loads"
+    name += f", inputs in {t.chunks} parts" * (t.chunks > 1)
     return Candidate(format_, name, _cycles(gpu, seconds), plan)
 
 
