@@ -20,6 +20,7 @@ from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.kernel import Step
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.targets import find_target
+from tests.cuda_harness import Emulator
 from tests.opencl_harness import Device, run_plan
 
 GPU = find_target("a100")
@@ -33,7 +34,7 @@ def planes(geometry: ConvGeometry) -> tuple[ConvGeometry, tuple[int, ...], tuple
 
 
 def tap_tiles(geometry: ConvGeometry, _target):
-    return planning._tap_tiles(*planes(geometry))
+    return planning._tap_tiles(*planes(geometry), 0.3)
 
 
 def planned_taps(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
@@ -91,6 +92,15 @@ class TestKernels:
         assert error.max() <= 1e-5 * case.scale, f"error {error.max() / (case.scale or 1):.2g} of the scale"
 
 
+def test_copies_are_waited_for(tmp_path) -> None:
+    """As CUDA's text, where copies are made as late as they may be: of which several are under way at once."""
+    chosen = [case for case in TestKernels.cases if case.plan(GPU).steps[0].kernel.name == "gpu_taps"][::6]
+    emulator = Emulator({case.name: case.plan(GPU) for case in chosen}, tmp_path)
+    for case in chosen:
+        result = emulator.run(case.name, case.inputs, case.expected.shape)
+        assert np.abs(result - case.expected).max() <= 1e-5 * case.scale, case.name
+
+
 def test_inputs_reach_only_the_outputs_that_read_them(device) -> None:
     """Filling adds 0 times an input: one that is not finite must not get into a sum by it."""
     weight = sparse(np.random.default_rng(0), (300, 90), 0.1, 1)
@@ -108,7 +118,7 @@ def planned_taps_of_rows(weight, rows: int):
     candidates = []
     plan_matmul(weight, 2 * rows * planning._FEW_ROWS, Epilogue(), GPU, lambda _, found: candidates.extend(found))
     geometry = ConvGeometry(1, 300, (1, rows), 90, (1, 1), (1, 1), (0,) * 4, (1, 1))
-    tile = next(planning._tap_tiles(geometry, (rows * 300, 1, 0, 300), (rows * 90, 1, 0, 90)))
+    tile = next(planning._tap_tiles(geometry, (rows * 300, 1, 0, 300), (rows * 90, 1, 0, 90), 0.3))
     assert any(candidate.format == "csr" for candidate in candidates)
     return planning._tap_plan(np.ascontiguousarray(weight.T).reshape(90, 300, 1, 1), tile, Epilogue())
 

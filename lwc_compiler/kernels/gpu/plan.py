@@ -21,7 +21,7 @@ from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm
 from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, most_chunk, pack_matvec
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
 from lwc_compiler.kernels.gpu.product import ProductTile, sum_kernel
-from lwc_compiler.kernels.gpu.taps import TapTile, pack_taps, taps_kernel
+from lwc_compiler.kernels.gpu.taps import ALIKE, STEP, TapTile, fitted, pack_taps, taps_kernel
 from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Operand, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 
@@ -38,8 +38,13 @@ _WARPS = 16  # of a multiprocessor, that hide the latency of shared memory
 _STAGED = 4.0  # accesses that copying an element to shared memory takes: index arithmetic, load, store
 _INDEX_BYTES = 2
 _FEW_ROWS = 8  # of a product that reads its weights once for all of them
-_TAP_SHARED_BYTES = 24 << 10  # so that a multiprocessor has two blocks or more
-_TAP_CUTS = ((8, 4, 1), (8, 2, 1), (8, 8, 1), (4, 1, 1), (4, 4, 1), (8, 1, 2), (8, 1, 4), (8, 2, 4), (16, 2, 8))
+_TAP_SHARED_BYTES = 44 << 10  # what is left is for rows with more taps than most
+_TAP_BYTES = 6 * 1.1  # of a tap in shared memory: offset and value; lists are filled to steps
+# Warps of a block, output channels of a warp, and warps that share an output channel.
+_TAP_CUTS = (
+    (4, 1, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 8, 1), (16, 1, 1), (16, 2, 1), (16, 4, 1), (8, 1, 2), (8, 2, 2),
+    (8, 2, 4), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
+)  # fmt: skip
 _MATVEC_CUTS = ((4, 1), (8, 1), (16, 1), (16, 2))  # warps, outputs of each
 _SPLITS = (1, 2, 4, 8, 16)
 # Output channels and pixels of a block, and of a warp.
@@ -135,7 +140,7 @@ def _candidates(
     if np.all(weight):
         return candidates
     kept = int(np.count_nonzero(weight))
-    tiles = _tap_tiles(geometry, x_strides, y_strides)
+    tiles = _tap_tiles(geometry, x_strides, y_strides, kept / weight.size)
     return [*candidates, *(_sparse(weight, kept, tile, epilogue, gpu) for tile in tiles)]
 
 
@@ -160,25 +165,36 @@ def _fits(t: ProductTile) -> bool:
     return t.stages > 1 and (t.splits == 1 or t.splits * 2 <= t.slices)
 
 
-def _tap_tiles(geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...]) -> Iterator[TapTile]:
+def _tap_tiles(
+    geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], density: float
+) -> Iterator[TapTile]:
     """Cuts that waste few lanes and fit shared memory."""
     flat = geometry.out_size[-2] == 1
     inputs, outputs = geometry.in_channels // geometry.groups, geometry.out_channels // geometry.groups
-    for columns in (8, 16, 32, 64, 128) if flat else (4, 8, 16, 32):
+    width = geometry.out_size[-1]
+    across = (8, 16, 32, 64, 128) if flat else sorted({4, 8, 16, 32, ceil_div(width, ceil_div(width, WARP))})
+    for columns in across:
         for pixels in (1, 2, 4, 8):
-            rows = pixels * WARP // columns
-            if (flat and columns != max(pixels * WARP, columns)) or rows < 1:
+            if flat and columns != max(pixels * WARP, columns):
                 continue
             for warps, many, parts in _TAP_CUTS:
                 if pixels * many > 32 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
                     continue
-                one = TapTile(geometry, x_strides, y_strides, 1 if flat else rows, columns, 1, warps, many, parts)
-                if flat and columns < WARP:
-                    one = replace(one, rows=WARP // columns)
-                channels = min(inputs, _TAP_SHARED_BYTES // (4 * one.plane)) or 1
-                tile = replace(one, channels=channels)
-                if 4 * tile.shared_elements <= MAX_SHARED_BYTES:
-                    yield tile
+                rows = WARP // min(columns, WARP) * (1 if flat else pixels)
+                one = TapTile(geometry, x_strides, y_strides, rows, columns, 1, warps, many, parts)
+                full = replace(one, steps=one.lists * ceil_div(math.prod(geometry.kernel), STEP) + ALIKE)
+                if full.shared_bytes <= MAX_SHARED_BYTES:
+                    yield replace(one, channels=_tap_channels(one, density))
+
+
+def _tap_channels(t: TapTile, density: float) -> int:
+    """Input channels of which a block has the window and the taps: all in one stage, or as many as two stages hold."""
+    inputs = t.geometry.group_inputs
+    channel = 4 * t.plane + t.per_block * math.prod(t.geometry.kernel) * density * _TAP_BYTES
+    fixed = 4 * t.plane + 12 * t.lists
+    if inputs * channel + fixed <= _TAP_SHARED_BYTES:
+        return inputs
+    return max(1, min(inputs, int((_TAP_SHARED_BYTES / 2 - fixed) / channel)))
 
 
 def _seconds(gpu: Gpu, lane_cycles: float, moved: float, busy: float) -> float:
@@ -215,6 +231,7 @@ def _sparse(weight: NDArray[np.float32], kept: int, t: TapTile, epilogue: Epilog
 
 
 def _tap_plan(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue) -> Plan:
+    t = fitted(weight, t)
     constants, stored = pack_taps(weight, t)
     pixels = t.geometry.batch * math.prod(t.geometry.out_size)
     return _plan(taps_kernel("gpu_taps", t, epilogue), constants, epilogue, "csr", stored, 2 * stored * pixels)
