@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import TensorLoad
-from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, Evaluate, SeqStmt
+from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, Evaluate, For, ForKind, SeqStmt
 
 from lwc_compiler.kernels.builder import KernelBuilder
 from lwc_compiler.kernels.kernel import Kernel, Launch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Expr = Any
 
@@ -107,6 +111,19 @@ class DeviceBuilder(KernelBuilder):
 
     def _call(self, name: str, *arguments: Expr) -> None:
         self.emit(Evaluate(tirx.call_extern("void", name, *arguments)))
+
+    @contextmanager
+    def unrolled(self, name: str, count: int) -> Iterator[Expr]:
+        """Runs the block for 0 <= variable < `count`, in a loop that the compiler of the text unrolls."""
+        if count == 1:
+            yield 0
+            return
+        variable = tirx.Var(name, "int32")
+        with self._block() as block:
+            yield variable
+        zero = tirx.const(0, "int32")
+        loop = For(variable, zero, tirx.const(count, "int32"), ForKind.UNROLLED, SeqStmt(block))
+        self.emit(AttrStmt(zero, "pragma_unroll_explicit", zero, loop))
 
     def barrier(self) -> None:
         """Waits for all threads of the block; what they wrote to shared memory can then be read."""
