@@ -244,7 +244,7 @@ class _Writer:
             return self.points(phase, at)[lane][e].astype(dtype_of(e))
         if step and self.is_of_row(phase, e):
             return self.of_row(phase, e, at, lane, step)
-        if isinstance(e, tirx.Div) and self.is_of_row(phase, e.b) and not self.is_of_row(phase, e.a):
+        if step and isinstance(e, tirx.Div) and self.is_of_row(phase, e.b):
             e = tirx.Mul(e.a, tirx.const(1.0, "float32") / e.b)
         parts = children(e)
         inner = "" if _is_conditional(e) else step
