@@ -34,6 +34,7 @@ static inline float4 make_float4(float x, float y, float z, float w) { return {x
 static inline float __int_as_float(int bits) { float value; memcpy(&value, &bits, 4); return value; }
 using std::max;
 using std::min;
+#define CUDART_INF_F INFINITY
 
 static uint3 threadIdx, blockIdx;
 alignas(64) static unsigned char lwc_shared[256 << 10]; /* what a launch asks for */
