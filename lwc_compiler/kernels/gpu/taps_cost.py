@@ -119,4 +119,4 @@ def taps_seconds(t: TapTile, steps: float, gpu: Gpu, costs: TapCosts = FITTED) -
     moved = blocks * (4 * window + 24 * steps) / costs.bytes_a_nanosecond * gpu.gigahertz
     parts = (each * max(issued / costs.issued, accesses), rounds * waited, moved)
     cycles = math.fsum(part**costs.sharpness for part in parts) ** (1 / costs.sharpness)
-    return 1e-6 * costs.launch + cycles / (gpu.gigahertz * 1e9)
+    return float(1e-6 * costs.launch + cycles / (gpu.gigahertz * 1e9))
