@@ -20,7 +20,7 @@ from lwc_compiler.codegen.device_rows import read_rows
 from lwc_compiler.codegen.device_schedules import schedule_device
 from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, rewrite_statements, split_function
 from lwc_compiler.errors import UnsupportedError
-from lwc_compiler.kernels.gpu.builder import CONSTANTS, SHARED_ALIGNMENT_BYTES, ceil_div
+from lwc_compiler.kernels.gpu.builder import CONSTANTS, SHARED_ALIGNMENT_BYTES, WAITS, ceil_div
 from lwc_compiler.kernels.kernel import Input, Kernel, Launch, Output, Plan, Step
 
 if TYPE_CHECKING:
@@ -115,24 +115,25 @@ def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
     """CUDA C++ whose kernels may be launched before the one before them has ended (see launches.cuh).
 
     What another kernel may still write while this one begins is no `__restrict__` pointer that is only read: the
-    compiler would be free to read it before it is there, and in instructions that do not see it change.
+    compiler would be free to read it before it is there, and in instructions that do not see it change. Constants are
+    none in a kernel that says where it waits: NVIDIA's compiler moves loads of what never changes behind the wait.
     """
     functions = []
     for function in re.split(rf"^(?={_ENTRY})", text, flags=re.MULTILINE)[1:]:
         found = _SIGNATURE.match(function)
         assert found is not None
         start, symbol, operands, end = found.groups()
+        body = function[found.end() :]
         func = kernels[symbol].func
-        restricted = {*func.attrs.get(CONSTANTS, ()), *written_parameters(func)}
+        waits = bool(func.attrs.get(WAITS, False))
+        restricted = written_parameters(func) | set(() if waits else func.attrs.get(CONSTANTS, ()))
         pointers = [
             operand if number in restricted else operand.replace("__restrict__ ", "")
             for number, operand in enumerate(operands.split(", "))
         ]
-        body = function[found.end() :]
         if end == " {":
             body = _with_dynamic_memory(body) if _launch(kernels[symbol]).dynamic_bytes else body
-            wait = "" if "lwc_inputs_ready();" in body else "\n  lwc_inputs_ready();"
-            body = f"\n  lwc_launch_next();{wait}{body}"
+            body = "\n  lwc_launch_next();" + ("" if waits else "\n  lwc_inputs_ready();") + body
         functions.append(f"{start}{symbol}({', '.join(pointers)}){end}{body}")
     return "".join(functions)
 

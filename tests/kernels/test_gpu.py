@@ -43,8 +43,9 @@ def planned_taps(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
 
 
 def gemm_tiles(geometry: ConvGeometry, _target):
-    tiles = [GemmTile(*planes(geometry), m, p, n, each) for m, p, each in planning._GEMM_TILES for n in (1, 3)]
-    return [tile for tile in tiles if tile.splits == 1 or tile.splits * 2 <= tile.slices]
+    cuts = itertools.product(planning._GEMM_TILES, planning._DEPTHS, (1, 3))
+    tiles = [GemmTile(*planes(geometry), m, p, depth, n, *each) for (m, p, *each), depth, n in cuts]
+    return [tile for tile in tiles if planning._fits(tile)]
 
 
 def planned_gemm(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
@@ -175,15 +176,16 @@ def epilogue(channels: int) -> Epilogue:
 def kernels_of_many_cuts() -> dict[str, Step]:
     """Each kernel in cuts of all kinds, for layers of ResNet-50, and matrices."""
     generator, steps = np.random.default_rng(0), {}
-    for name, geometry in {
+    layers = {
         "full": conv(1, 64, (56, 56), 64, (3, 3), pads=(1, 1, 1, 1)),
         "strided": conv(1, 128, (56, 56), 128, (3, 3), (2, 2), (1, 1, 1, 1)),
         "pointwise": conv(1, 256, (56, 56), 64, (1, 1)),
-    }.items():
+    }
+    for number, (name, geometry) in enumerate(layers.items()):
         weight = sparse(generator, weight_shape(geometry), 0.1, 0)
         for i, tile in enumerate(list(tap_tiles(geometry, GPU))[::50]):
             steps[f"taps_{name}_{i}"] = planned_taps(weight, geometry, epilogue(geometry.out_channels), tile).steps[0]
-        for i, tile in enumerate(gemm_tiles(geometry, GPU)):
+        for i, tile in enumerate(gemm_tiles(geometry, GPU)[number::5]):
             steps[f"gemm_{name}_{i}"] = planned_gemm(weight, geometry, epilogue(geometry.out_channels), tile).steps[0]
     weight = sparse(generator, (1024, 512), 0.1, 1)
     for rows in (1, 3, 8):

@@ -30,11 +30,11 @@ static __device__ __forceinline__ void lwc_launch_next() {}
 static __device__ __forceinline__ void lwc_inputs_ready() {}
 #endif
 
-extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* x, float* residual, float* __restrict__ weights, float* __restrict__ bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* x, float* residual, float* __restrict__ weights, float* __restrict__ bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* x, float* residual, float* weights, float* bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* x, float* residual, float* weights, float* bias, float* __restrict__ y) {
   lwc_launch_next();
-  lwc_inputs_ready();
   int number = ((int)threadIdx.x);
+  int existing = ((int)threadIdx.x);
   int cse_v1 = (((int)threadIdx.x) % 4);
   int i = (((int)threadIdx.x) % 4);
   int i_1 = (((int)threadIdx.x) / 4);
@@ -42,26 +42,45 @@ extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* x, float* 
   int i_2 = ((((int)threadIdx.x) % 16) / 4);
   int cse_v2 = (((int)threadIdx.x) / 16);
   int i_3 = (((int)threadIdx.x) / 16);
+  int cse_v4 = ((((int)threadIdx.x) / 16) * 9);
+  int first = ((((int)threadIdx.x) / 16) * 9);
+  alignas(64) float r_ptr[1];
+  alignas(64) float r_ptr_1[1];
+  alignas(64) float r_ptr_2[1];
+  alignas(64) float r_ptr_3[1];
+  alignas(64) float r_ptr_4[1];
+  alignas(64) float r_ptr_5[1];
+  alignas(64) float r_ptr_6[1];
+  alignas(64) float r_ptr_7[1];
+  alignas(64) float r_ptr_8[1];
+  r_ptr[0] = weights[((((int)threadIdx.x) / 16) * 9)];
+  r_ptr_1[0] = weights[(((((int)threadIdx.x) / 16) * 9) + 1)];
+  r_ptr_2[0] = weights[(((((int)threadIdx.x) / 16) * 9) + 2)];
+  r_ptr_3[0] = weights[(((((int)threadIdx.x) / 16) * 9) + 3)];
+  r_ptr_4[0] = weights[(((((int)threadIdx.x) / 16) * 9) + 4)];
+  r_ptr_5[0] = weights[(((((int)threadIdx.x) / 16) * 9) + 5)];
+  r_ptr_6[0] = weights[(((((int)threadIdx.x) / 16) * 9) + 6)];
+  r_ptr_7[0] = weights[(((((int)threadIdx.x) / 16) * 9) + 7)];
+  r_ptr_8[0] = weights[(((((int)threadIdx.x) / 16) * 9) + 8)];
+  alignas(64) float r_ptr_9[1];
+  r_ptr_9[0] = bias[(((int)threadIdx.x) / 16)];
+  lwc_inputs_ready();
   int channel = (((int)threadIdx.x) / 16);
   int corner = ((((int)threadIdx.x) % 16) / 4);
   int corner_1 = (((int)threadIdx.x) % 4);
-  int cse_v4 = ((((int)threadIdx.x) / 16) * 36);
+  int cse_v5 = ((((int)threadIdx.x) / 16) * 36);
   int plane = ((((int)threadIdx.x) / 16) * 36);
-  alignas(64) float r_ptr[1];
-  r_ptr[0] = bias[(((int)threadIdx.x) / 16)];
-  int cse_v5 = ((((int)threadIdx.x) / 16) * 9);
-  int first = ((((int)threadIdx.x) / 16) * 9);
   int cse_v6 = ((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4));
-  r_ptr[0] = (r_ptr[0] + (x[((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4))] * weights[((((int)threadIdx.x) / 16) * 9)]));
-  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 1)] * weights[(((((int)threadIdx.x) / 16) * 9) + 1)]));
-  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 2)] * weights[(((((int)threadIdx.x) / 16) * 9) + 2)]));
-  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 6)] * weights[(((((int)threadIdx.x) / 16) * 9) + 3)]));
-  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 7)] * weights[(((((int)threadIdx.x) / 16) * 9) + 4)]));
-  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 8)] * weights[(((((int)threadIdx.x) / 16) * 9) + 5)]));
-  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 12)] * weights[(((((int)threadIdx.x) / 16) * 9) + 6)]));
-  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 13)] * weights[(((((int)threadIdx.x) / 16) * 9) + 7)]));
-  r_ptr[0] = (r_ptr[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 14)] * weights[(((((int)threadIdx.x) / 16) * 9) + 8)]));
+  r_ptr_9[0] = (r_ptr_9[0] + (x[((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4))] * r_ptr[0]));
+  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 1)] * r_ptr_1[0]));
+  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 2)] * r_ptr_2[0]));
+  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 6)] * r_ptr_3[0]));
+  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 7)] * r_ptr_4[0]));
+  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 8)] * r_ptr_5[0]));
+  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 12)] * r_ptr_6[0]));
+  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 13)] * r_ptr_7[0]));
+  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 14)] * r_ptr_8[0]));
   int to = ((int)threadIdx.x);
-  y[((int)threadIdx.x)] = max((r_ptr[0] + residual[((int)threadIdx.x)]), 0x0p+0f/*0.000000e+00*/);
+  y[((int)threadIdx.x)] = max((r_ptr_9[0] + residual[((int)threadIdx.x)]), 0x0p+0f/*0.000000e+00*/);
 }
 

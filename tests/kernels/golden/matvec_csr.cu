@@ -84,8 +84,8 @@ static __device__ __forceinline__ void lwc_launch_next() {}
 static __device__ __forceinline__ void lwc_inputs_ready() {}
 #endif
 
-extern "C" __global__ void __launch_bounds__(512, 2) matvec_csr(float* x, float* residual, int* __restrict__ starts, uint* __restrict__ indices, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(512, 2) matvec_csr(float* x, float* residual, int* __restrict__ starts, uint* __restrict__ indices, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(512, 2) matvec_csr(float* x, float* residual, int* starts, uint* indices, float* values, float* bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(512, 2) matvec_csr(float* x, float* residual, int* starts, uint* indices, float* values, float* bias, float* __restrict__ y) {
   lwc_launch_next();
   alignas(64) float r_ptr[4];
   alignas(64) float r_ptr_1[4];

@@ -70,8 +70,8 @@ static __device__ __forceinline__ void lwc_launch_next() {}
 static __device__ __forceinline__ void lwc_inputs_ready() {}
 #endif
 
-extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* residual, int* __restrict__ starts, int* __restrict__ channels, uint* __restrict__ offsets, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* residual, int* __restrict__ starts, int* __restrict__ channels, uint* __restrict__ offsets, float* __restrict__ values, float* __restrict__ bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y) {
   lwc_launch_next();
   int cse_v1 = (((int)threadIdx.x) % 32);
   int lane = (((int)threadIdx.x) % 32);
