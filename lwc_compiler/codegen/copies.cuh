@@ -38,8 +38,8 @@ static __device__ __forceinline__ void lwc_wait_0() {}
 static __device__ __forceinline__ void lwc_wait_1() {}
 #endif
 
-/* Reads of 8 or 16 bytes of constants to registers (DeviceBuilder.read) that stay before a lwc_inputs_ready which follows
- * them: others, and those that are marked as of constants (ld.global.nc), the compiler moves behind it.
+/* Reads of 8 or 16 bytes of constants to registers (DeviceBuilder.read) that stay before a wait for the inputs which
+ * follows them: others, and those that are marked as of constants (ld.global.nc), the compiler moves behind it.
  */
 static __device__ __forceinline__ void lwc_read_8(void *to, const void *from) {
     uint *words = (uint *)to;

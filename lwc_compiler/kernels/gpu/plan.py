@@ -59,7 +59,7 @@ _TAP_CUTS = (
 # Warps of a block, warps that share an output, outputs of these, steps that a lane reads at a time.
 _MATVEC_CUTS = (
     (16, 1, 1, 2), (16, 1, 1, 4), (16, 1, 2, 4), (16, 1, 4, 4), (16, 2, 1, 2), (16, 2, 1, 4), (16, 4, 1, 4),
-    (16, 8, 1, 4), (16, 16, 1, 4), (8, 1, 1, 2), (8, 1, 1, 4), (8, 1, 2, 4), (8, 2, 1, 2), (8, 4, 1, 4), (8, 8, 1, 4),
+    (16, 8, 1, 4), (16, 16, 1, 4), (8, 1, 1, 2), (8, 1, 1, 4), (8, 1, 2, 2), (8, 2, 1, 2), (8, 4, 1, 4), (8, 8, 1, 4),
 )  # fmt: skip
 _MATVEC_WARPS = 32  # of a multiprocessor, with the registers for loads of several steps
 _LATENCY_SECONDS = 0.5e-6  # of a load from memory
