@@ -133,7 +133,8 @@ class MatvecTile:
     def fits(self) -> bool:
         """Whether a block may take the shared memory that it needs, and a multiprocessor has registers for two."""
         loaded = self.depth * (STEP + STEP // 2)
-        registers = loaded + self.rows * (self.outputs + STEP) + _FURTHER_REGISTERS
+        of_row = self.outputs + 2 * STEP  # sums, inputs and where they are
+        registers = loaded + self.rows * of_row + _FURTHER_REGISTERS
         return self.shared_bytes <= self.most_bytes and 2 * self.threads * registers <= _REGISTERS
 
     def rounds(self, steps: int) -> int:
