@@ -35,6 +35,7 @@ using std::max;
 using std::min;
 
 static uint3 threadIdx, blockIdx;
+alignas(64) static unsigned char lwc_shared[256 << 10]; /* what a launch asks for */
 
 namespace emulator {
 enum { WARP = 32, MOST = 1024, STACK = 1 << 16 };
@@ -214,7 +215,7 @@ template <typename T> static T __shfl_sync(unsigned, T value, int from, int = 32
     uint32_t bits;
     static_assert(sizeof(T) == 4);
     memcpy(&bits, &value, 4);
-    bits = emulator::shuffle(bits, from);
+    bits = emulator::shuffle(bits, from % 32);
     memcpy(&value, &bits, 4);
     return value;
 }

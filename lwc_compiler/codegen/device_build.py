@@ -15,11 +15,13 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, DeclBuffer, Evaluate, SeqStmt
 
+from lwc_compiler.codegen.device_row_kernels import rows_kernel
+from lwc_compiler.codegen.device_rows import read_rows
 from lwc_compiler.codegen.device_schedules import schedule_device
 from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, rewrite_statements, split_function
 from lwc_compiler.errors import UnsupportedError
-from lwc_compiler.kernels.gpu.builder import CONSTANTS, WAITS
-from lwc_compiler.kernels.kernel import Kernel, Launch
+from lwc_compiler.kernels.gpu.builder import CONSTANTS, SHARED_ALIGNMENT_BYTES, WAITS, ceil_div
+from lwc_compiler.kernels.kernel import Input, Kernel, Launch, Output, Plan, Step
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from tvm.tirx import PrimFunc, Var
     from tvm.tirx.stmt import Stmt
 
-    from lwc_compiler.kernels.kernel import Plan
 
 _MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 _LAUNCHED = 2  # TVM's CallingConv::kDeviceKernelLaunch
@@ -55,6 +56,8 @@ typedef unsigned long long uint64_t;
 _TEXTS = resources.files("lwc_compiler.codegen")
 # What kernels call by name.
 _CALLED = {"cuda": ("precision.cuh", "copies.cuh", "launches.cuh"), "opencl": ("copies.cl", "launches.cl")}
+_SHARED = re.compile(r"__shared__ alignas\(\d+\) (\w+) (\w+)\[(\d+)\];")
+_DYNAMIC = f"extern __shared__ __align__({SHARED_ALIGNMENT_BYTES}) uchar lwc_shared[];"
 _NAME = re.compile(r"\blwc_\w+")
 _ENTRY = 'extern "C" __global__'
 _SIGNATURE = re.compile(rf"({_ENTRY} .*\b)(\w+)\(([^()]*)\)(;| {{)")
@@ -129,9 +132,29 @@ def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
             for number, operand in enumerate(operands.split(", "))
         ]
         if end == " {":
+            body = _with_dynamic_memory(body) if _launch(kernels[symbol]).dynamic_bytes else body
             body = "\n  lwc_launch_next();" + ("" if waits else "\n  lwc_inputs_ready();") + body
         functions.append(f"{start}{symbol}({', '.join(pointers)}){end}{body}")
     return "".join(functions)
+
+
+def _with_dynamic_memory(body: str) -> str:
+    """A function whose shared memory is more than a kernel may declare, as parts of what its launch asks for."""
+    offset = 0
+
+    def part(found: re.Match[str]) -> str:
+        nonlocal offset
+        dtype, name, elements = found.groups()
+        start, offset = offset, offset + 4 * int(elements)
+        offset = ceil_div(offset, SHARED_ALIGNMENT_BYTES) * SHARED_ALIGNMENT_BYTES
+        return f"{dtype}* {name} = ({dtype}*)(lwc_shared + {start});"
+
+    return f"\n  {_DYNAMIC}{_SHARED.sub(part, body)}"
+
+
+def _launch(kernel: Kernel) -> Launch:
+    assert kernel.launch is not None
+    return kernel.launch
 
 
 def written_parameters(func: PrimFunc) -> set[int]:
@@ -161,6 +184,10 @@ def check_launches(kernels: Mapping[str, Kernel]) -> None:
 
 def split_device(name: str, func: PrimFunc, inputs: int) -> Plan:
     """Schedules a function and takes it apart into kernels, as `split_function` does on a processor."""
+    rows = read_rows(func)
+    if rows is not None:
+        operands = [Input(i) for i in range(inputs)] + [Output(i) for i in range(len(func.params) - inputs)]
+        return Plan((Step(rows_kernel(name, rows), tuple(operands)),))
     return split_function(name, schedule_device(func), inputs, _make_device_kernel)
 
 

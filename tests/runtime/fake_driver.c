@@ -82,6 +82,10 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
     *function = strdup(name);
     return 0;
 }
+int cuFuncSetAttribute(void *function, int attribute, int value) {
+    CALL("%s %d %d", (const char *)function, attribute, value);
+    return 0;
+}
 int cuMemAlloc_v2(address *start, size_t bytes) {
     CALL("%zu", bytes);
     int i = 0;

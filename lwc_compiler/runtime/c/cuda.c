@@ -27,6 +27,7 @@ typedef struct {
 typedef struct {
     int kernel;
     unsigned grid[3], block[3];
+    unsigned shared_bytes; /* of shared memory, beside what the kernel declares */
     int first, count; /* operands, of lwc_places */
 } lwc_launch;
 
@@ -82,6 +83,11 @@ static int lwc_set_up(LWC(context) *c) {
     LWC_TRY(cuda->cuModuleLoadData(&c->module, code->image));
     for (int i = 0; i < LWC_KERNELS; i++)
         LWC_TRY(cuda->cuModuleGetFunction(&c->functions[i], c->module, lwc_kernels[i]));
+    for (int i = 0; i < LWC_LAUNCHES; i++) {
+        const lwc_launch *l = &lwc_launches[i];
+        if (l->shared_bytes != 0)
+            LWC_TRY(cuda->cuFuncSetAttribute(c->functions[l->kernel], LWC_CU_MOST_SHARED_BYTES, (int)l->shared_bytes));
+    }
     LWC_TRY(cuda->cuMemAlloc_v2(&c->weights, LWC_WEIGHT_BYTES));
     LWC_TRY(cuda->cuMemAlloc_v2(&c->arena, LWC_ARENA_BYTES));
     LWC_TRY(cuda->cuStreamCreate(&c->stream, LWC_CU_NON_BLOCKING));
@@ -162,6 +168,7 @@ static void lwc_describe(const LWC(context) *c, const lwc_launch *l, const lwc_a
     to->node.function = c->functions[l->kernel];
     memcpy(to->node.grid, l->grid, sizeof l->grid);
     memcpy(to->node.block, l->block, sizeof l->block);
+    to->node.shared_bytes = l->shared_bytes;
     for (int i = 0; i < l->count; i++) {
         to->operands[i] = lwc_at(c, tensors, &lwc_places[l->first + i]);
         to->arguments[i] = &to->operands[i];

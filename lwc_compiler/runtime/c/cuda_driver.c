@@ -26,7 +26,7 @@ enum { LWC_CU_OUT_OF_MEMORY = 2, LWC_CU_NO_DEVICE = 100, LWC_CU_BAD_DEVICE = 101
        LWC_CU_PTX_VERSION = 222, LWC_CU_ECC = 214, LWC_CU_FIRST_STICKY = 700, LWC_CU_LAST_STICKY = 720,
        LWC_CU_UNKNOWN = 999 };
 enum { LWC_CU_MAJOR = 75, LWC_CU_MINOR = 76, LWC_CU_MEMORY_TYPE = 2, LWC_CU_DEVICE_MEMORY = 2,
-       LWC_CU_NON_BLOCKING = 1, LWC_CU_PROGRAMMATIC = 1 };
+       LWC_CU_NON_BLOCKING = 1, LWC_CU_PROGRAMMATIC = 1, LWC_CU_MOST_SHARED_BYTES = 8 };
 /* CUDA_KERNEL_NODE_PARAMS_v2 and CUgraphEdgeData. */
 typedef struct {
     void *function;
@@ -48,6 +48,7 @@ typedef struct { unsigned char from_port, to_port, type, reserved[5]; } lwc_edge
     X(cuModuleLoadData, (void **, const void *)) \
     X(cuModuleUnload, (void *)) \
     X(cuModuleGetFunction, (void **, void *, const char *)) \
+    X(cuFuncSetAttribute, (void *, int, int)) \
     X(cuMemAlloc_v2, (lwc_address *, size_t)) \
     X(cuMemFree_v2, (lwc_address)) \
     X(cuMemcpyHtoDAsync_v2, (lwc_address, const void *, size_t, void *)) \

@@ -73,7 +73,6 @@ static __device__ __forceinline__ void lwc_inputs_ready() {}
 extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y);
 extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y) {
   lwc_launch_next();
-  lwc_inputs_ready();
   int cse_v1 = (((int)threadIdx.x) % 32);
   int lane = (((int)threadIdx.x) % 32);
   int cse_v2 = (((int)threadIdx.x) / 32);
@@ -92,18 +91,23 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   __shared__ alignas(64) float held_ptr[64];
   __shared__ alignas(64) uint where_ptr[32];
   __shared__ alignas(64) int lists_ptr[5];
+  alignas(64) int r_ptr[1];
+  alignas(64) int r_ptr_1[1];
+  int cse_v5 = (((int)blockIdx.y) * 4);
+  int lists = (((int)blockIdx.y) * 4);
+  r_ptr[0] = starts[(((int)blockIdx.y) * 4)];
+  r_ptr_1[0] = starts[((((int)blockIdx.y) * 4) + 4)];
   int part = 0;
   int place = (((int)threadIdx.x) / 32);
-  int cse_v5 = (((int)blockIdx.y) * 4);
   int cse_v12 = ((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32));
   int slot = ((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32));
-  int lists = (((int)blockIdx.y) * 4);
+  int lists_1 = (((int)blockIdx.y) * 4);
   int element = ((int)threadIdx.x);
   if (((int)threadIdx.x) < 5) {
     lwc_copy_4((&(lists_ptr[((int)threadIdx.x)])), (&(starts[((((int)blockIdx.y) * 4) + ((int)threadIdx.x))])), 1);
   }
-  int first = starts[(((int)blockIdx.y) * 4)];
-  int count = (starts[((((int)blockIdx.y) * 4) + 4)] - first);
+  int first = r_ptr[0];
+  int count = (r_ptr_1[0] - first);
   int element_1 = ((int)threadIdx.x);
   if (((int)threadIdx.x) < count) {
     int cse_v6 = (((int)threadIdx.x) * 4);
@@ -111,8 +115,13 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
     int cse_v7 = (((int)threadIdx.x) * 2);
     lwc_copy_8((&(where_ptr[(((int)threadIdx.x) * 2)])), (&(offsets[((first * 2) + (((int)threadIdx.x) * 2))])), 1);
   }
+  int element_2 = ((int)threadIdx.x);
+  if (((int)threadIdx.x) < 120) {
+    window_ptr[(((int)threadIdx.x) + 960)] = 0x0p+0f/*0.000000e+00*/;
+  }
+  lwc_inputs_ready();
   int cse_v8 = (((int)threadIdx.x) % 64);
-  int element_2 = (((int)threadIdx.x) % 64);
+  int element_3 = (((int)threadIdx.x) % 64);
   if ((((int)threadIdx.x) % 64) < 60) {
     int cse_v13 = ((((int)threadIdx.x) % 64) % 6);
     int i_3 = ((((int)threadIdx.x) % 64) % 6);
@@ -131,13 +140,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
     }
   }
   lwc_commit();
-  int element_3 = ((int)threadIdx.x);
-  if (((int)threadIdx.x) < 120) {
-    window_ptr[(((int)threadIdx.x) + 960)] = 0x0p+0f/*0.000000e+00*/;
-  }
-  alignas(64) float r_ptr[1];
+  alignas(64) float r_ptr_2[1];
   float start = bias[channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))]];
-  r_ptr[0] = start;
+  r_ptr_2[0] = start;
   lwc_wait_0();
   __syncthreads();
   int here = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
@@ -147,18 +152,18 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   int last = (lists_ptr[((((int)threadIdx.x) / 32) + 1)] - first_step);
   for (int step = first_1; step < last; ++step) {
     int at = step;
-    alignas(64) uint r_ptr_1[2];
-    alignas(64) float r_ptr_2[4];
-    *(uint2*)(r_ptr_1 + 0) = *(uint2*)(where_ptr + (step * 2));
-    *(float4*)(r_ptr_2 + 0) = *(float4*)(held_ptr + (step * 4));
-    int at_1 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_1[0] & (uint)65535))) + (((int)threadIdx.x) % 4));
-    r_ptr[0] = (r_ptr[0] + (r_ptr_2[0] * window_ptr[at_1]));
-    int at_2 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_1[0] >> (uint)16))) + (((int)threadIdx.x) % 4));
-    r_ptr[0] = (r_ptr[0] + (r_ptr_2[1] * window_ptr[at_2]));
-    int at_3 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_1[1] & (uint)65535))) + (((int)threadIdx.x) % 4));
-    r_ptr[0] = (r_ptr[0] + (r_ptr_2[2] * window_ptr[at_3]));
-    int at_4 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_1[1] >> (uint)16))) + (((int)threadIdx.x) % 4));
-    r_ptr[0] = (r_ptr[0] + (r_ptr_2[3] * window_ptr[at_4]));
+    alignas(64) uint r_ptr_3[2];
+    alignas(64) float r_ptr_4[4];
+    *(uint2*)(r_ptr_3 + 0) = *(uint2*)(where_ptr + (step * 2));
+    *(float4*)(r_ptr_4 + 0) = *(float4*)(held_ptr + (step * 4));
+    int at_1 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[0] & (uint)65535))) + (((int)threadIdx.x) % 4));
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[0] * window_ptr[at_1]));
+    int at_2 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[0] >> (uint)16))) + (((int)threadIdx.x) % 4));
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[1] * window_ptr[at_2]));
+    int at_3 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[1] & (uint)65535))) + (((int)threadIdx.x) % 4));
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[2] * window_ptr[at_3]));
+    int at_4 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[1] >> (uint)16))) + (((int)threadIdx.x) % 4));
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[3] * window_ptr[at_4]));
   }
   int output = channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))];
   int cse_v10 = (output * 36);
@@ -166,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   if (((((int)threadIdx.x) % 32) < 24) && (((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1)) < 3)) {
     int cse_v19 = ((((output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
     int result = ((((output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
-    y[((((output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))] = max((r_ptr[0] + residual[((((output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))]), 0x0p+0f/*0.000000e+00*/);
+    y[((((output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))] = max((r_ptr_2[0] + residual[((((output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))]), 0x0p+0f/*0.000000e+00*/);
   }
 }
 
