@@ -29,10 +29,12 @@ struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) uint2 { uint x, y; };
 struct alignas(16) uint4 { uint x, y, z, w; };
 struct alignas(8) ushort4 { ushort x, y, z, w; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline float __int_as_float(int bits) { float value; memcpy(&value, &bits, 4); return value; }
 using std::max;
 using std::min;
+#define CUDART_INF_F INFINITY
 
 static uint3 threadIdx, blockIdx;
 alignas(64) static unsigned char lwc_shared[256 << 10]; /* what a launch asks for */

@@ -133,11 +133,10 @@ def measure(run: Run, gpu: Gpu, precisions: Sequence[str], folder: Path) -> None
     """
     run.part("gpu", gpu.describe)
     with Beside(run.bundle.table["networks"], [sys.executable, sys.argv[0]], precisions, folder) as beside:
-        run.part("checks", lambda: run_cases(gpu, run.bundle, "checks", timed=False))
+        run.part("checks", lambda: run_cases(gpu, run.bundle, "checks"))
         run.part("sanitizer", lambda: sanitize(run))
-        run.part(
-            "torch", lambda: beside.measure(run.left - _COMPILED * run.seconds, run.left - _RESERVED * run.seconds)
-        )
+        compiled, measured = (run.left - part * run.seconds for part in (1 - _COMPILED, _RESERVED))
+        run.part("torch", lambda: beside.measure(compiled, measured))
     run.part("copy_gigabytes_a_second", lambda: copy_bandwidth(gpu))
     networks = sorted(run.bundle.table["networks"], key=lambda entry: entry["batch"])
     in_float32 = [entry for entry in networks if entry["precision"] == "float32"]

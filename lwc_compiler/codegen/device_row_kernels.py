@@ -10,28 +10,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import tvm_ffi
 from tvm import tirx
 from tvm.ir import TensorLoad
 from tvm.tirx import IntImm, Select, Var
 
-from lwc_compiler.codegen.schedules_expressions import children, dtype_of, index, is_call, substitute, with_children
+from lwc_compiler.codegen.schedules_expressions import (
+    children,
+    dtype_of,
+    index,
+    is_call,
+    loads,
+    substitute,
+    with_children,
+)
 from lwc_compiler.codegen.schedules_expressions import variables as variables_of
 from lwc_compiler.codegen.schedules_stages import is_zero
 from lwc_compiler.kernels.builder import divide, modulo
 from lwc_compiler.kernels.gpu.builder import COMBINED, WARP, DeviceBuilder, ceil_div
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from lwc_compiler.codegen.device_rows import Phase, Rows
     from lwc_compiler.kernels.gpu.builder import Expr
     from lwc_compiler.kernels.kernel import Kernel
 
-_ALONE = 16  # elements of a row that one thread takes
-_KEPT = 32  # elements of an operand that a thread keeps in registers
+_ALONE = 64  # elements that one thread takes, of neighbouring rows; in a row of its own a quarter
+_ALONE_ROWS = 4096  # as many rows are worth it
+_KEPT = 24  # elements of an operand that a thread keeps in registers
+_LOADED = 96  # elements of all operands that it loads before it computes
 _WARPS = 8  # of a row, at most
 _THREADS = 128  # of a block whose rows have a thread each
-_MANY_ROWS = 1024  # a warp each: four share a block
+_MANY_ROWS = 1024  # with a warp each: four share a block
 
 
 @dataclass(frozen=True)
@@ -57,9 +68,11 @@ def row_tile(rows: Rows) -> RowTile:
     """The cut of a function."""
     extent = rows.count if rows.across else rows.length
     vector = next(v for v in (4, 2, 1) if extent % v == 0)
-    along = 1 if rows.across else vector  # elements of the row in a vector
-    if rows.length <= _ALONE:
+    if rows.count >= _ALONE_ROWS and rows.length <= (_ALONE if rows.across else _ALONE // 4):
+        while rows.across and rows.length * vector > _ALONE:
+            vector //= 2
         return RowTile(1, 1, _THREADS, vector, unrolled=True)
+    along = 1 if rows.across else vector  # elements of the row in a vector
     warps = 1
     while warps < _WARPS and ceil_div(rows.length, along * WARP * warps) * vector > _KEPT:
         warps *= 2
@@ -83,7 +96,7 @@ class _Writer:
         blocks = ceil_div(self.groups, t.rows)
         threads, along_y = (t.rows, 1) if t.lanes == 1 else (WARP, t.warps * t.rows)
         self.b = b = DeviceBuilder((blocks, 1, 1), threads, along_y)
-        self.pointers = {param: b.pointer(f"p{i}") for i, param in enumerate(rows.params)}
+        self.pointers = {param: b.pointer(f"p{i}", dtype_of(param)) for i, param in enumerate(rows.params)}
         if t.lanes == 1:
             group, self.part, self.warp = b.block[0] * t.rows + b.thread, 0, 0
         else:
@@ -96,15 +109,29 @@ class _Writer:
         group = b.let("group", group if whole else tirx.min(group, self.groups - 1))
         self.row = b.let("row", group * self.across)
         self.results: dict[Var, list[Expr]] = {}
+        self.common: dict[tuple[int, int], list[tuple[Expr, Expr]]] = {}
         self.loaded: dict[tuple[Var, str, str, int], list[Expr]] = {}
 
     def kernel(self, name: str) -> Kernel:
+        if self.t.unrolled:
+            self.load_all()
         for phase in self.rows.phases:
             if phase.op:
                 self.reduce(phase)
             else:
                 self.output(phase)
         return self.b.finished(name)
+
+    def load_all(self) -> None:
+        """Starts the loads of all phases, so that none is waited for behind a reduction."""
+        for phase in self.rows.phases:
+            for step in range(self.steps(phase)):
+                at, _ = self.vector(phase, step)
+                for load in _unconditional_loads(phase.value):
+                    if sum(map(len, self.loaded.values())) >= _LOADED:
+                        return
+                    if load.source in self.pointers and dtype_of(load.source) == "float32":
+                        self.load(phase, load.source, load.indices[0], at, str(step))
 
     def along(self, phase: Phase) -> int:
         """Elements of the row in a vector."""
@@ -127,9 +154,9 @@ class _Writer:
         if not self.rows.across:
             while len(combined) > 1:
                 combined = [combine(one, other) for one, other in zip(combined[::2], combined[1::2], strict=True)]
-        self.results[phase.target] = self.of_row(phase.op, combined)
+        self.results[phase.target] = self.combined(phase.op, combined)
 
-    def of_row(self, op: str, values: list[Expr]) -> list[Expr]:
+    def combined(self, op: str, values: list[Expr]) -> list[Expr]:
         """What the threads of a row have, combined, in all of them."""
         b, t = self.b, self.t
         _, combine = COMBINED[op]
@@ -170,27 +197,30 @@ class _Writer:
 
     def each_vector(self, phase: Phase, use: Callable[[Expr, Expr, list[Expr]], None]) -> None:
         """Computes the thread's vectors; `use` takes the first element, whether it exists, and the values."""
+        if self.t.unrolled:
+            for step in range(self.steps(phase)):
+                at, exists = self.vector(phase, step)
+                use(at, exists, self.values(phase, at, str(step)))
+            return
+        loaded, common = dict(self.loaded), {key: list(known) for key, known in self.common.items()}
+        with self.b.loop("step", 0, self.steps(phase)) as step:
+            at, exists = self.vector(phase, step)
+            use(at, exists, self.values(phase, at, "step"))
+        self.loaded, self.common = loaded, common
+
+    def steps(self, phase: Phase) -> int:
+        """Vectors of a thread."""
+        return ceil_div(phase.length // self.along(phase), self.t.lanes * self.t.warps)
+
+    def vector(self, phase: Phase, step: Expr) -> tuple[Expr, Expr]:
+        """The first element of a thread's vector, and whether it exists; it is an element of the row all the same."""
         b, along = self.b, self.along(phase)
         vectors, threads = phase.length // along, self.t.lanes * self.t.warps
-        steps = ceil_div(vectors, threads)
-
-        def vector(step: Expr) -> None:
-            number = step * threads + self.part
-            exists: Expr = True
-            if vectors % threads and not (isinstance(step, int) and (step + 1) * threads <= vectors):
-                exists = b.let("exists", number < vectors)
-                number = tirx.min(number, vectors - 1)
-            at = b.let("at", number * along)
-            use(at, exists, self.values(phase, at, str(step)))
-
-        if self.t.unrolled:
-            for step in range(steps):
-                vector(step)
-        else:
-            kept = dict(self.loaded)
-            with b.loop("step", 0, steps) as step:
-                vector(step)
-            self.loaded = kept
+        number = step * threads + self.part
+        if vectors % threads == 0 or (isinstance(step, int) and (step + 1) * threads <= vectors):
+            return b.let("at", number * along), True
+        exists = b.let("exists", number < vectors)
+        return b.let("at", tirx.min(number, vectors - 1) * along), exists
 
     def lanes(self, phase: Phase) -> int:
         """Elements of a vector."""
@@ -207,14 +237,33 @@ class _Writer:
                 results = self.results[e.source]
                 return results[lane if self.rows.across else 0]
             (offset,) = e.indices
-            if not step:
+            if not step or dtype_of(e.source) != "float32":
                 return self.b.load(self.pointers[e.source], self.placed(phase, offset, at)[lane])
             return self.load(phase, e.source, offset, at, step)[lane]
         if isinstance(e, Var):
             return self.points(phase, at)[lane][e].astype(dtype_of(e))
+        if step and self.is_of_row(phase, e):
+            return self.of_row(phase, e, at, lane, step)
+        if step and isinstance(e, tirx.Div) and self.is_of_row(phase, e.b):
+            e = tirx.Mul(e.a, tirx.const(1.0, "float32") / e.b)
         parts = children(e)
-        inner = "" if isinstance(e, Select) or is_call(e, "if_then_else") else step
+        inner = "" if _is_conditional(e) else step
         return with_children(e, [self.lane(phase, part, at, lane, inner) for part in parts]) if parts else e
+
+    def is_of_row(self, phase: Phase, e: Expr) -> bool:
+        """Whether an expression is computed from results of reductions and the same for all elements of a row."""
+        return phase.at not in variables_of(e) and any(load.source in self.results for load in loads(e))
+
+    def of_row(self, phase: Phase, e: Expr, at: Expr, lane: int, step: str) -> Expr:
+        """Such an expression for one lane, computed once."""
+        row = lane if self.rows.across else 0
+        key = tvm_ffi.structural_hash(e), row
+        for known, value in self.common.get(key, ()):
+            if tvm_ffi.structural_equal(known, e):
+                return value
+        value = self.b.let("common", with_children(e, [self.lane(phase, part, at, lane, step) for part in children(e)]))
+        self.common.setdefault(key, []).append((e, value))
+        return value
 
     def load(self, phase: Phase, source: Var, offset: Expr, at: Expr, step: str) -> list[Expr]:
         """The elements of a vector, loaded once."""
@@ -260,6 +309,19 @@ class _Writer:
     def placed(self, phase: Phase, offset: Expr, at: Expr) -> list[Expr]:
         """An offset for each lane, in 32 bits."""
         return [_narrow(offset, places) for places in self.points(phase, at)]
+
+
+def _unconditional_loads(e: Expr) -> Iterator[TensorLoad]:
+    """The loads in an expression that are made in any case."""
+    if isinstance(e, TensorLoad):
+        yield e
+    elif not _is_conditional(e):
+        for part in children(e):
+            yield from _unconditional_loads(part)
+
+
+def _is_conditional(e: Expr) -> bool:
+    return isinstance(e, Select) or is_call(e, "if_then_else")
 
 
 def _narrow(e: Expr, places: dict[Var, Expr]) -> Expr:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from lwc_compiler.codegen.schedules_stages import Program
 
 _MOST_NODES = 2000  # of an expression with all it depends on put in
-_SHORTEST = 32  # elements of a row; sums of fewer are made by one thread where they are used
+_SHORT = 31  # elements of a row: as many are added up where the sum is used, unless there are other reductions
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class _Reader:
         self.program, self.ranges, self.memory = program, program.ranges, Memory()
         self.reductions: set[Var] = set()
         self.stages = list(self._merged())
-        if not self.reductions or any(dtype_of(b) != "float32" for b in (*program.params, *self.reductions)):
+        computed = [target for stage in self.stages for target in stage.targets]
+        if not self.reductions or any(dtype_of(target) != "float32" for target in computed):
             raise _NoRowsError
 
     def _merged(self) -> Iterator[Stage]:
@@ -149,8 +150,8 @@ class _Reader:
         row = self.ranges.variable("row", math.prod(extents))
         elements: dict[int, Var] = {}
         phases = [self._phase(stage, row, order, extents, elements) for stage in self.stages]
-        reduced = {phase.length for phase in phases if phase.op}
-        if max(reduced) < _SHORTEST:
+        reduced = [phase.length for phase in phases if phase.op]
+        if reduced == [min(reduced[0], _SHORT)]:
             raise _NoRowsError
         along = any(strides[axis] == 1 for axis in first.reduce)
         across = not along and any(strides[axis] == 1 for axis in first.spatial)

@@ -186,6 +186,7 @@ def test_program(bundle, driver, tmp_path) -> None:
     assert network["wrong"] == "error above 0.0001"
     assert network["steps"][-1][:2] == ["", "copies"]
     assert {kernel for _, kernel, _ in network["steps"]} >= {"gpu_gemm"}
+    assert results["missing"].keys() == {"torch", "sanitizer"}
     assert "PyTorch has no CUDA here" in results["missing"]["torch"]
     assert "compute-sanitizer" in results["missing"]["sanitizer"]
     text = (tmp_path / "results" / "gpu-fake-gpu.md").read_text()

@@ -14,8 +14,9 @@ from test_matmul import make_case as make_product
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import plan as planning
-from lwc_compiler.kernels.gpu.builder import strides_of
+from lwc_compiler.kernels.gpu.builder import WARP, strides_of
 from lwc_compiler.kernels.gpu.gemm import GemmTile
+from lwc_compiler.kernels.gpu.matvec import STEP, pack_matvec
 from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.kernel import Step
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
@@ -115,6 +116,19 @@ def test_inputs_reach_only_the_outputs_that_read_them(device) -> None:
     for plan in (matvec(is_sparse=True)(weight, 4, Epilogue(), GPU), planned_taps_of_rows(weight, 4)):
         result = run_plan(device, plan, [x], (4, 90))
         assert np.array_equal(np.isfinite(result), np.tile(~read, (4, 1)))
+
+
+def test_lanes_read_different_banks() -> None:
+    """Mostly: of 32 random addresses 3.5 meet in a bank, in lists at most 2 on average."""
+    weight = sparse(np.random.default_rng(0), (2000, 20), 0.1, 1)
+    tile = next(planning._matvec_tiles(weight, 1, True, "float32"))
+    (starts, indices, _), _ = pack_matvec(weight, tile)
+    most = []
+    for first, last in itertools.pairwise(starts.array[:21]):
+        for step in range(first, last, WARP):
+            at_once = indices.array.reshape(-1, STEP)[step : min(step + WARP, last)]
+            most += [np.bincount(lanes % 32).max() for lanes in at_once.T]
+    assert np.mean(most) <= 2
 
 
 def planned_taps_of_rows(weight, rows: int):

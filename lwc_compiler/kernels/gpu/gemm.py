@@ -14,11 +14,13 @@ import numpy as np
 
 from lwc_compiler.kernels.builder import divide, modulo, splat
 from lwc_compiler.kernels.gpu.builder import DeviceBuilder
-from lwc_compiler.kernels.gpu.product import ProductTile, store_sum
+from lwc_compiler.kernels.gpu.product import ProductTile, store_sums
 from lwc_compiler.kernels.gpu.slices import Slices
 from lwc_compiler.kernels.kernel import Constant
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from lwc_compiler.kernels.builder import Register
@@ -91,20 +93,25 @@ def gemm_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
     thread = b.let("own", thread)
     across, down = t.pixels // t.each_pixels, t.outputs // t.each_outputs
     # Neighbouring threads store to neighbouring places.
-    if t.y_strides[1] == 1:
+    if t.to_channels:
         m, p = b.let("m", modulo(thread, down)), b.let("p", divide(thread, down))
     else:
         m, p = b.let("m", divide(thread, across)), b.let("p", modulo(thread, across))
     # A thread's channels and pixels are in fours, and fours of neighbouring threads are neighbours, so that these read
     # a row of shared memory from all banks. Pixels whose channels are neighbours are read one by one.
-    outputs = [(m + i // _VECTOR * down) * _VECTOR + i % _VECTOR for i in range(t.each_outputs)]
+    fours = [(m + i * down) * _VECTOR for i in range(t.each_outputs // _VECTOR)]
     if t.by_channel:
         pixels = [p + j * across for j in range(t.each_pixels)]
     else:
-        pixels = [(p + j // _VECTOR * across) * _VECTOR + j % _VECTOR for j in range(t.each_pixels)]
-    sums = [[b.register(1) for _ in pixels] for _ in outputs]
+        pixels = [(p + j * across) * _VECTOR for j in range(t.each_pixels // _VECTOR)]
+    # Four sums in a register are neighbours in the output's memory.
+    rows, columns = t.each_outputs, t.each_pixels
+    sums = [
+        [b.register(_VECTOR) for _ in range(columns if t.to_channels else columns // _VECTOR)]
+        for _ in range(rows // _VECTOR if t.to_channels else rows)
+    ]
     for register in (register for registers in sums for register in registers):
-        register.set(splat(0.0, 1))
+        register.set(splat(0.0, _VECTOR))
 
     slices = Slices(b, t, x, weights, group, part, (shared, 0), (shared, t.stages * t.slice_words))
     of_part = t.depth // t.parts
@@ -112,34 +119,47 @@ def gemm_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
         with b.unrolled("k", of_part // _VECTOR) as k:
             first = b.let("first", own_part * of_part + k * _VECTOR)
             if t.by_channel:
-                rows = [_vector(b, shared, right + pixel * t.pitch + first) for pixel in pixels]
+                at = right + first
+                of_pixels = [_vector(b, shared, at + pixel * t.pitch) for pixel in pixels]
             for number in range(_VECTOR):
                 at = left + (first + number) * t.outputs
-                a = [v for i in outputs[::_VECTOR] for v in _vector(b, shared, at + i)]
+                a = [_vector(b, shared, at + four) for four in fours]
                 if t.by_channel:
-                    c = [row[number] for row in rows]
+                    c = [pixel.part(number, 1) for pixel in of_pixels]
                 else:
                     at = right + (first + number) * t.pitch
-                    c = [v for j in pixels[::_VECTOR] for v in _vector(b, shared, at + j)]
-                for i, registers in enumerate(sums):
-                    for j, register in enumerate(registers):
-                        register.set(register.get() + a[i] * c[j])
+                    vectors = [_vector(b, shared, at + pixel) for pixel in pixels]
+                    c = _parts(vectors) if t.to_channels else [vector.get() for vector in vectors]
+                for i, left_factor in enumerate([v.get() for v in a] if t.to_channels else _parts(a)):
+                    for j, right_factor in enumerate(c):
+                        one, other = (left_factor, right_factor) if t.to_channels else (right_factor, left_factor)
+                        sums[i][j].set(sums[i][j].get() + one * splat(other, _VECTOR))
 
     if t.parts > 1:
         _add_parts(b, t, shared, [register for registers in sums for register in registers], own_part, thread)
+    first_output, first_pixel, pointers = b.block[1] * t.outputs, b.block[0] * t.pixels, (y, residual, bias)
     with b.when(own_part == 0 if t.parts > 1 else True):
-        for j, place in enumerate(pixels):
-            pixel = b.let("pixel", b.block[0] * t.pixels + place)
-            results = [(b.block[1] * t.outputs + i, row[j].get()) for i, row in zip(outputs, sums, strict=True)]
-            store_sum(b, t, group, part, pixel, results, (y, residual, bias), epilogue)
+        for j in range(len(sums[0])):
+            if t.to_channels:
+                pixel = pixels[j] if t.by_channel else pixels[j // _VECTOR] + j % _VECTOR
+                results = [(first_output + four, row[j], 0) for four, row in zip(fours, sums, strict=True)]
+            else:
+                pixel = pixels[j]
+                results = [(first_output + fours[i // _VECTOR] + i % _VECTOR, row[j], 0) for i, row in enumerate(sums)]
+            store_sums(b, t, group, part, first_pixel + pixel, results, pointers, epilogue, _VECTOR)
     return b.finished(name)
 
 
-def _vector(b: DeviceBuilder, shared: Expr, at: Expr) -> list[Expr]:
+def _vector(b: DeviceBuilder, shared: Expr, at: Expr) -> Register:
     """Four consecutive elements of shared memory."""
     register = b.register(_VECTOR)
     register.set(b.load(shared, at, _VECTOR))
-    return [register.part(i, 1) for i in range(_VECTOR)]
+    return register
+
+
+def _parts(vectors: Sequence[Register]) -> list[Expr]:
+    """The elements of vectors, one by one."""
+    return [vector.part(i, 1) for vector in vectors for i in range(_VECTOR)]
 
 
 def _add_parts(b: DeviceBuilder, t: GemmTile, shared: Expr, sums: list[Register], own: Expr, thread: Expr) -> None:
@@ -148,8 +168,9 @@ def _add_parts(b: DeviceBuilder, t: GemmTile, shared: Expr, sums: list[Register]
         b.barrier()
         with b.when(own == part):
             for number, register in enumerate(sums):
-                b.store(shared, number * t.part_threads + thread, register.get())
+                b.store(shared, (number * t.part_threads + thread) * _VECTOR, register.get(), _VECTOR)
         b.barrier()
         with b.when(own == 0):
             for number, register in enumerate(sums):
-                register.set(register.get() + b.load(shared, number * t.part_threads + thread))
+                at = (number * t.part_threads + thread) * _VECTOR
+                register.set(register.get() + b.load(shared, at, _VECTOR))

@@ -27,7 +27,7 @@ from tvm.tirx.stmt import Evaluate
 from lwc_compiler.kernels.builder import divide, modulo, splat
 from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder
 from lwc_compiler.kernels.gpu.precision import round_to
-from lwc_compiler.kernels.gpu.product import ProductTile, store_sum
+from lwc_compiler.kernels.gpu.product import ProductTile, store_sums
 from lwc_compiler.kernels.gpu.slices import Slices
 from lwc_compiler.kernels.kernel import Constant
 
@@ -195,15 +195,16 @@ def mma_kernel(name: str, t: MmaTile, epilogue: Epilogue) -> Kernel:
                     pointers = (sums[i][j].pointer, a[i].pointer, c[j].pointer)
                     b.emit(Evaluate(tirx.call_extern("void", instruction, *pointers, *further)))
 
+    lanes = 1 if t.to_channels else 2
     for j in acrosses:
-        for odd in range(2):
-            pixel = b.let("pixel", b.block[0] * t.pixels + p + j * _ACROSS + column * 2 + odd)
+        for odd in range(0, 2, lanes):
+            pixel = b.block[0] * t.pixels + p + j * _ACROSS + column * 2 + odd
             results = [
-                (b.block[1] * t.outputs + (down + i) * _DOWN + row + lower * 8, sums[i][j].part(lower * 2 + odd, 1))
+                (b.block[1] * t.outputs + (down + i) * _DOWN + row + lower * 8, sums[i][j], lower * 2 + odd)
                 for i in downs
                 for lower in range(2)
             ]
-            store_sum(b, t, group, part, pixel, results, (y, residual, bias), epilogue)
+            store_sums(b, t, group, part, pixel, results, (y, residual, bias), epilogue, lanes)
     return b.finished(name)
 
 

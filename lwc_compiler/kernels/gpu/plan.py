@@ -22,6 +22,7 @@ from lwc_compiler.kernels.gpu.matvec import STEP, MatvecTile, matvec_kernel, pac
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
 from lwc_compiler.kernels.gpu.product import ProductTile, sum_kernel
 from lwc_compiler.kernels.gpu.taps import ALIKE, TAP_STEP, TapTile, fitted, pack_taps, taps_kernel
+from lwc_compiler.kernels.gpu.taps_cost import steps_of, taps_seconds
 from lwc_compiler.kernels.kernel import (
     STATIC_SHARED_BYTES,
     Constant,
@@ -192,9 +193,7 @@ def _tap_tiles(
     width = geometry.out_size[-1]
     across = (8, 16, 32, 64, 128) if flat else sorted({4, 8, 16, 32, ceil_div(width, ceil_div(width, WARP))})
     for columns in across:
-        for pixels in (1, 2, 4, 8):
-            if flat and columns != max(pixels * WARP, columns):
-                continue
+        for pixels in (ceil_div(columns, WARP),) if flat else (1, 2, 4, 8):
             for warps, many, parts in _TAP_CUTS:
                 if pixels * many * warps > 256 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
                     continue
@@ -238,16 +237,7 @@ def _cycles(gpu: Gpu, seconds: float) -> float:
 
 
 def _sparse(weight: NDArray[np.float32], kept: int, t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
-    g = t.geometry
-    tiles, blocks = t.grid[0], math.prod(t.grid)
-    accesses = kept * tiles * t.pixels  # of a warp to shared memory, one a cycle
-    loads = 2 * kept * tiles / 4  # offset and value; four warp instructions a cycle
-    lists = t.chunks * t.slots * g.groups * tiles * 8
-    staged = blocks * t.chunks * t.channels * math.prod(t.window) / WARP * _STAGED
-    warps = blocks * t.warps
-    busy = min(1.0, warps / (gpu.multiprocessors * _WARPS))
-    moved = kept * (4 + _INDEX_BYTES) + 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
-    seconds = _seconds(gpu, accesses + loads + lists / 4 + staged, moved, busy)
+    seconds = taps_seconds(t, steps_of(t, kept), gpu)
     name = f"csr {t.rows}x{t.columns} pixels, {t.warps}x{t.outputs} channels of {t.channels}"
     name += f", {t.parts} parts" * (t.parts > 1)
     return Candidate("csr", name, _cycles(gpu, seconds), lambda: _tap_plan(weight, t, epilogue))

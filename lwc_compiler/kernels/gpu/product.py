@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from lwc_compiler.kernels.builder import Register
     from lwc_compiler.kernels.gpu.builder import Expr
     from lwc_compiler.kernels.kernel import Kernel
     from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
@@ -88,6 +89,11 @@ class ProductTile(ABC):
         g = self.geometry
         one = g.batch == self.positions == 1 and not any(g.pads)
         return one and self.x_strides[1] == 1 and self.x_strides[-1] == g.in_channels
+
+    @property
+    def to_channels(self) -> bool:
+        """Whether neighbours in the output's memory are of neighbouring channels."""
+        return self.y_strides[1] == 1
 
     @property
     def block(self) -> int:
@@ -185,42 +191,53 @@ class ProductTile(ABC):
         return slices
 
 
-def store_sum(
+def store_sums(
     b: DeviceBuilder,
     t: ProductTile,
     group: Expr,
     part: Expr,
     pixel: Expr,
-    results: Sequence[tuple[Expr, Expr]],
+    results: Sequence[tuple[Expr, Register, int]],
     pointers: tuple[Expr, Expr | None, Expr | None],
     epilogue: Epilogue,
+    lanes: int,
 ) -> None:
-    """Stores a thread's sums of one pixel, where it and the output channels exist.
+    """Stores a thread's sums from a pixel on, where that and the output channels exist.
 
     Args:
         b: the kernel.
         t: its tile.
         group: of the output channels.
         part: of the sums, with splits.
-        pixel: of all images.
-        results: output channels of the group, and their sums.
+        pixel: of all images; a multiple of `lanes` when these are pixels.
+        results: from an output channel of the group on, a register and in which of its lanes the sums begin.
         pointers: y, the residual and the bias.
         epilogue: what is done to the sums.
+        lanes: neighbours in the output's memory, which are output channels (`t.to_channels`) or pixels.
     """
     y, residual, bias = pointers
+    g = t.geometry
+    if (g.group_outputs if t.to_channels else t.image_pixels) % lanes:
+        for lane in range(lanes):
+            output, further = (lane, 0) if t.to_channels else (0, lane)
+            alone = [(first + output, register, start + lane) for first, register, start in results]
+            store_sums(b, t, group, part, pixel + further, alone, pointers, epilogue, 1)
+        return
+    pixel = b.let("pixel", pixel)
     with b.when(pixel < t.all_pixels if t.all_pixels % t.pixels else True):
-        image, *at = unravel(b, pixel, (t.geometry.batch, *t.geometry.out_size))
-        place = part * t.results + image * t.y_strides[0]
-        for position, stride in zip(at, t.y_strides[2:], strict=True):
-            place = place + position * stride
-        place = b.let("place", place)
-        for result, sum_ in results:
-            output = b.let("output", result)
-            with b.when(output < t.geometry.group_outputs if t.geometry.group_outputs % t.outputs else True):
-                channel = b.let("channel", group * t.geometry.group_outputs + output)
-                value = sum_ if bias is None else sum_ + b.load(bias, channel)
+        image, at = unravel(b, pixel, (g.batch, t.image_pixels))
+        place = b.let("place", part * t.results + image * t.y_strides[0] + at * t.y_strides[-1])
+        for first, register, start in results:
+            output = b.let("output", first)
+            with b.when(output < g.group_outputs if g.group_outputs % t.outputs else True):
+                channel = b.let("channel", group * g.group_outputs + output)
+                value = register.part(start, lanes)
+                if bias is not None:
+                    value = value + (
+                        b.load(bias, channel, lanes) if t.to_channels else splat(b.load(bias, channel), lanes)
+                    )
                 to = b.let("to", place + channel * t.y_strides[1])
-                store_result(b, y, to, value, residual, epilogue.activation)
+                store_result(b, y, to, value, residual, epilogue.activation, lanes)
 
 
 def sum_kernel(name: str, t: ProductTile, epilogue: Epilogue) -> Kernel:
