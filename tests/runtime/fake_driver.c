@@ -1,8 +1,8 @@
 /* A driver without a GPU: keeps memory on the processor, writes a line for every call to $FAKE_LOG. A kernel of a graph copies
  * the first 16 bytes of its first operand to its last one, of $FAKE_OPERANDS; others do nothing.
  *
- * $FAKE_FAIL = "function number code" makes the call with that number (from 1) fail. $FAKE_VERSION, $FAKE_CAPABILITY
- * and $FAKE_DEVICES say what the driver and the GPU are. All are read with every call.
+ * $FAKE_FAIL = "function number code" makes the call with that number (from 1) fail. $FAKE_VERSION, $FAKE_CAPABILITY,
+ * $FAKE_DEVICES and $FAKE_OWNER say what the driver and the GPU are, and on which GPU memory is. All are read with every call.
  */
 
 #include <stdint.h>
@@ -130,7 +130,7 @@ int cuMemcpyDtoDAsync_v2(address to, address from, size_t bytes, void *stream) {
 int cuPointerGetAttribute(void *value, int attribute, address pointer) {
     CALL("%d", attribute);
     if (block_of(pointer, 1) < 0) return 1;
-    *(int *)value = 2;
+    *(int *)value = attribute == 2 ? 2 : number("FAKE_OWNER", 0);
     return 0;
 }
 int cuStreamCreate(void **stream, unsigned flags) { CALL("%u", flags); *stream = (void *)9; return 0; }
