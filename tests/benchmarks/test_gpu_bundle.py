@@ -219,6 +219,28 @@ def test_layers_that_lwc_would_not_take_are_begun_last(bundle, compiled, tmp_pat
     assert state.results["missing"]["layers"].startswith(f"{CASES - 2} candidates: ")
 
 
+SANITIZER = """#!/bin/sh
+case "$2" in
+    memcheck) echo "========= ERROR SUMMARY: 0 errors" ;;
+    racecheck) echo "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)" ;;
+    initcheck) echo "Device not supported" ;;
+    *) sleep 100 ;;
+esac
+"""
+
+
+def test_tools_of_the_sanitizer_run_at_the_same_time(bundle, tmp_path, monkeypatch) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(SANITIZER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(run, "_SANITIZER_SECONDS", 5.0)
+    assert run.sanitize(run.Run(Bundle(bundle), tmp_path, 1.0)) == {
+        "memcheck": "0 found", "racecheck": "2 found", "initcheck": "Device not supported",
+        "synccheck": "not done in time",
+    }  # fmt: skip
+
+
 def test_checks_alone(bundle, driver, tmp_path) -> None:
     done = played(bundle, driver, tmp_path, "--only-checks")
     assert (done.returncode, done.stdout) == (0, "0 of 0 are wrong\n")
