@@ -79,6 +79,7 @@ class Case:
                 self._functions[step["symbol"]],
                 step["grid"],
                 step["block"],
+                step["shared_bytes"],
                 [places[kind, which] for kind, which in step["args"]],
             )
             for step in self._case["steps"]

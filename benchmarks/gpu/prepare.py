@@ -147,10 +147,10 @@ def pack_cases(writer: Writer, cases: Sequence[Checked], target: Target) -> dict
                 else:
                     kind = {Input: "input", Scratch: "scratch"}.get(type(operand), "output")
                     args.append([kind, operand.index])
-            assert step.kernel.launch is not None
-            steps.append(
-                {"symbol": symbol, "grid": step.kernel.launch.grid, "block": step.kernel.launch.block, "args": args}
-            )
+            launch = step.kernel.launch
+            assert launch is not None
+            sizes = {"grid": launch.grid, "block": launch.block, "shared_bytes": launch.dynamic_bytes}
+            steps.append({"symbol": symbol, "args": args, **sizes})
         entries.append(
             {
                 "name": case.name,
