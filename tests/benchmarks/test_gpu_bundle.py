@@ -67,7 +67,7 @@ class OnProcessor:
     def function(self, _module, symbol):
         return self.functions[symbol]
 
-    def graph(self, launches):
+    def graph(self, launches, *, overlapping=False):
         return launches
 
     def destroy(self, graph):
@@ -189,6 +189,10 @@ def test_program(bundle, driver, tmp_path) -> None:
     assert results["missing"].keys() == {"torch", "sanitizer"}
     assert "PyTorch has no CUDA here" in results["missing"]["torch"]
     assert "compute-sanitizer" in results["missing"]["sanitizer"]
+    launches = [line.split() for line in (tmp_path / "log").read_text().splitlines() if "cuLaunchKernelEx" in line]
+    checked, timed = ([line for line in launches if line[-1] == overlaps] for overlaps in "01")
+    assert len(launches) == len(checked) + len(timed)
+    assert len(timed) > len(checked) > 0  # launches overlap only where they are timed
     text = (tmp_path / "results" / "gpu-fake-gpu.md").read_text()
     assert "| small | 90 | 3 | float32 | error above 0.0001 |" in text
     assert "torch is missing: RuntimeError: PyTorch has no CUDA here" in text
