@@ -144,12 +144,17 @@ int cuStreamEndCapture(void *stream, void **made) {
     *made = calloc(1, sizeof(graph));
     return 0;
 }
-int cuLaunchKernel(
-    void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
-    void *stream, void **arguments, void **extra
-) {
+typedef struct {
+    unsigned grid[3], block[3], shared;
+    void *stream;
+    const int *attributes;
+    unsigned count;
+} configuration;
+int cuLaunchKernelEx(const configuration *c, void *function, void **arguments, void **extra) {
     (void)extra;
-    CALL("%s %ux%ux%u %ux%ux%u %u %p", (const char *)function, gx, gy, gz, bx, by, bz, shared, stream);
+    const unsigned *g = c->grid, *b = c->block;
+    const int overlaps = c->count == 1 && c->attributes[0] == 6 && c->attributes[2] == 1;
+    CALL("%s %ux%ux%u %ux%ux%u %u %d", (const char *)function, g[0], g[1], g[2], b[0], b[1], b[2], c->shared, overlaps);
     if (!capturing || block_of(*(address *)arguments[0], 1) < 0) return 700;
     return 0;
 }
