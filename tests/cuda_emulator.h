@@ -231,6 +231,8 @@ static void lwc_inputs_ready() { emulator::threads[emulator::current].waits++; }
 static void lwc_copy_4(void *to, const void *from, int exists) { emulator::start_copy(to, from, exists, 4); }
 static void lwc_copy_8(void *to, const void *from, int exists) { emulator::start_copy(to, from, exists, 8); }
 static void lwc_copy_16(void *to, const void *from, int exists) { emulator::start_copy(to, from, exists, 16); }
+static void lwc_read_8(void *to, const void *from) { memcpy(to, from, 8); }
+static void lwc_read_16(void *to, const void *from) { memcpy(to, from, 16); }
 static void lwc_commit() { emulator::threads[emulator::current].groups++; }
 static void lwc_wait_0() { emulator::make_copies(0); }
 static void lwc_wait_1() { emulator::make_copies(1); }

@@ -38,3 +38,17 @@ static __device__ __forceinline__ void lwc_wait_0() {}
 static __device__ __forceinline__ void lwc_wait_1() {}
 #endif
 
+/* Reads of 8 or 16 bytes of constants to registers (DeviceBuilder.read) that stay before a wait for the inputs which
+ * follows them: others, and those that are marked as of constants (ld.global.nc), the compiler moves behind it.
+ */
+static __device__ __forceinline__ void lwc_read_8(void *to, const void *from) {
+    uint *words = (uint *)to;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(from));
+}
+
+static __device__ __forceinline__ void lwc_read_16(void *to, const void *from) {
+    uint *words = (uint *)to;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "l"(from));
+}

@@ -54,7 +54,7 @@ def planned_gemm(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
 
 def matvec(*, is_sparse: bool, cut: int = 0):
     def plan(weight, rows: int, epilogue: Epilogue, _target):
-        tiles = list(planning._matvec_tiles(weight, rows, is_sparse, "float32"))
+        tiles = list(planning._matvec_tiles(weight, rows, is_sparse, GPU.gpu))
         tile = tiles[cut % len(tiles)]
         return planning._matvec(weight, tile, epilogue, GPU.gpu).build()
 
@@ -121,7 +121,7 @@ def test_inputs_reach_only_the_outputs_that_read_them(device) -> None:
 def test_lanes_read_different_banks() -> None:
     """Mostly: of 32 random addresses 3.5 meet in a bank, in lists at most 2 on average."""
     weight = sparse(np.random.default_rng(0), (2000, 20), 0.1, 1)
-    tile = next(planning._matvec_tiles(weight, 1, True, "float32"))
+    tile = next(planning._matvec_tiles(weight, 1, True, GPU.gpu))
     (starts, indices, _), _ = pack_matvec(weight, tile)
     most = []
     for first, last in itertools.pairwise(starts.array[:21]):
@@ -190,12 +190,12 @@ def kernels_of_many_cuts() -> dict[str, Step]:
     weight = sparse(generator, (1024, 512), 0.1, 1)
     for rows in (1, 3, 8):
         for is_sparse in (False, True):
-            for i, tile in enumerate(planning._matvec_tiles(weight, rows, is_sparse, "float32")):
+            for i, tile in enumerate(planning._matvec_tiles(weight, rows, is_sparse, GPU.gpu)):
                 plan = planning._matvec(weight, tile, epilogue(512), GPU.gpu).build()
                 steps[f"matvec_{rows}_{int(is_sparse)}_{i}"] = plan.steps[0]
     tall = sparse(generator, (13000, 64), 0.1, 1)  # fills shared memory
     for rows in (1, 3, 8):
-        for i, tile in enumerate(list(planning._matvec_tiles(tall, rows, True, "float32"))[::4]):
+        for i, tile in enumerate(list(planning._matvec_tiles(tall, rows, True, GPU.gpu))[::4]):
             steps[f"tall_{rows}_{i}"] = planning._matvec(tall, tile, epilogue(64), GPU.gpu).build().steps[0]
     plan = plan_matmul(weight, 64, epilogue(512), GPU)
     geometry = conv(1, 32, (112, 112), 32, (3, 3), pads=(1, 1, 1, 1), groups=32)

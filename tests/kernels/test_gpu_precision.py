@@ -121,7 +121,7 @@ def few_rows(number: int, precision: str, *, is_sparse: bool) -> Case:
     (rows, k, n), generator = FEW_ROWS[number], np.random.default_rng(number)
     weight = sparse(generator, (k, n), 0.1 if is_sparse else 1.0, 1)
     x = generator.standard_normal((rows, k), np.float32)
-    tile = list(planning._matvec_tiles(weight, rows, is_sparse, precision))[2 * number + 1]
+    tile = list(planning._matvec_tiles(weight, rows, is_sparse, replace(GPU.gpu, precision=precision)))[2 * number + 1]
     expected = x.astype(np.float64) @ rounded(weight, precision)
     plan = planning._matvec(weight, tile, Epilogue(), GPU.gpu).build()
     return Case(plan, [x], expected, float(np.abs(expected).max()))

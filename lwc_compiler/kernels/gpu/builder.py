@@ -12,7 +12,7 @@ from tvm import tirx
 from tvm.ir import TensorLoad
 from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, Evaluate, For, ForKind, SeqStmt
 
-from lwc_compiler.kernels.builder import KernelBuilder
+from lwc_compiler.kernels.builder import KernelBuilder, Register
 from lwc_compiler.kernels.kernel import Kernel, Launch
 
 if TYPE_CHECKING:
@@ -104,6 +104,13 @@ class DeviceBuilder(KernelBuilder):
         exists = tirx.const(1, "int32") if exists is True else exists.astype("int32")
         addresses = self.address_of(to, at), self.address_of(from_, index)
         self._call(f"lwc_copy_{4 * words}", *addresses, exists)
+
+    def read(self, to: Register, from_: Expr, index: Expr, words: int) -> None:
+        """Reads 2 or 4 words of 32 bits of a constant to a register, at this place and no later.
+
+        The address is a multiple of the size.
+        """
+        self._call(f"lwc_read_{4 * words}", to.address(), self.address_of(from_, index))
 
     def commit(self) -> None:
         """Ends a group of copies."""

@@ -19,7 +19,7 @@ from tvm import tirx
 from lwc_compiler.kernels.builder import divide, modulo, splat
 from lwc_compiler.kernels.gpu.builder import SHARED_ALIGNMENT_BYTES, WARP, DeviceBuilder, ceil_div
 from lwc_compiler.kernels.gpu.precision import round_to
-from lwc_compiler.kernels.kernel import STATIC_SHARED_BYTES, Constant
+from lwc_compiler.kernels.kernel import Constant
 from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class MatvecTile:
         parts: warps that share an output; divides `warps`.
         outputs: of a warp, or of those that share them.
         depth: steps of `STEP` weights that a lane reads at a time.
+        most_bytes: of shared memory, that a block may take.
     """
 
     rows: int
@@ -65,6 +66,7 @@ class MatvecTile:
     parts: int
     outputs: int
     depth: int
+    most_bytes: int
 
     @property
     def in_word(self) -> int:
@@ -99,7 +101,7 @@ class MatvecTile:
     @property
     def chunks(self) -> int:
         """How often shared memory is filled."""
-        room = (STATIC_SHARED_BYTES - SHARED_ALIGNMENT_BYTES) // 4 - self.sums * _ADDERS
+        room = (self.most_bytes - SHARED_ALIGNMENT_BYTES) // 4 - self.sums * _ADDERS
         return ceil_div(self.k, (room // self.rows // STEP - 1) * STEP)
 
     @property
@@ -123,12 +125,16 @@ class MatvecTile:
         return max(self.rows * self.pitch, self.sums * _PARTIAL)
 
     @property
+    def shared_bytes(self) -> int:
+        """Of shared memory that a block takes."""
+        return 4 * (self.shared_elements + self.sums * _ADDERS) + SHARED_ALIGNMENT_BYTES
+
+    @property
     def fits(self) -> bool:
-        """Whether a multiprocessor has shared memory for a block, and registers for two."""
-        shared = 4 * (self.shared_elements + self.sums * _ADDERS) + SHARED_ALIGNMENT_BYTES
+        """Whether a block may take the shared memory that it needs, and a multiprocessor has registers for two."""
         loaded = self.depth * (STEP + STEP // 2)
         registers = loaded + self.rows * (self.outputs + STEP) + _FURTHER_REGISTERS
-        return shared <= STATIC_SHARED_BYTES and 2 * self.threads * registers <= _REGISTERS
+        return self.shared_bytes <= self.most_bytes and 2 * self.threads * registers <= _REGISTERS
 
     def rounds(self, steps: int) -> int:
         """Loads of a lane, one after the other, for a list of so many steps."""
@@ -275,9 +281,9 @@ class _Weights:
         for i, held in enumerate(self._held):
             at = b.let("at", step + i * self._t.width)
             with b.when(at < count):
-                held.set(b.load(self._values, (first + at) * self._words, self._words))
+                b.read(held, self._values, (first + at) * self._words, self._words)
                 if self._indices is not None:
-                    self._where[i].set(b.load(self._indices, (first + at) * (STEP // 2), STEP // 2))
+                    b.read(self._where[i], self._indices, (first + at) * (STEP // 2), STEP // 2)
 
     def multiply(self, inputs: Expr, step: Expr, count: Expr, sums: Sequence[Register]) -> None:
         """Adds their products with the inputs of each row."""

@@ -59,7 +59,7 @@ _TAP_CUTS = (
 # Warps of a block, warps that share an output, outputs of these, steps that a lane reads at a time.
 _MATVEC_CUTS = (
     (16, 1, 1, 2), (16, 1, 1, 4), (16, 1, 2, 4), (16, 1, 4, 4), (16, 2, 1, 2), (16, 2, 1, 4), (16, 4, 1, 4),
-    (16, 8, 1, 4), (16, 16, 1, 4), (8, 1, 1, 2), (8, 1, 1, 4), (8, 1, 2, 4), (8, 2, 1, 2), (8, 4, 1, 4), (8, 8, 1, 4),
+    (16, 8, 1, 4), (16, 16, 1, 4), (8, 1, 1, 2), (8, 1, 1, 4), (8, 1, 2, 2), (8, 2, 1, 2), (8, 4, 1, 4), (8, 8, 1, 4),
 )  # fmt: skip
 _MATVEC_WARPS = 32  # of a multiprocessor, with the registers for loads of several steps
 _LATENCY_SECONDS = 0.5e-6  # of a load from memory
@@ -108,8 +108,8 @@ def plan_matmul(
     if rows <= _FEW_ROWS:
         candidates = [
             _matvec(weight, tile, epilogue, gpu)
-            for sparse in ((False, True) if task.density < 1 else (False,))
-            for tile in _matvec_tiles(weight, rows, sparse, gpu.precision)
+            for sparse in ((True, False) if task.density < 1 else (False,))  # the one with fewer bytes where both wait
+            for tile in _matvec_tiles(weight, rows, sparse, gpu)
         ]
     else:
         # Rows are pixels whose channels lie side by side.
@@ -186,8 +186,7 @@ def _tap_tiles(
     geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], density: float, gpu: Gpu
 ) -> Iterator[TapTile]:
     """Cuts that waste few lanes; a block declares its shared memory, or has half of a multiprocessor's, or all."""
-    most = gpu.block_shared_bytes
-    budgets = sorted({STATIC_SHARED_BYTES, max(STATIC_SHARED_BYTES, most // 2 - 1024), most})
+    budgets = _shared_budgets(gpu)
     flat = geometry.out_size[-2] == 1
     inputs, outputs = geometry.in_channels // geometry.groups, geometry.out_channels // geometry.groups
     width = geometry.out_size[-1]
@@ -207,6 +206,12 @@ def _tap_tiles(
                     yield replace(one, channels=channels, most_bytes=budget)
                     if channels == inputs:
                         break
+
+
+def _shared_budgets(gpu: Gpu) -> list[int]:
+    """Bytes that a block may take: what it can declare, half of a multiprocessor's, or all."""
+    most = gpu.block_shared_bytes
+    return sorted({STATIC_SHARED_BYTES, max(STATIC_SHARED_BYTES, most // 2 - 1024), most})
 
 
 def _tap_channels(t: TapTile, density: float, budget: int) -> int:
@@ -319,13 +324,13 @@ def _product(
     return Plan((parts, sums), (4 * t.splits * t.results,), format_, "", stored, flops)
 
 
-def _matvec_tiles(weight: NDArray[np.float32], rows: int, sparse: bool, precision: str) -> Iterator[MatvecTile]:
-    """Cuts for which a block has enough registers and shared memory."""
+def _matvec_tiles(weight: NDArray[np.float32], rows: int, sparse: bool, gpu: Gpu) -> Iterator[MatvecTile]:
+    """Cuts for which a block has enough registers and shared memory; more of it, where that is filled less often."""
     k, n = weight.shape
     for cut in _MATVEC_CUTS:
-        tile = MatvecTile(rows, k, n, sparse, precision, *cut)
-        if tile.fits:
-            yield tile
+        tiles = [MatvecTile(rows, k, n, sparse, gpu.precision, *cut, budget) for budget in _shared_budgets(gpu)]
+        fitting = [tile for tile in tiles if tile.fits]
+        yield from {tile.chunks: tile for tile in reversed(fitting)}.values()
 
 
 def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
@@ -335,10 +340,11 @@ def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu:
     accesses = stored * rows / WARP * (1.5 if sparse else 1)
     inputs = 4 * blocks * rows * t.k  # from the level-2 cache, which has twice the bandwidth
     moved = stored * (4 / t.in_word + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n) + inputs / 2
-    waves = ceil_div(blocks, gpu.multiprocessors * _MATVEC_WARPS // t.warps)
+    together = max(1, min(_MATVEC_WARPS // t.warps, gpu.block_shared_bytes // t.shared_bytes))
+    waves = ceil_div(blocks, gpu.multiprocessors * together)
     loads = waves * t.outputs * t.chunks * t.rounds(ceil_div(stored, t.n * t.chunks * STEP))
     busy = min(1.0, blocks / gpu.multiprocessors)
-    seconds = max(_seconds(gpu, accesses, moved, busy), _LAUNCH_SECONDS + loads * _LATENCY_SECONDS)
+    seconds = max(_seconds(gpu, accesses, moved / busy, busy), _LAUNCH_SECONDS + loads * _LATENCY_SECONDS)
     seconds += 2 * _LATENCY_SECONDS  # of the lists' starts and of the first weights
     format_ = "csr" if sparse else "dense"
 
@@ -349,6 +355,7 @@ def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu:
 
     name = f"{format_} matvec{f', {t.precision}' * (t.in_word == 2)}, {t.across}x{t.outputs} outputs of a block"
     name += f", {t.parts} warps each" * (t.parts > 1) + f", {t.depth} loads"
+    name += f", inputs in {t.chunks} parts" * (t.chunks > 1)
     return Candidate(format_, name, _cycles(gpu, seconds), plan)
 
 

@@ -54,6 +54,20 @@ static __device__ __forceinline__ void lwc_wait_0() {}
 static __device__ __forceinline__ void lwc_wait_1() {}
 #endif
 
+/* Reads of 8 or 16 bytes of constants to registers (DeviceBuilder.read) that stay before a wait for the inputs which
+ * follows them: others, and those that are marked as of constants (ld.global.nc), the compiler moves behind it.
+ */
+static __device__ __forceinline__ void lwc_read_8(void *to, const void *from) {
+    uint *words = (uint *)to;
+    asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(from));
+}
+
+static __device__ __forceinline__ void lwc_read_16(void *to, const void *from) {
+    uint *words = (uint *)to;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "l"(from));
+}
 /* Launches that overlap (PTX ISA, griddepcontrol): from Hopper on, kernel N + 1 of a network may be launched while kernel N
  * still runs, once every block of N has called lwc_launch_next, and lwc_inputs_ready waits until all blocks of N have ended
  * and what they wrote can be read. Every thread of every kernel waits before it reads or writes what others write or read,
@@ -106,14 +120,14 @@ extern "C" __global__ void __launch_bounds__(512, 2) matvec_csr(float* x, float*
   int cse_v13 = ((first * 4) + ((((int)threadIdx.x) % 32) * 4));
   int cse_v14 = ((first * 2) + ((((int)threadIdx.x) % 32) * 2));
   if ((((int)threadIdx.x) % 32) < count) {
-    *(float4*)(r_ptr + 0) = *(float4*)(values + ((first * 4) + ((((int)threadIdx.x) % 32) * 4)));
-    *(uint2*)(r_ptr_2 + 0) = *(uint2*)(indices + ((first * 2) + ((((int)threadIdx.x) % 32) * 2)));
+    lwc_read_16((&(r_ptr[0])), (&(values[((first * 4) + ((((int)threadIdx.x) % 32) * 4))])));
+    lwc_read_8((&(r_ptr_2[0])), (&(indices[((first * 2) + ((((int)threadIdx.x) % 32) * 2))])));
   }
   int cse_v11 = ((((int)threadIdx.x) % 32) + 32);
   int at_1 = ((((int)threadIdx.x) % 32) + 32);
   if (((((int)threadIdx.x) % 32) + 32) < count) {
-    *(float4*)(r_ptr_1 + 0) = *(float4*)(values + (((first * 4) + ((((int)threadIdx.x) % 32) * 4)) + 128));
-    *(uint2*)(r_ptr_3 + 0) = *(uint2*)(indices + (((first * 2) + ((((int)threadIdx.x) % 32) * 2)) + 64));
+    lwc_read_16((&(r_ptr_1[0])), (&(values[(((first * 4) + ((((int)threadIdx.x) % 32) * 4)) + 128)])));
+    lwc_read_8((&(r_ptr_3[0])), (&(indices[(((first * 2) + ((((int)threadIdx.x) % 32) * 2)) + 64)])));
   }
   lwc_inputs_ready();
   int number = ((int)threadIdx.x);
@@ -154,14 +168,14 @@ extern "C" __global__ void __launch_bounds__(512, 2) matvec_csr(float* x, float*
     int cse_v17 = (((round * 256) + (first * 4)) + ((((int)threadIdx.x) % 32) * 4));
     int cse_v18 = (((round * 128) + (first * 2)) + ((((int)threadIdx.x) % 32) * 2));
     if ((((round * 64) + (((int)threadIdx.x) % 32)) + 64) < count) {
-      *(float4*)(r_ptr + 0) = *(float4*)(values + ((((round * 256) + (first * 4)) + ((((int)threadIdx.x) % 32) * 4)) + 256));
-      *(uint2*)(r_ptr_2 + 0) = *(uint2*)(indices + ((((round * 128) + (first * 2)) + ((((int)threadIdx.x) % 32) * 2)) + 128));
+      lwc_read_16((&(r_ptr[0])), (&(values[((((round * 256) + (first * 4)) + ((((int)threadIdx.x) % 32) * 4)) + 256)])));
+      lwc_read_8((&(r_ptr_2[0])), (&(indices[((((round * 128) + (first * 2)) + ((((int)threadIdx.x) % 32) * 2)) + 128)])));
     }
     int cse_v19 = (((round * 64) + (((int)threadIdx.x) % 32)) + 96);
     int at_6 = (((round * 64) + (((int)threadIdx.x) % 32)) + 96);
     if ((((round * 64) + (((int)threadIdx.x) % 32)) + 96) < count) {
-      *(float4*)(r_ptr_1 + 0) = *(float4*)(values + ((((round * 256) + (first * 4)) + ((((int)threadIdx.x) % 32) * 4)) + 384));
-      *(uint2*)(r_ptr_3 + 0) = *(uint2*)(indices + ((((round * 128) + (first * 2)) + ((((int)threadIdx.x) % 32) * 2)) + 192));
+      lwc_read_16((&(r_ptr_1[0])), (&(values[((((round * 256) + (first * 4)) + ((((int)threadIdx.x) % 32) * 4)) + 384)])));
+      lwc_read_8((&(r_ptr_3[0])), (&(indices[((((round * 128) + (first * 2)) + ((((int)threadIdx.x) % 32) * 2)) + 192)])));
     }
   }
   __syncthreads();
