@@ -102,7 +102,7 @@ def conv_task(
     inputs = (4 * math.prod(geometry.in_shape), *((output,) if epilogue.residual else ()))
 
     def again(redraw: Redraw, pick: Pick) -> Plan:
-        return plan(redraw(weight.reshape(len(weight), -1)).reshape(weight.shape), pick)
+        return plan(redraw(weight.reshape(*weight.shape[:2], -1)).reshape(weight.shape), pick)
 
     return Task(f"conv {geometry} {epilogue}", float((weight != 0).mean()), inputs, output, again)
 
