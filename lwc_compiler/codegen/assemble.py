@@ -13,6 +13,7 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from lwc_compiler.codegen.device_build import split_device
+from lwc_compiler.codegen.device_fusion import fuse_rows
 from lwc_compiler.codegen.kernel_build import split_function
 from lwc_compiler.codegen.layers import layer_index
 from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Ref, Stage
@@ -78,6 +79,8 @@ def assemble(
         UnsupportedError: the module holds a call that is neither a TIR function nor a layer.
     """
     module = legalize(module)
+    if target.gpu is not None:
+        module = fuse_rows(module)
     builder = _Builder(module, layers, prefix, target)
     main = module["main"]
     refs = [builder.new_buffer(_bytes(spec)) for spec in inputs]

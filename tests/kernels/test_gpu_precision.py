@@ -12,7 +12,7 @@ from test_conv import conv, weight_shape
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import plan as planning
-from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, strides_of
+from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse
 from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.gpu.precision import round_to
@@ -122,7 +122,7 @@ def few_rows(number: int, precision: str, *, is_sparse: bool) -> Case:
     (rows, k, n), generator = FEW_ROWS[number], np.random.default_rng(number)
     weight = sparse(generator, (k, n), 0.1 if is_sparse else 1.0, 1)
     x = generator.standard_normal((rows, k), np.float32)
-    tile = planning._matvec_tile(weight, rows, is_sparse, precision, *planning._MATVEC_CUTS[number])
+    tile = list(planning._matvec_tiles(weight, rows, is_sparse, precision))[2 * number + 1]
     expected = x.astype(np.float64) @ rounded(weight, precision)
     plan = planning._matvec(weight, tile, Epilogue(), GPU.gpu).build()
     return Case(plan, [x], expected, float(np.abs(expected).max()))
@@ -202,7 +202,7 @@ def test_registers_do(precision: str, architecture: int) -> None:
     assert set(code.resources) == set(found)
     assert not {name: used for name, used in code.resources.items() if used.spill_bytes or used.stack_bytes}
     for name, step in found.items():
-        assert step.kernel.launch.shared_bytes <= MAX_SHARED_BYTES, name
+        assert step.kernel.launch.shared_bytes <= GPU.gpu.block_shared_bytes, name
         assert code.resources[name].registers * math.prod(step.kernel.launch.block) <= 65536, name
 
 

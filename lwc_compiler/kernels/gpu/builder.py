@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import tvm
+import tvm_ffi
 from tvm import tirx
-from tvm.tirx.stmt import AllocBuffer, AttrStmt, Evaluate, For, ForKind, SeqStmt
+from tvm.ir import TensorLoad
+from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, Evaluate, For, ForKind, SeqStmt
 
 from lwc_compiler.kernels.builder import KernelBuilder
 from lwc_compiler.kernels.kernel import Kernel, Launch
@@ -19,8 +21,16 @@ if TYPE_CHECKING:
 Expr = Any
 
 WARP = 32
-MAX_SHARED_BYTES = 48 << 10  # of a block, on every GPU, without asking the driver for more
 SHARED_ALIGNMENT_BYTES = 64  # of every array in shared memory
+# Attributes of a function: numbers of its parameters that no kernel writes; and whether it calls `inputs_ready`.
+CONSTANTS, WAITS = "lwc.constants", "lwc.waits"
+
+# Reductions that threads share: neutral element, and the sum, or whatever it is, of two.
+COMBINED = {
+    "sum": (0.0, lambda a, b: a + b),
+    "max": (-math.inf, tirx.max),
+    "min": (math.inf, tirx.min),
+}
 
 
 class DeviceBuilder(KernelBuilder):
@@ -28,22 +38,53 @@ class DeviceBuilder(KernelBuilder):
 
     Args:
         grid: blocks along x, y and z.
-        threads: of a block.
+        threads: of a block along x.
+        along_y: threads of a block along y.
 
     Attributes:
-        thread: number of the thread in its block.
+        thread: number of the thread in its block along x.
+        thread_y: along y; 0 where there is one.
         block: number of the block along x, y and z.
     """
 
     register_scope = "local"
     has_erf = True
 
-    def __init__(self, grid: tuple[int, int, int], threads: int) -> None:
+    def __init__(self, grid: tuple[int, int, int], threads: int, along_y: int = 1) -> None:
         super().__init__()
-        self._grid, self._threads = grid, threads
+        self._grid, self._threads = grid, (threads, along_y)
         self.thread = tirx.Var("thread", "int32")
+        self.thread_y = tirx.Var("thread_y", "int32") if along_y > 1 else 0
         self.block = tuple(tirx.Var(f"block_{axis}", "int32") for axis in "xyz")
         self._shared_bytes = 0
+        self._constants: list[int] = []
+        self._waits = False
+
+    def constant(self, name: str, dtype: str = "float32") -> Expr:
+        """The next parameter: weights, a bias or what else no kernel writes; it may be read before `inputs_ready`."""
+        self._constants.append(len(self._pointers))
+        return self.pointer(name, dtype)
+
+    def inputs_ready(self) -> None:
+        """Waits for the kernel before this one, which may still run: only then are other parameters read or written.
+
+        Not in a loop or a branch, and once. A kernel without it waits before everything else; in one with it, loads and
+        copies of constants are made where they are written, before the wait or after it.
+        """
+        assert len(self._blocks) == 1 and not self._waits, "every thread waits, once"
+        self._waits = True
+        used: list[Any] = []
+        accesses: list[Any] = [
+            (TensorLoad, lambda load: used.append(load.source)),
+            (BufferStore, lambda store: used.append(store.buffer)),
+        ]
+        for statement in self._blocks[0]:
+            tvm_ffi.structural_walk(statement, accesses, order="post")
+        constants = [self._pointers[number] for number in self._constants]
+        changing = [buffer for buffer, data in self._data.items() if not any(data.same_as(c) for c in constants)]
+        early = [buffer.name for buffer in changing if any(other.same_as(buffer) for other in used)]
+        assert not early, f"{early} may change before `inputs_ready`"
+        self._call("lwc_inputs_ready")
 
     def shared(self, name: str, elements: int, dtype: str = "float32") -> Expr:
         """Memory that the threads of a block share, of numbers of 32 bits; its first contents are undefined."""
@@ -92,16 +133,37 @@ class DeviceBuilder(KernelBuilder):
         """Waits for all threads of the block; what they wrote to shared memory can then be read."""
         self.emit(Evaluate(tirx.call_intrin("void", "tirx.tvm_storage_sync", "shared")))
 
+    def combine_lanes(self, op: str, values: list[Expr]) -> list[Expr]:
+        """Values of the threads along x combined by `sum`, `max` or `min`, in all of them; the whole block calls it."""
+        start, combine = COMBINED[op]
+        left, right = ([tirx.Var(f"{side}{i}", "float32") for i in range(len(values))] for side in "ab")
+        combined = [combine(a, b) for a, b in zip(left, right, strict=True)]
+        reducer = tirx.CommReducer(left, right, combined, [tirx.const(start, "float32")] * len(values))
+        results = [self.register(1) for _ in values]
+        call = tirx.tvm_thread_allreduce(
+            tirx.const(len(values), "uint32"),
+            *values,
+            tirx.const(True, "bool"),
+            *(result.get() for result in results),
+            self.thread,
+        )
+        self.emit(AttrStmt(reducer, "reduce_scope", tirx.const(0, "int32"), Evaluate(call)))
+        return [result.get() for result in results]
+
     def finished(self, name: str) -> Kernel:
         """The finished kernel."""
         body = SeqStmt([*self._declared, *self._blocks[0]])
-        indices = [(self.thread, "threadIdx.x", self._threads)]
+        threads, along_y = self._threads
+        indices = [(self.thread, "threadIdx.x", threads)]
+        if along_y > 1:
+            indices.append((self.thread_y, "threadIdx.y", along_y))
         indices += [(var, f"blockIdx.{axis}", n) for var, axis, n in zip(self.block, "xyz", self._grid, strict=True)]
         for var, tag, extent in indices:
             index = tirx.IterVar(tvm.ir.Range(0, extent), var, tirx.IterVar.ThreadIndex, tag)
             body = AttrStmt(index, "thread_extent", tirx.const(extent, "int32"), body)
-        func = tirx.PrimFunc(self._pointers, body).with_attr("tirx.noalias", True)
-        return Kernel(name, func, 1, launch=Launch(self._grid, (self._threads, 1, 1), self._shared_bytes))
+        attributes = {"tirx.noalias": True, CONSTANTS: self._constants, WAITS: self._waits}
+        func = tirx.PrimFunc(self._pointers, body).with_attr(attributes)
+        return Kernel(name, func, 1, launch=Launch(self._grid, (*self._threads, 1), self._shared_bytes))
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -84,8 +84,8 @@ def gemm_kernel(name: str, t: GemmTile, epilogue: Epilogue) -> Kernel:
     group, part = b.let("group", divide(b.block[2], t.splits)), modulo(b.block[2], t.splits)
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    weights = b.pointer("weights")
-    bias = b.pointer("bias") if epilogue.bias is not None else None
+    weights = b.constant("weights")
+    bias = b.constant("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     shared = b.shared("shared", t.shared)
 

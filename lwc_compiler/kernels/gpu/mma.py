@@ -162,8 +162,8 @@ def mma_kernel(name: str, t: MmaTile, epilogue: Epilogue) -> Kernel:
     group, part = b.let("group", divide(b.block[2], t.splits)), modulo(b.block[2], t.splits)
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    weights = b.pointer("weights", "uint32")
-    bias = b.pointer("bias") if epilogue.bias is not None else None
+    weights = b.constant("weights", "uint32")
+    bias = b.constant("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     left, right = b.shared("left", t.stages * t.slice_words, "uint32"), b.shared("right", t.stages * t.right)
     lane, warp = b.let("lane", modulo(b.thread, WARP)), b.let("warp", divide(b.thread, WARP))

@@ -15,14 +15,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, Pick, conv_task, matmul_task, predicted
-from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, WARP, ceil_div, strides_of
+from lwc_compiler.kernels.gpu.builder import WARP, ceil_div, strides_of
 from lwc_compiler.kernels.gpu.depthwise import THREADS, depthwise_kernel
 from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm
-from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, most_chunk, pack_matvec
+from lwc_compiler.kernels.gpu.matvec import STEP, MatvecTile, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
 from lwc_compiler.kernels.gpu.product import ProductTile, sum_kernel
-from lwc_compiler.kernels.gpu.taps import ALIKE, STEP, TapTile, fitted, pack_taps, taps_kernel
-from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Operand, Output, Plan, Scratch, Step
+from lwc_compiler.kernels.gpu.taps import ALIKE, TAP_STEP, TapTile, fitted, pack_taps, taps_kernel
+from lwc_compiler.kernels.gpu.taps_cost import steps_of, taps_seconds
+from lwc_compiler.kernels.kernel import (
+    STATIC_SHARED_BYTES,
+    Constant,
+    Input,
+    Kernel,
+    Operand,
+    Output,
+    Plan,
+    Scratch,
+    Step,
+)
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 
 if TYPE_CHECKING:
@@ -38,14 +49,20 @@ _WARPS = 16  # of a multiprocessor, that hide the latency of shared memory
 _STAGED = 4.0  # accesses that copying an element to shared memory takes: index arithmetic, load, store
 _INDEX_BYTES = 2
 _FEW_ROWS = 8  # of a product that reads its weights once for all of them
-_TAP_SHARED_BYTES = 44 << 10  # what is left is for rows with more taps than most
+_TAP_SHARE = 0.93  # of shared memory that is planned with; what is left is for rows with more taps than most
 _TAP_BYTES = 6 * 1.1  # of a tap in shared memory: offset and value; lists are filled to steps
 # Warps of a block, output channels of a warp, and warps that share an output channel.
 _TAP_CUTS = (
     (4, 1, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 8, 1), (16, 1, 1), (16, 2, 1), (16, 4, 1), (8, 1, 2), (8, 2, 2),
     (8, 2, 4), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
 )  # fmt: skip
-_MATVEC_CUTS = ((4, 1), (8, 1), (16, 1), (16, 2))  # warps, outputs of each
+# Warps of a block, warps that share an output, outputs of these, steps that a lane reads at a time.
+_MATVEC_CUTS = (
+    (16, 1, 1, 2), (16, 1, 1, 4), (16, 1, 2, 4), (16, 1, 4, 4), (16, 2, 1, 2), (16, 2, 1, 4), (16, 4, 1, 4),
+    (16, 8, 1, 4), (16, 16, 1, 4), (8, 1, 1, 2), (8, 1, 1, 4), (8, 1, 2, 4), (8, 2, 1, 2), (8, 4, 1, 4), (8, 8, 1, 4),
+)  # fmt: skip
+_MATVEC_WARPS = 32  # of a multiprocessor, with the registers for loads of several steps
+_LATENCY_SECONDS = 0.5e-6  # of a load from memory
 _SPLITS = (1, 2, 4, 8, 16)
 # Output channels and pixels of a block, and of a warp.
 _MMA_TILES = (
@@ -90,9 +107,9 @@ def plan_matmul(
     candidates = []
     if rows <= _FEW_ROWS:
         candidates = [
-            _matvec(weight, _matvec_tile(weight, rows, sparse, gpu.precision, *cut), epilogue, gpu)
+            _matvec(weight, tile, epilogue, gpu)
             for sparse in ((False, True) if task.density < 1 else (False,))
-            for cut in _MATVEC_CUTS
+            for tile in _matvec_tiles(weight, rows, sparse, gpu.precision)
         ]
     else:
         # Rows are pixels whose channels lie side by side.
@@ -140,7 +157,7 @@ def _candidates(
     if np.all(weight):
         return candidates
     kept = int(np.count_nonzero(weight))
-    tiles = _tap_tiles(geometry, x_strides, y_strides, kept / weight.size)
+    tiles = _tap_tiles(geometry, x_strides, y_strides, kept / weight.size, gpu)
     return [*candidates, *(_sparse(weight, kept, tile, epilogue, gpu) for tile in tiles)]
 
 
@@ -166,35 +183,40 @@ def _fits(t: ProductTile) -> bool:
 
 
 def _tap_tiles(
-    geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], density: float
+    geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], density: float, gpu: Gpu
 ) -> Iterator[TapTile]:
-    """Cuts that waste few lanes and fit shared memory."""
+    """Cuts that waste few lanes; a block declares its shared memory, or has half of a multiprocessor's, or all."""
+    most = gpu.block_shared_bytes
+    budgets = sorted({STATIC_SHARED_BYTES, max(STATIC_SHARED_BYTES, most // 2 - 1024), most})
     flat = geometry.out_size[-2] == 1
     inputs, outputs = geometry.in_channels // geometry.groups, geometry.out_channels // geometry.groups
     width = geometry.out_size[-1]
     across = (8, 16, 32, 64, 128) if flat else sorted({4, 8, 16, 32, ceil_div(width, ceil_div(width, WARP))})
     for columns in across:
-        for pixels in (1, 2, 4, 8):
-            if flat and columns != max(pixels * WARP, columns):
-                continue
+        for pixels in (ceil_div(columns, WARP),) if flat else (1, 2, 4, 8):
             for warps, many, parts in _TAP_CUTS:
-                if pixels * many > 32 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
+                if pixels * many * warps > 256 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
                     continue
                 rows = WARP // min(columns, WARP) * (1 if flat else pixels)
                 one = TapTile(geometry, x_strides, y_strides, rows, columns, 1, warps, many, parts)
-                full = replace(one, steps=one.lists * ceil_div(math.prod(geometry.kernel), STEP) + ALIKE)
-                if full.shared_bytes <= MAX_SHARED_BYTES:
-                    yield replace(one, channels=_tap_channels(one, density))
+                full = replace(one, steps=one.lists * ceil_div(math.prod(geometry.kernel), TAP_STEP) + ALIKE)
+                for budget in budgets:
+                    if full.shared_bytes > budget:
+                        continue
+                    channels = _tap_channels(one, density, budget)
+                    yield replace(one, channels=channels, most_bytes=budget)
+                    if channels == inputs:
+                        break
 
 
-def _tap_channels(t: TapTile, density: float) -> int:
+def _tap_channels(t: TapTile, density: float, budget: int) -> int:
     """Input channels of which a block has the window and the taps: all in one stage, or as many as two stages hold."""
     inputs = t.geometry.group_inputs
     channel = 4 * t.plane + t.per_block * math.prod(t.geometry.kernel) * density * _TAP_BYTES
     fixed = 4 * t.plane + 12 * t.lists
-    if inputs * channel + fixed <= _TAP_SHARED_BYTES:
+    if inputs * channel + fixed <= _TAP_SHARE * budget:
         return inputs
-    return max(1, min(inputs, int((_TAP_SHARED_BYTES / 2 - fixed) / channel)))
+    return max(1, min(inputs, int((_TAP_SHARE * budget / 2 - fixed) / channel)))
 
 
 def _seconds(gpu: Gpu, lane_cycles: float, moved: float, busy: float) -> float:
@@ -215,16 +237,7 @@ def _cycles(gpu: Gpu, seconds: float) -> float:
 
 
 def _sparse(weight: NDArray[np.float32], kept: int, t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
-    g = t.geometry
-    tiles, blocks = t.grid[0], math.prod(t.grid)
-    accesses = kept * tiles * t.pixels  # of a warp to shared memory, one a cycle
-    loads = 2 * kept * tiles / 4  # offset and value; four warp instructions a cycle
-    lists = t.chunks * t.slots * g.groups * tiles * 8
-    staged = blocks * t.chunks * t.channels * math.prod(t.window) / WARP * _STAGED
-    warps = blocks * t.warps
-    busy = min(1.0, warps / (gpu.multiprocessors * _WARPS))
-    moved = kept * (4 + _INDEX_BYTES) + 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
-    seconds = _seconds(gpu, accesses + loads + lists / 4 + staged, moved, busy)
+    seconds = taps_seconds(t, steps_of(t, kept), gpu)
     name = f"csr {t.rows}x{t.columns} pixels, {t.warps}x{t.outputs} channels of {t.channels}"
     name += f", {t.parts} parts" * (t.parts > 1)
     return Candidate("csr", name, _cycles(gpu, seconds), lambda: _tap_plan(weight, t, epilogue))
@@ -306,24 +319,27 @@ def _product(
     return Plan((parts, sums), (4 * t.splits * t.results,), format_, "", stored, flops)
 
 
-def _matvec_tile(
-    weight: NDArray[np.float32], rows: int, sparse: bool, precision: str, warps: int, outputs: int
-) -> MatvecTile:
+def _matvec_tiles(weight: NDArray[np.float32], rows: int, sparse: bool, precision: str) -> Iterator[MatvecTile]:
+    """Cuts for which a block has enough registers and shared memory."""
     k, n = weight.shape
-    return MatvecTile(
-        rows, k, n, sparse, precision, most_chunk(rows, k, warps * outputs, MAX_SHARED_BYTES), warps, outputs
-    )
+    for cut in _MATVEC_CUTS:
+        tile = MatvecTile(rows, k, n, sparse, precision, *cut)
+        if tile.fits:
+            yield tile
 
 
 def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
     rows, sparse, blocks = t.rows, t.sparse, t.grid[0]
     stored = int(np.count_nonzero(weight)) if sparse else weight.size
-    # An access at random addresses meets the same bank about three times.
-    accesses = stored * rows / WARP * (3 if sparse else 1)
-    staged = blocks * rows * t.chunks * t.chunk / WARP * _STAGED
-    busy = min(1.0, blocks * t.warps / (gpu.multiprocessors * _WARPS))
-    moved = stored * (4 / t.in_word + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n)
-    seconds = _seconds(gpu, accesses + staged, moved / busy, busy)
+    # Lanes read different banks mostly, but not always.
+    accesses = stored * rows / WARP * (1.5 if sparse else 1)
+    inputs = 4 * blocks * rows * t.k  # from the level-2 cache, which has twice the bandwidth
+    moved = stored * (4 / t.in_word + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n) + inputs / 2
+    waves = ceil_div(blocks, gpu.multiprocessors * _MATVEC_WARPS // t.warps)
+    loads = waves * t.outputs * t.chunks * t.rounds(ceil_div(stored, t.n * t.chunks * STEP))
+    busy = min(1.0, blocks / gpu.multiprocessors)
+    seconds = max(_seconds(gpu, accesses, moved, busy), _LAUNCH_SECONDS + loads * _LATENCY_SECONDS)
+    seconds += 2 * _LATENCY_SECONDS  # of the lists' starts and of the first weights
     format_ = "csr" if sparse else "dense"
 
     def plan() -> Plan:
@@ -331,7 +347,8 @@ def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu:
         kernel = matvec_kernel(f"gpu_matvec_{format_}", t, epilogue)
         return _plan(kernel, constants, epilogue, format_, filled, 2 * filled * rows)
 
-    name = f"{format_} matvec{f', {t.precision}' if t.in_word == 2 else ''}, {t.warps}x{t.outputs} outputs"
+    name = f"{format_} matvec{f', {t.precision}' * (t.in_word == 2)}, {t.across}x{t.outputs} outputs of a block"
+    name += f", {t.parts} warps each" * (t.parts > 1) + f", {t.depth} loads"
     return Candidate(format_, name, _cycles(gpu, seconds), plan)
 
 

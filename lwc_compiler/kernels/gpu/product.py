@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.builder import divide, modulo, splat, unravel
-from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, DeviceBuilder, ceil_div
+from lwc_compiler.kernels.gpu.builder import DeviceBuilder, ceil_div
+from lwc_compiler.kernels.kernel import STATIC_SHARED_BYTES
 from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ class ProductTile(ABC):
     @property
     def stages(self) -> int:
         """Slices that shared memory has room for; fewer than 2 are too few."""
-        return min(_MOST_STAGES, MAX_SHARED_BYTES // (4 * (self.slice_words + self.right)))
+        return min(_MOST_STAGES, STATIC_SHARED_BYTES // (4 * (self.slice_words + self.right)))
 
     @property
     def vector(self) -> int:
@@ -244,7 +245,7 @@ def sum_kernel(name: str, t: ProductTile, epilogue: Epilogue) -> Kernel:
     b = DeviceBuilder((ceil_div(t.results, _SUM_THREADS), 1, 1), _SUM_THREADS)
     parts = b.pointer("parts")
     residual = b.pointer("residual") if epilogue.residual else None
-    bias = b.pointer("bias") if epilogue.bias is not None else None
+    bias = b.constant("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
     result = b.let("result", b.block[0] * _SUM_THREADS + b.thread)
     with b.when(result < t.results):

@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, smaller, splat, unravel
-from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, SHARED_ALIGNMENT_BYTES, WARP, DeviceBuilder, ceil_div
-from lwc_compiler.kernels.kernel import Constant
+from lwc_compiler.kernels.gpu.builder import SHARED_ALIGNMENT_BYTES, WARP, DeviceBuilder, ceil_div
+from lwc_compiler.kernels.kernel import STATIC_SHARED_BYTES, Constant
 from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 
 
-STEP = 4  # taps that are read at a time
-_OFFSET_WORDS = STEP // 2  # of a step's offsets, of 16 bits each
-_STEP_WORDS = STEP + _OFFSET_WORDS
+TAP_STEP = 4  # taps that are read at a time
+_OFFSET_WORDS = TAP_STEP // 2  # of a step's offsets, of 16 bits each
+_STEP_WORDS = TAP_STEP + _OFFSET_WORDS
 _VECTOR = 4
 ALIKE = 16  # steps, to a multiple of which those of a kernel are rounded up
 
@@ -61,6 +61,7 @@ class TapTile:
         warps: of a block.
         outputs: output channels of a warp.
         parts: warps that share an output channel; divides `warps`.
+        most_bytes: of shared memory, that a block may take.
         steps: most steps of a block's taps in shared memory at a time; `fitted` knows them.
     """
 
@@ -73,6 +74,7 @@ class TapTile:
     warps: int
     outputs: int
     parts: int = 1
+    most_bytes: int = STATIC_SHARED_BYTES
     steps: int = 0
 
     @property
@@ -112,14 +114,20 @@ class TapTile:
         """Columns of one phase: a row in shared memory is split by the stride, so that lanes read neighbours."""
         return ceil_div(self.window[-1], self.geometry.strides[-1])
 
-    @cached_property
+    @property
+    def shared_columns(self) -> int:
+        """Columns at the end of a row that are the first ones of the next row, too: zeros beside the input in both."""
+        g = self.geometry
+        if g.strides[-1] > 1 or self.tiles[-1] > 1:
+            return 0
+        before = g.pads[len(g.in_size) - 1]
+        return max(0, min(before, self.window[-1] - before - g.in_size[-1]))
+
+    @property
     def pitch(self) -> int:
         """Elements of a row in shared memory: the fewest with which the lanes of a warp read different banks."""
-        least = self.half * self.geometry.strides[-1]
-        rows, columns = np.divmod(np.arange(self.lane_rows * self.lane_columns), self.lane_columns)
-        down = rows * self.geometry.strides[-2]
-        distinct = [np.unique((down * p + columns) % WARP).size for p in range(least, least + WARP)]
-        return least + distinct.index(max(distinct))
+        least = self.half * self.geometry.strides[-1] - self.shared_columns
+        return _pitch(least, self.lane_rows, self.lane_columns, self.geometry.strides[-2])
 
     @property
     def row_pitches(self) -> tuple[int, ...]:
@@ -129,7 +137,7 @@ class TapTile:
     @property
     def plane(self) -> int:
         """Elements of a channel in shared memory; odd where neighbouring threads write neighbouring channels."""
-        size = math.prod(self.window[:-1]) * self.pitch
+        size = math.prod(self.window[:-1]) * self.pitch + self.shared_columns
         return size | 1 if self.by_channel else size
 
     @property
@@ -213,6 +221,14 @@ class TapTile:
         return pixel // across * self.lane_rows, pixel % across * self.lane_columns
 
 
+@lru_cache
+def _pitch(least: int, lane_rows: int, lane_columns: int, stride: int) -> int:
+    """The first pitch from `least` on with which lanes in rows, `stride` apart, read the most different banks."""
+    rows, columns = np.divmod(np.arange(lane_rows * lane_columns), lane_columns)
+    distinct = [np.unique((rows * stride * p + columns) % WARP).size for p in range(least, least + WARP)]
+    return least + distinct.index(max(distinct))
+
+
 def fitted(weight: NDArray[np.float32], t: TapTile) -> TapTile:
     """The tile with the steps that its blocks need, and so many input channels that those fit shared memory, too.
 
@@ -225,7 +241,7 @@ def fitted(weight: NDArray[np.float32], t: TapTile) -> TapTile:
         steps = _list_steps(_places(weight, t), t).reshape(-1, t.lists).sum(axis=1)
         # Rounded up, so that layers alike share a kernel.
         t = replace(t, steps=ceil_div(max(1, int(steps.max())), ALIKE) * ALIKE)
-        if t.shared_bytes <= MAX_SHARED_BYTES or t.channels == 1:
+        if t.shared_bytes <= t.most_bytes or t.channels == 1:
             return t
         t = replace(t, channels=max(1, t.channels * 7 // 8))
 
@@ -256,7 +272,7 @@ def _places(weight: NDArray[np.float32], t: TapTile) -> _Places:
 def _list_steps(places: _Places, t: TapTile) -> NDArray[np.int64]:
     """Steps of each list."""
     lists = t.geometry.groups * t.chunks * t.row_blocks * t.lists
-    return -(-np.bincount(places.lists, minlength=lists) // STEP)
+    return -(-np.bincount(places.lists, minlength=lists) // TAP_STEP)
 
 
 def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], int]:
@@ -280,8 +296,8 @@ def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], 
     sorted_ = np.argsort(places.lists, kind="stable")
     lists = places.lists[sorted_]
     number = np.arange(lists.size) - np.searchsorted(lists, lists)
-    to = starts[lists] * STEP + number
-    taken = max(1, int(starts[-1])) * STEP  # an array of nothing has no address
+    to = starts[lists] * TAP_STEP + number
+    taken = max(1, int(starts[-1])) * TAP_STEP  # an array of nothing has no address
     offsets, values = np.full(taken, t.channels * t.plane, np.uint16), np.zeros(taken, np.float32)
     offsets[to], values[to] = at[sorted_], places.values[sorted_]
     arrays = (starts.astype(np.int32), channels.reshape(-1), offsets.view(np.uint32), values)
@@ -295,9 +311,9 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
     b = DeviceBuilder(t.grid, t.warps * WARP)
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    starts, channels = b.pointer("starts", "int32"), b.pointer("channels", "int32")
-    offsets, values = b.pointer("offsets", "uint32"), b.pointer("values")
-    bias = b.pointer("bias") if epilogue.bias is not None else None
+    starts, channels = b.constant("starts", "int32"), b.constant("channels", "int32")
+    offsets, values = b.constant("offsets", "uint32"), b.constant("values")
+    bias = b.constant("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
 
     lane, warp = b.let("lane", modulo(b.thread, WARP)), b.let("warp", divide(b.thread, WARP))
@@ -310,9 +326,11 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
     part, place = b.let("part", divide(warp, across)), b.let("place", modulo(warp, across))
     slots = [b.let("slot", b.block[1] * t.per_block + i * across + place) for i in range(t.outputs)]
 
-    copies.start(0, 0)
-    b.commit()
+    copies.start_taps(0, 0)
     copies.clear()
+    b.inputs_ready()
+    copies.start_window(0, 0)
+    b.commit()
     sums = [[b.register(1) for _ in range(t.pixels)] for _ in slots]
     for slot, registers in zip(slots, sums, strict=True):
         start = splat(0.0, 1)
@@ -328,7 +346,8 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
         if t.chunks > 1:
             stage = b.let("stage", modulo(chunk, t.stages))
             with b.when(chunk + 1 < t.chunks):
-                copies.start(chunk + 1, 1 - stage)
+                copies.start_taps(chunk + 1, 1 - stage)
+                copies.start_window(chunk + 1, 1 - stage)
             b.commit()
         b.wait(t.stages - 1)
         b.barrier()
@@ -364,10 +383,10 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
 
 def _multiply(b: DeviceBuilder, t: TapTile, copies: _Copies, step: Expr, here: Expr, sums: list[Register]) -> None:
     """Adds the products of a step's taps to the sums of a lane's pixels."""
-    where, held = b.register(_OFFSET_WORDS, "uint32"), b.register(STEP)
+    where, held = b.register(_OFFSET_WORDS, "uint32"), b.register(TAP_STEP)
     where.set(b.load(copies.offsets, step * _OFFSET_WORDS, _OFFSET_WORDS))
-    held.set(b.load(copies.values, step * STEP, STEP))
-    for tap in range(STEP):
+    held.set(b.load(copies.values, step * TAP_STEP, TAP_STEP))
+    for tap in range(TAP_STEP):
         word = where.part(tap // 2, 1)
         offset = word >> tirx.const(16, "uint32") if tap % 2 else word & tirx.const(0xFFFF, "uint32")
         at = b.let("at", offset.astype("int32") + here)
@@ -413,14 +432,12 @@ class _Copies:
     ) -> None:
         self._b, self._t, self._pointers, self._image, self._corner = b, t, pointers, image, corner
         self.window = b.shared("window", t.window_elements)
-        self.values = b.shared("held", t.stages * t.steps * STEP)
+        self.values = b.shared("held", t.stages * t.steps * TAP_STEP)
         self.offsets = b.shared("where", t.stages * t.steps * _OFFSET_WORDS, "uint32")
         self.starts = b.shared("lists", t.stages * (t.lists + 1), "int32")
-
-    def start(self, chunk: Expr, stage: Expr) -> None:
-        """Starts to copy a chunk."""
-        self._start_taps(chunk, stage)
-        self._start_window(chunk, stage)
+        # The first step of the chunk that is copied next, and the one after its last: loaded a chunk before.
+        self._first, self._last = b.register(1, "int32"), b.register(1, "int32")
+        self._find(0)
 
     def clear(self) -> None:
         """Makes the channel of zeros of each stage."""
@@ -437,22 +454,37 @@ class _Copies:
             with b.when(element < count if most is not None or count % threads else True):
                 yield element
 
-    def _start_taps(self, chunk: Expr, stage: Expr) -> None:
+    def _lists(self, chunk: Expr) -> Expr:
+        """The first list of a chunk."""
+        b, t = self._b, self._t
+        return ((b.block[2] * t.chunks + chunk) * t.row_blocks + b.block[1]) * t.lists
+
+    def _find(self, chunk: Expr) -> None:
+        starts = self._pointers[1]
+        lists = self._b.let("lists", self._lists(chunk))
+        self._first.set(self._b.load(starts, lists))
+        self._last.set(self._b.load(starts, lists + self._t.lists))
+
+    def start_taps(self, chunk: Expr, stage: Expr) -> None:
+        """Starts to copy the taps of a chunk."""
         b, t = self._b, self._t
         _, starts, offsets, values = self._pointers
-        block = (b.block[2] * t.chunks + chunk) * t.row_blocks + b.block[1]
-        lists = b.let("lists", block * t.lists)
+        lists = b.let("lists", self._lists(chunk))
         for number in self._each(t.lists + 1):
             b.copy(self.starts, stage * (t.lists + 1) + number, starts, lists + number, 1)
-        first = b.let("first", b.load(starts, lists))
-        count = b.let("count", b.load(starts, lists + t.lists) - first)
-        for step in self._each(count, t.steps):
-            b.copy(self.values, (stage * t.steps + step) * STEP, values, (first + step) * STEP, STEP)
+        first = b.let("first", self._first.get())
+        for step in self._each(b.let("count", self._last.get() - first), t.steps):
+            b.copy(self.values, (stage * t.steps + step) * TAP_STEP, values, (first + step) * TAP_STEP, TAP_STEP)
             to = (stage * t.steps + step) * _OFFSET_WORDS
             b.copy(self.offsets, to, offsets, (first + step) * _OFFSET_WORDS, _OFFSET_WORDS)
+        if t.chunks > 1:
+            self._find(smaller(chunk + 1, t.chunks - 1))
 
-    def _start_window(self, chunk: Expr, stage: Expr) -> None:
-        """A thread copies the same positions of several channels, so that it works out their places once."""
+    def start_window(self, chunk: Expr, stage: Expr) -> None:
+        """Starts to copy the input channels of a chunk.
+
+        A thread copies the same positions of several channels, so that it works out their places once.
+        """
         b, t, x = self._b, self._t, self._pointers[0]
         g, threads = t.geometry, t.warps * WARP
         positions = math.prod(t.window) // t.vector
