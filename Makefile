@@ -14,7 +14,7 @@ help:
 	@echo "make reproduce  the paper's results on MNIST, three seeds of each network (hours)"
 	@echo "make bench   lwc beside other engines, each in an environment of its own (hours); ARGS='--models lenet5' chooses"
 	@echo "make gpu-prepare  all that a GPU has to show, in one file, made without a GPU; ARGS='--target a100' chooses one"
-	@echo "make gpu     runs that file: needs a GPU, Python and NumPy (under 10 minutes)"
+	@echo "make gpu     runs that file: needs a GPU, Python and NumPy (under 5 minutes)"
 	@echo "make test    everything that has to pass: lint, types, tests"
 	@echo "make lint    ruff: rules and formatting"
 	@echo "make types   mypy"

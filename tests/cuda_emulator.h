@@ -29,6 +29,7 @@ struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) uint2 { uint x, y; };
 struct alignas(16) uint4 { uint x, y, z, w; };
 struct alignas(8) ushort4 { ushort x, y, z, w; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 static inline float __int_as_float(int bits) { float value; memcpy(&value, &bits, 4); return value; }
 using std::max;
@@ -36,12 +37,13 @@ using std::min;
 #define CUDART_INF_F INFINITY
 
 static uint3 threadIdx, blockIdx;
+alignas(64) static unsigned char lwc_shared[256 << 10]; /* what a launch asks for */
 
 namespace emulator {
 enum { WARP = 32, MOST = 1024, STACK = 1 << 16 };
 enum Wait { NOTHING, FOR_WARP, FOR_BLOCK, DONE };
 struct Copy { void *to; const void *from; int size, group; };
-struct Thread { ucontext_t context; Wait wait; uint3 index; std::vector<Copy> copies; int groups; };
+struct Thread { ucontext_t context; Wait wait; uint3 index; std::vector<Copy> copies; int groups, waits; };
 static Thread threads[MOST];
 static char stacks[MOST][STACK];
 static ucontext_t scheduler;
@@ -56,6 +58,7 @@ static void wait(Wait what) {
 static void (*body)();
 static void start() {
     body();
+    if (threads[current].waits != 1) { fprintf(stderr, "a thread does not wait for its inputs once\n"); abort(); }
     threads[current].wait = DONE;
 }
 
@@ -78,7 +81,7 @@ static void run_block(uint3 size, bool backwards) {
         Thread &thread = threads[i];
         thread.wait = NOTHING;
         thread.copies.clear();
-        thread.groups = 0;
+        thread.groups = thread.waits = 0;
         thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
         getcontext(&thread.context);
         thread.context.uc_stack.ss_sp = stacks[i];
@@ -219,6 +222,10 @@ template <typename T> static T __shfl_sync(unsigned, T value, int from, int = 32
     return value;
 }
 static inline unsigned __activemask() { return 0xffffffffu; }
+
+/* Kernels run one after the other. */
+static void lwc_launch_next() {}
+static void lwc_inputs_ready() { emulator::threads[emulator::current].waits++; }
 
 /* Asynchronous copies are made as late as they may be: when a thread waits for their group. */
 static void lwc_copy_4(void *to, const void *from, int exists) { emulator::start_copy(to, from, exists, 4); }

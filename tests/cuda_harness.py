@@ -40,6 +40,7 @@ class Emulator:
         kernels = {symbols[key]: kernel for key, kernel in steps.items()}
         text = compile_device(kernels, "cuda")
         text = text[text.index('extern "C" __global__') :]
+        text = re.sub(r"extern __shared__ [^;]*;", "", text)
         text = re.sub(r"__shared__ (alignas\(\d+\))", r"\1 static", text)
         entries = [
             _ENTRY.format(symbol=symbol, operands=_operands(text, symbol, len(kernel.func.params)))

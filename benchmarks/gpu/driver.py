@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 _CLOCK_KHZ, _MULTIPROCESSORS, _MEMORY_KHZ, _BUS_BITS, _L2_BYTES = 13, 16, 36, 37, 38
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_*
 _NON_BLOCKING, _THREAD_LOCAL = 1, 1
+_MOST_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _LEAST_BLOCK = 1e-3  # seconds between two events, so that the time of an event is nothing beside it
 
 
@@ -25,11 +26,12 @@ class GpuError(Exception):
 
 @dataclass(frozen=True)
 class LaunchOf:
-    """A function of a module, its blocks and threads, and the addresses that it gets."""
+    """A function of a module, its blocks and threads, its dynamic shared memory, and the addresses that it gets."""
 
     function: ctypes.c_void_p
     grid: Sequence[int]
     block: Sequence[int]
+    shared_bytes: int
     operands: Sequence[int]
 
 
@@ -151,7 +153,9 @@ class Gpu:
                 operands = [ctypes.c_uint64(address) for address in launch.operands]
                 pointers = [ctypes.cast(ctypes.pointer(operand), ctypes.c_void_p) for operand in operands]
                 arguments = (ctypes.c_void_p * len(operands))(*pointers)
-                sizes = [ctypes.c_uint(size) for size in (*launch.grid, *launch.block, 0)]
+                if launch.shared_bytes:
+                    self.call("cuFuncSetAttribute", launch.function, _MOST_SHARED_BYTES, launch.shared_bytes)
+                sizes = [ctypes.c_uint(size) for size in (*launch.grid, *launch.block, launch.shared_bytes)]
                 self.call("cuLaunchKernel", launch.function, *sizes, self.stream, arguments, None)
         finally:
             self.call("cuStreamEndCapture", self.stream, ctypes.byref(graph))

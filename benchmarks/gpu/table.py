@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks.gpu.goals import WAYS, beside, best_of_lwc, best_of_torch, goals, share_of_copy
+
 _WORST = 5
 
 
@@ -19,6 +21,7 @@ def markdown(results: dict[str, Any]) -> str:
         lines += [f"{gpu['multiprocessors']} multiprocessors, {gpu['gigahertz']:.2f} GHz, driver for {gpu['driver']}."]
         lines += [f"Memory: {gpu['gigabytes_a_second']:.0f} GB/s by its clock, {copied:.0f} GB/s in a copy."]
     lines += [f"- {name} is missing: {reason}" for name, reason in results["missing"].items()]
+    lines += goal_lines(results)
     lines += [*_checks(results.get("checks", [])), *_sanitizer(results.get("sanitizer", {}))]
     lines += [*_networks(results), *_layers(results)]
     return "\n".join(lines) + "\n"
@@ -40,50 +43,64 @@ def _sanitizer(said: dict[str, str]) -> list[str]:
     return ["", "## compute-sanitizer, on these cases", "", *_rows(("tool", "result"), said.items())]
 
 
+def goal_lines(results: dict[str, Any]) -> list[str]:
+    """The first table: which goals are reached."""
+    said = {True: "yes", False: "no", None: "not measured"}
+    found = goals(results)
+    reached = sum(goal.reached is True for goal in found)
+    lines = ["", "## Goals", "", f"{reached} of {len(found)} are reached. Ratios are of times; more is better.", ""]
+    body = [(goal.name, goal.asked, goal.measured, said[goal.reached]) for goal in found]
+    return [*lines, *_rows(("what", "asked", "measured", "reached"), body)]
+
+
 def _networks(results: dict[str, Any]) -> list[str]:
     rows = results.get("networks", [])
     if not rows:
         return []
-    beside = {
-        (row["model"], row["batch"], row["precision"], way): row[f"{way}_ms"]
-        for row in results.get("torch", {}).get("networks", [])
-        for way in ("eager", "graph", "compile")
-        if f"{way}_ms" in row
-    }
-    columns = [
-        column
-        for column in (
-            *((precision, way) for precision in ("float32", "tf32", "float16", "bfloat16") for way in ("graph",)),
-            *(("float32", way) for way in ("eager", "compile")),
-            ("tf32", "compile"),
-        )
-        if any(key[2:] == column for key in beside)
-    ]
     lines = ["", "## Networks", ""]
     lines += [
-        "Milliseconds a run, tensors on the GPU, runs back to back; `host`: with copies from and to the processor."
+        "Milliseconds a run, tensors on the GPU, runs back to back; `host`: with copies from and to the processor.",
+        "PyTorch computes every weight, in the same precision; its best way is taken.",
+        "",
     ]
-    lines += ["PyTorch computes every weight: eager, as a CUDA graph, or by torch.compile with CUDA graphs.", ""]
-    head = [
-        "network",
-        "zeros",
-        "batch",
-        "precision",
-        "error",
-        "lwc",
-        "host",
-        *(f"PyTorch {p}, {way}" for p, way in columns),
+    body = []
+    for row in rows:
+        best = best_of_torch(results, row["model"], row["batch"], row["precision"])
+        ahead = f"{best[0] / row['ms']:.2f}" if best and "ms" in row else ""
+        body.append(
+            (
+                *(row[key] for key in ("model", "variant", "batch", "precision")),
+                row.get("wrong") or f"{row['error']:.1e}",
+                *(_ms(row.get(key)) for key in ("ms", "host_ms")),
+                *((_ms(best[0]), best[1]) if best else ("", "")),
+                ahead,
+            )
+        )
+    head = ("network", "zeros", "batch", "precision", "error", "lwc", "host", "PyTorch", "by", "ahead")
+    return [*lines, *_rows(head, body), *_torch(results), *_steps(rows)]
+
+
+def _torch(results: dict[str, Any]) -> list[str]:
+    rows = results.get("torch", {}).get("networks", [])
+    if not rows:
+        return []
+    lines = ["", "## PyTorch's networks", ""]
+    lines += [
+        "Milliseconds a run: by torch.compile with CUDA graphs, as one CUDA graph, and eager at batch 1. Images in 16",
+        "bits have their channels last, but for `graph_nchw`.",
+        "",
     ]
-    body = [
-        [
-            *(row[key] for key in ("model", "variant", "batch", "precision")),
-            row.get("wrong") or f"{row['error']:.1e}",
-            *(_ms(row.get(key)) for key in ("ms", "host_ms")),
-            *(_ms(beside.get((row["model"], row["batch"], *column))) for column in columns),
-        ]
-        for row in rows
-    ]
-    return [*lines, *_rows(head, body), *_steps(rows)]
+    body = []
+    for row in rows:
+        reasons = [str(row[key]) for key in ("compile", "missing") if key in row]
+        body.append(
+            (
+                *(row[key] for key in ("model", "batch", "precision")),
+                *(_ms(row.get(f"{way}_ms")) for way in WAYS),
+                "; ".join(reasons),
+            )
+        )
+    return [*lines, *_rows(("network", "batch", "precision", *WAYS, "missing"), body)]
 
 
 def _steps(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -102,28 +119,41 @@ def _layers(results: dict[str, Any]) -> list[str]:
     rows = results.get("layers", [])
     if not rows:
         return []
-    limit = results.get("copy_gigabytes_a_second") or results["gpu"]["gigabytes_a_second"]
-    lines = ["", "## Layers alone, 1 weight in 10", ""]
+    lines = ["", "## Layers alone", ""]
     lines += [
-        "Buffers take turns, so that the level-2 cache has none of them; the share is of the bandwidth of a copy.",
+        "Rows or images x inputs, for convolutions also size and kernel, x outputs, and the part of the weights that",
+        "is kept. Milliseconds of lwc's best candidate, with its share of the bandwidth of a copy; PyTorch's by cuBLAS",
+        "or cuDNN on every weight, by cuSPARSE and by cuSPARSELt. Buffers take turns, so that the level-2 cache has",
+        "none of them.",
         "",
     ]
-    head = ("layer", "by", "error", "ms", "predicted", "GB/s", "share", "GFLOP/s")
-    beside = {row["name"]: row for row in results.get("torch", {}).get("layers", [])}
-    body: list[Sequence[Any]] = []
-    names = dict.fromkeys(row["layer"] for row in rows)
-    for name in names:
-        for row in (row for row in rows if row["layer"] == name):
-            rates: list[str] = ["", "", ""]
-            if "ms" in row:
-                speed = row["bytes"] / row["ms"] / 1e6
-                rates = [f"{speed:.0f}", f"{speed / limit:.0%}", f"{row['flops'] / row['ms'] / 1e6:.0f}"]
-            error = row.get("wrong") or f"{row['error']:.1e}"
-            body.append((name, f"lwc, {row['candidate']}", error, _ms(row.get("ms")), _ms(row["predicted_ms"]), *rates))
-        for way, ms in beside.get(name, {}).items():
-            if way != "name":
-                body.append((name, f"PyTorch, {way}", "", ms if isinstance(ms, str) else _ms(ms), "", "", "", ""))
-    return [*lines, *_rows(head, body)]
+    body = []
+    for layer, precision in dict.fromkeys((row["layer"], row["precision"]) for row in rows):
+        best = best_of_lwc(results, layer, precision)
+        others = (beside(results, layer, f"{way} {precision}") for way in ("dense", "csr", "2:4"))
+        found = (best["candidate"], _ms(best["ms"]), f"{share_of_copy(results, best):.0%}") if best else ("", "", "")
+        body.append((layer, precision, *found, *map(_ms, others)))
+    head = ("layer", "precision", "lwc's best", "ms", "share", "cuBLAS, cuDNN", "cuSPARSE", "cuSPARSELt")
+    lines += _rows(head, body)
+    reasons = [
+        f"- {row['name']}, {way}: {reason}"
+        for row in results.get("torch", {}).get("layers", [])
+        for way, reason in row.items()
+        if way != "name" and isinstance(reason, str)
+    ]
+    return [*lines, *(["", "Missing:", "", *reasons] if reasons else []), *_candidates(rows)]
+
+
+def _candidates(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = ["", "## Candidates", "", "`*`: the one that lwc takes.", ""]
+    body = []
+    for row in rows:
+        rates = ["", ""]
+        if "ms" in row:
+            rates = [f"{row['bytes'] / row['ms'] / 1e6:.0f}", f"{row['flops'] / row['ms'] / 1e6:.0f}"]
+        name, error = row["candidate"] + " *" * row["chosen"], row.get("wrong") or f"{row['error']:.1e}"
+        body.append((row["layer"], name, error, _ms(row.get("ms")), _ms(row["predicted_ms"]), *rates))
+    return [*lines, *_rows(("layer", "candidate", "error", "ms", "predicted", "GB/s", "GFLOP/s"), body)]
 
 
 def _ms(value: float | None) -> str:

@@ -11,14 +11,16 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
 
 import tvm
+import tvm_ffi
 from tvm import s_tir, tirx
-from tvm.tirx.stmt import AllocBuffer, AttrStmt, Evaluate, SeqStmt
+from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, DeclBuffer, Evaluate, SeqStmt
 
 from lwc_compiler.codegen.device_row_kernels import rows_kernel
 from lwc_compiler.codegen.device_rows import read_rows
 from lwc_compiler.codegen.device_schedules import schedule_device
 from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, rewrite_statements, split_function
 from lwc_compiler.errors import UnsupportedError
+from lwc_compiler.kernels.gpu.builder import CONSTANTS, SHARED_ALIGNMENT_BYTES, WAITS, ceil_div
 from lwc_compiler.kernels.kernel import Input, Kernel, Launch, Output, Plan, Step
 
 if TYPE_CHECKING:
@@ -52,7 +54,13 @@ typedef unsigned long long uint64_t;
 """
 
 _TEXTS = resources.files("lwc_compiler.codegen")
-_CALLED = {"cuda": ("precision.cuh", "copies.cuh"), "opencl": ("copies.cl",)}  # what kernels call by name
+# What kernels call by name.
+_CALLED = {"cuda": ("precision.cuh", "copies.cuh", "launches.cuh"), "opencl": ("copies.cl", "launches.cl")}
+_SHARED = re.compile(r"__shared__ alignas\(\d+\) (\w+) (\w+)\[(\d+)\];")
+_DYNAMIC = f"extern __shared__ __align__({SHARED_ALIGNMENT_BYTES}) uchar lwc_shared[];"
+_NAME = re.compile(r"\blwc_\w+")
+_ENTRY = 'extern "C" __global__'
+_SIGNATURE = re.compile(rf"({_ENTRY} .*\b)(\w+)\(([^()]*)\)(;| {{)")
 
 _PASSES = tvm.ir.transform.Sequential(
     [
@@ -96,9 +104,66 @@ def compile_device(kernels: Mapping[str, Kernel], language: Literal["cuda", "ope
     if language == "cuda":
         # Two blocks on a multiprocessor will do: with no number, NVIDIA's compiler spills registers to have four.
         text = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 2)", text)
-        text = text[text.find('extern "C" __global__') :]
-    called = "".join(_TEXTS.joinpath(name).read_text(encoding="utf-8") for name in _CALLED[language])
-    return (_CUDA_PROLOGUE if language == "cuda" else "") + (called if "lwc_" in text else "") + text
+        text = _overlapping(text[text.find(_ENTRY) :], kernels)
+    used = set(_NAME.findall(text))
+    parts = [_TEXTS.joinpath(name).read_text(encoding="utf-8") for name in _CALLED[language]]
+    called = "".join(part for part in parts if used & set(_NAME.findall(part)))
+    return (_CUDA_PROLOGUE if language == "cuda" else "") + called + text
+
+
+def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
+    """CUDA C++ whose kernels may be launched before the one before them has ended (see launches.cuh).
+
+    What another kernel may still write while this one begins is no `__restrict__` pointer that is only read: the
+    compiler would be free to read it before it is there, and in instructions that do not see it change. Constants are
+    none in a kernel that says where it waits: NVIDIA's compiler moves loads of what never changes behind the wait.
+    """
+    functions = []
+    for function in re.split(rf"^(?={_ENTRY})", text, flags=re.MULTILINE)[1:]:
+        found = _SIGNATURE.match(function)
+        assert found is not None
+        start, symbol, operands, end = found.groups()
+        body = function[found.end() :]
+        func = kernels[symbol].func
+        waits = bool(func.attrs.get(WAITS, False))
+        restricted = written_parameters(func) | set(() if waits else func.attrs.get(CONSTANTS, ()))
+        pointers = [
+            operand if number in restricted else operand.replace("__restrict__ ", "")
+            for number, operand in enumerate(operands.split(", "))
+        ]
+        if end == " {":
+            body = _with_dynamic_memory(body) if _launch(kernels[symbol]).dynamic_bytes else body
+            body = "\n  lwc_launch_next();" + ("" if waits else "\n  lwc_inputs_ready();") + body
+        functions.append(f"{start}{symbol}({', '.join(pointers)}){end}{body}")
+    return "".join(functions)
+
+
+def _with_dynamic_memory(body: str) -> str:
+    """A function whose shared memory is more than a kernel may declare, as parts of what its launch asks for."""
+    offset = 0
+
+    def part(found: re.Match[str]) -> str:
+        nonlocal offset
+        dtype, name, elements = found.groups()
+        start, offset = offset, offset + 4 * int(elements)
+        offset = ceil_div(offset, SHARED_ALIGNMENT_BYTES) * SHARED_ALIGNMENT_BYTES
+        return f"{dtype}* {name} = ({dtype}*)(lwc_shared + {start});"
+
+    return f"\n  {_DYNAMIC}{_SHARED.sub(part, body)}"
+
+
+def _launch(kernel: Kernel) -> Launch:
+    assert kernel.launch is not None
+    return kernel.launch
+
+
+def written_parameters(func: PrimFunc) -> set[int]:
+    """Numbers of the parameters that a kernel for GPUs writes."""
+    declared: list[Any] = []
+    stores: list[Any] = []
+    tvm_ffi.structural_walk(func.body, [(DeclBuffer, declared.append), (BufferStore, stores.append)], order="post")
+    written = [d.data for d in declared if any(store.buffer.same_as(d.buffer) for store in stores)]
+    return {number for number, pointer in enumerate(func.params) if any(pointer.same_as(data) for data in written)}
 
 
 def check_launches(kernels: Mapping[str, Kernel]) -> None:

@@ -7,6 +7,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from lwc_compiler.codegen.c_text import c_string
+from lwc_compiler.codegen.device_build import written_parameters
 from lwc_compiler.codegen.emit import Weights, tensor_bytes, tensor_table
 from lwc_compiler.codegen.memory import plan_workspace
 from lwc_compiler.codegen.program import BufferRef
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Target
 
 _DRIVER = 13000  # of CUDA 13, whose compiler made the code
+_LOAD_BYTES = 16  # of the longest load or store of a thread
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ _PROLOGUE = """\
 #define LWC_LAUNCHES {launches}
 #define LWC_PLACES {places}
 #define LWC_OPERANDS {operands} /* of a launch, at most */
+#define LWC_LOAD_BYTES {load_bytes} /* that a kernel reads or writes at a time, at most */
 #define LWC_WEIGHT_BYTES {weight_bytes}ull
 #define LWC_ARENA_BYTES {arena_bytes}ull
 #define LWC_CUDA {driver}
@@ -88,12 +91,8 @@ static const lwc_launch lwc_launches[LWC_LAUNCHES + 1] = {{
 {launches}
 }};
 
-static const lwc_place lwc_input_places[LWC_INPUTS + 1] = {{
-{input_places}
-}};
-
-static const lwc_place lwc_output_places[LWC_OUTPUTS + 1] = {{
-{output_places}
+static const lwc_place lwc_tensor_places[LWC_TENSORS + 1] = {{
+{tensor_places}
 }};
 
 LWC_API const char *LWC(version)(void) {{ return "{version}"; }}
@@ -129,11 +128,13 @@ def emit_device(
     constants = [weights.offset(constant) for constant in stage.constants]
     offsets, arena = plan_workspace(stage)
     weight_bytes = len(weights.data) + SLACK_BYTES
+    tensors = _tensor_numbers(stage)
 
     def place(ref: Ref, size: int = 0) -> str:
-        weight = not isinstance(ref, BufferRef)
-        offset = constants[ref.index] if weight else offsets[ref.index]
-        return f"{{{int(weight)}, {offset}, {size}}},"
+        if not isinstance(ref, BufferRef):
+            return f"{{LWC_WEIGHTS, {constants[ref.index]}, {size}}},"
+        base = f"LWC_TENSOR + {tensors[ref]}" if ref in tensors else "LWC_ARENA"
+        return f"{{{base}, {offsets[ref.index]}, {size}}},"
 
     numbers = {name: number for number, name in enumerate(stage.kernels)}
     places: list[str] = []
@@ -142,7 +143,8 @@ def emit_device(
         launch = stage.kernels[call.symbol].launch
         assert launch is not None
         grid, block = (f"{{{', '.join(map(str, sizes))}}}" for sizes in (launch.grid, launch.block))
-        launches.append(f"    {{{numbers[call.symbol]}, {grid}, {block}, {len(places)}, {len(call.args)}}},")
+        numbers_of = f"{launch.dynamic_bytes}, {len(places)}, {len(call.args)}"
+        launches.append(f"    {{{numbers[call.symbol]}, {grid}, {block}, {numbers_of}}},")
         places += [place(ref) for ref in call.args]
     images = {f"code_{code.architecture}{'_ptx' * code.ptx}": code for code in codes}
     prologue = _PROLOGUE.format(
@@ -157,6 +159,7 @@ def emit_device(
         weight_bytes=weight_bytes,
         arena_bytes=max(arena, ALIGNMENT_BYTES),
         driver=_DRIVER,
+        load_bytes=_LOAD_BYTES,
     )
     files = {"weights.bin": bytes(weights.data) + bytes(SLACK_BYTES)}
     files |= {f"{name}.bin": code.image for name, code in images.items()}
@@ -168,13 +171,28 @@ def emit_device(
         codes="\n".join(f"    {{{c.architecture}, {int(c.ptx)}, LWC({name})}}," for name, c in images.items()),
         kernels="\n".join(f"    {c_string(name)}," for name in numbers) or "    NULL",
         places="\n".join(f"    {text}" for text in places) or "    {0, 0, 0}",
-        launches="\n".join(launches) or "    {0, {0, 0, 0}, {0, 0, 0}, 0, 0}",
-        input_places="\n".join(f"    {place(ref, tensor_bytes(spec))}" for spec, ref in stage.inputs),
-        output_places="\n".join(f"    {place(ref, tensor_bytes(spec))}" for spec, ref in stage.outputs),
+        launches="\n".join(launches) or "    {0, {0, 0, 0}, {0, 0, 0}, 0, 0, 0}",
+        tensor_places="\n".join(
+            f"    {place(ref, tensor_bytes(spec))}" for spec, ref in (*stage.inputs, *stage.outputs)
+        ),
         version=__version__,
         target=c_string(target.name),
         tensors=tensor_table("input", inputs) + "\n" + tensor_table("output", outputs),
     )
-    runtime = resources.files("lwc_compiler.runtime").joinpath("c/cuda.c").read_text(encoding="utf-8")
-    files["program.c"] = "\n".join([prologue, *blobs, runtime, epilogue]).encode()
+    texts = resources.files("lwc_compiler.runtime").joinpath("c")
+    runtime = [texts.joinpath(name).read_text(encoding="utf-8") for name in ("cuda_driver.c", "cuda.c")]
+    files["program.c"] = "\n".join([prologue, *blobs, *runtime, epilogue]).encode()
     return DeviceSource(files, weight_bytes, max(arena, ALIGNMENT_BYTES))
+
+
+def _tensor_numbers(stage: Stage) -> dict[BufferRef, int]:
+    """Buffers that kernels have where the caller has them -> the input, or else the first output, that each is."""
+    written = {
+        call.args[number] for call in stage.calls for number in written_parameters(stage.kernels[call.symbol].func)
+    }
+    assert not any(ref in written for _, ref in stage.inputs), "a kernel writes an input of the network"
+    numbers: dict[BufferRef, int] = {}
+    for number, (_, ref) in enumerate((*stage.inputs, *stage.outputs)):
+        if isinstance(ref, BufferRef):
+            numbers.setdefault(ref, number)
+    return numbers

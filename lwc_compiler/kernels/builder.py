@@ -188,15 +188,20 @@ class KernelBuilder:
         self._blocks.pop()
 
     @contextmanager
-    def loop(self, name: str, start: Expr, stop: Expr) -> Iterator[Expr]:
-        """Runs the block for `start` <= variable < `stop`; a loop of one pass is no loop."""
+    def loop(self, name: str, start: Expr, stop: Expr, *, rolled: bool = False) -> Iterator[Expr]:
+        """Runs the block for `start` <= variable < `stop`; a loop of one pass is no loop.
+
+        With `rolled` the compiler of CUDA's text leaves the loop one.
+        """
         if isinstance(start, int) and isinstance(stop, int) and stop - start == 1:
             yield start
             return
         var = tirx.Var(name, "int32")
         with self._block() as block:
             yield var
-        self.emit(For(var, _int(start), _int(stop - start), ForKind.SERIAL, _sequence(block)))
+        annotations = {"disable_unroll": 1} if rolled else {}
+        loop = For(var, _int(start), _int(stop - start), ForKind.SERIAL, _sequence(block), annotations=annotations)
+        self.emit(loop)
 
     @contextmanager
     def when(self, condition: Expr) -> Iterator[None]:

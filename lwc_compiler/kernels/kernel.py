@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ALIGNMENT_BYTES = 64
 SLACK_BYTES = 256
+STATIC_SHARED_BYTES = 48 << 10  # that a kernel for GPUs can declare; what takes more is part of its launch
 SECONDS_A_CYCLE = 4e-10  # roughly, of the processors that predictions were fitted to
 
 
@@ -35,12 +36,17 @@ class Launch:
     Attributes:
         grid: blocks along x, y and z.
         block: threads of a block along x, y and z.
-        shared_bytes: of shared memory that a block uses; declared in the kernel.
+        shared_bytes: of shared memory that a block uses.
     """
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int = 0
+
+    @property
+    def dynamic_bytes(self) -> int:
+        """Of shared memory that the launch asks for; 0 where the kernel declares what it uses."""
+        return self.shared_bytes if self.shared_bytes > STATIC_SHARED_BYTES else 0
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ class Core:
     by_lane: bool = False
 
 
+# Shared memory that a block can have (CUDA C++ Programming Guide, Technical Specifications per Compute Capability).
+_BLOCK_KILOBYTES = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
+
+
 @dataclass(frozen=True)
 class Gpu:
     """An NVIDIA GPU, or several with one library.
@@ -61,6 +65,11 @@ class Gpu:
     tensor_lanes: int
     precision: Precision = "float32"
     ptx: bool = False
+
+    @property
+    def block_shared_bytes(self) -> int:
+        """Shared memory that a block can have on each of the architectures."""
+        return min(_BLOCK_KILOBYTES[architecture] for architecture in self.architectures) << 10
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from test_conv import conv, weight_shape
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import plan as planning
-from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, strides_of
+from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse
 from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.gpu.precision import round_to
@@ -71,6 +71,17 @@ def two_of_four(weight: np.ndarray, generator: np.random.Generator) -> np.ndarra
     return np.ascontiguousarray((fours * kept).reshape(g.shape)[:, : weight.shape[1]])
 
 
+def mma_tile(number: int, geometry: ConvGeometry, strides, precision: str, *, is_sparse: bool) -> MmaTile:
+    """One of the cuts that are offered."""
+    tiles = [
+        MmaTile(geometry, *strides, outputs, pixels, depth, 1, precision, is_sparse, *warp)
+        for outputs, pixels, *warp in planning._MMA_TILES
+        for depth in planning._DEPTHS
+    ]
+    offered = [tile for tile in tiles if planning._fits(tile) and tile.depth % tile.step == 0]
+    return offered[number % len(offered)]
+
+
 def convolution(number: int, precision: str, *, is_sparse: bool = False) -> Case:
     """In another cut for each, with every part of the epilogue, some with split sums."""
     g, generator = GEOMETRIES[number], np.random.default_rng(number)
@@ -82,8 +93,7 @@ def convolution(number: int, precision: str, *, is_sparse: bool = False) -> Case
     residual = generator.standard_normal(g.out_shape, np.float32)
     plain = planning._as_planes(g)
     strides = strides_of(plain.in_shape), strides_of(plain.out_shape)
-    outputs, pixels, *warp = planning._MMA_TILES[(number + PRECISIONS.index(precision)) % len(planning._MMA_TILES)]
-    tile = MmaTile(plain, *strides, outputs, pixels, 1, precision, is_sparse, *warp)
+    tile = mma_tile(number + PRECISIONS.index(precision), plain, strides, precision, is_sparse=is_sparse)
     if number % 2 == 0 and tile.slices >= 4:
         tile = replace(tile, splits=2)
     epilogue = Epilogue(bias, True, Activation("relu"))
@@ -99,9 +109,8 @@ def product(number: int, precision: str, *, is_sparse: bool = False) -> Case:
     if is_sparse:
         weight = two_of_four(np.ascontiguousarray(weight.T), generator).T
     geometry = ConvGeometry(1, k, (1, rows), n, (1, 1), (1, 1), (0,) * 4, (1, 1))
-    outputs, pixels, *warp = planning._MMA_TILES[number % len(planning._MMA_TILES)]
     strides = (rows * k, 1, 0, k), (rows * n, 1, 0, n)
-    tile = MmaTile(geometry, *strides, outputs, pixels, 1, precision, is_sparse, *warp)
+    tile = mma_tile(number, geometry, strides, precision, is_sparse=is_sparse)
     taps = np.ascontiguousarray(weight.T).reshape(n, k, 1, 1)
     expected = rounded(x, precision).astype(np.float64) @ rounded(weight, precision)
     return Case(planning._mma(taps, tile, Epilogue(), GPU.gpu).build(), [x], expected, float(np.abs(expected).max()))
@@ -112,7 +121,7 @@ def few_rows(number: int, precision: str, *, is_sparse: bool) -> Case:
     (rows, k, n), generator = FEW_ROWS[number], np.random.default_rng(number)
     weight = sparse(generator, (k, n), 0.1 if is_sparse else 1.0, 1)
     x = generator.standard_normal((rows, k), np.float32)
-    tile = planning._matvec_tile(weight, rows, is_sparse, precision, *planning._MATVEC_CUTS[number])
+    tile = list(planning._matvec_tiles(weight, rows, is_sparse, precision))[2 * number + 1]
     expected = x.astype(np.float64) @ rounded(weight, precision)
     plan = planning._matvec(weight, tile, Epilogue(), GPU.gpu).build()
     return Case(plan, [x], expected, float(np.abs(expected).max()))
@@ -161,22 +170,19 @@ def test_rounding() -> None:
 
 
 def steps(precision: str, architecture: int) -> dict[str, Step]:
-    """Each kernel in the precision: all cuts of a layer of ResNet-50, and others in one each."""
+    """Each kernel in the precision: many cuts of a layer of ResNet-50, and others in one each."""
     found, generator = {}, np.random.default_rng(0)
     full = conv(1, 64, (56, 56), 64, (3, 3), pads=(1, 1, 1, 1))
     strided = conv(1, 131, (56, 56), 128, (3, 3), (2, 2), (1, 1, 1, 1))
-    layers = [(full, cut, 1 + i % 2) for i, cut in enumerate(planning._MMA_TILES)]
+    layers = [(full, i, False) for i in range(0, len(planning._MMA_TILES) * len(planning._DEPTHS), 3)]
     if precision != "tf32" and architecture >= 80:
-        layers += [(full, cut, 1) for cut in planning._MMA_TILES[:2]]
-    for number, (geometry, (outputs, pixels, *warp), splits) in enumerate(
-        [(strided, planning._MMA_TILES[0], 1), *layers]
-    ):
-        is_sparse = number > len(planning._MMA_TILES)
+        layers += [(full, i, True) for i in range(2)]
+    for geometry, number, half in [(strided, 0, False), *layers]:
         strides = strides_of(geometry.in_shape), strides_of(geometry.out_shape)
         weight = generator.standard_normal(weight_shape(geometry), np.float32)
-        weight = two_of_four(weight, generator) if is_sparse else weight
+        weight = two_of_four(weight, generator) if half else weight
         epilogue = Epilogue(np.zeros(geometry.out_channels, np.float32), True, Activation("relu"))
-        tile = MmaTile(geometry, *strides, outputs, pixels, splits, precision, is_sparse, *warp)
+        tile = replace(mma_tile(number, geometry, strides, precision, is_sparse=half), splits=1 + number % 2)
         found[f"conv{len(found)}"] = planning._mma(weight, tile, epilogue, GPU.gpu).build().steps[0]
     found["rows"] = product(1, precision).plan.steps[0]
     if precision != "tf32":
@@ -195,7 +201,7 @@ def test_registers_do(precision: str, architecture: int) -> None:
     assert set(code.resources) == set(found)
     assert not {name: used for name, used in code.resources.items() if used.spill_bytes or used.stack_bytes}
     for name, step in found.items():
-        assert step.kernel.launch.shared_bytes <= MAX_SHARED_BYTES, name
+        assert step.kernel.launch.shared_bytes <= GPU.gpu.block_shared_bytes, name
         assert code.resources[name].registers * math.prod(step.kernel.launch.block) <= 65536, name
 
 

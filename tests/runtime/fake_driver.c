@@ -1,4 +1,5 @@
-/* A driver without a GPU: keeps memory on the processor, runs no kernel, writes a line for every call to $FAKE_LOG.
+/* A driver without a GPU: keeps memory on the processor, writes a line for every call to $FAKE_LOG. A kernel of a graph copies
+ * the first 16 bytes of its first operand to its last one, of $FAKE_OPERANDS; others do nothing.
  *
  * $FAKE_FAIL = "function number code" makes the call with that number (from 1) fail. $FAKE_VERSION, $FAKE_CAPABILITY
  * and $FAKE_DEVICES say what the driver and the GPU are. All are read with every call.
@@ -13,7 +14,12 @@ typedef unsigned long long address;
 enum { MOST = 512 };
 static struct { char *start; size_t bytes; } blocks[MOST];
 static struct { char name[64]; int count; char fail[96]; } calls[MOST];
-static int capturing, launches;
+static int capturing;
+
+/* A graph is its nodes in order, each of which has to come after the one before. */
+typedef struct { address from, to; int waits; } node;
+typedef struct { node *nodes[MOST]; int count, executables, destroyed; } graph;
+typedef struct { graph *made_of; address from[MOST], to[MOST]; } executable;
 
 static int number(const char *name, int otherwise) { return getenv(name) ? atoi(getenv(name)) : otherwise; }
 
@@ -76,6 +82,10 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
     *function = strdup(name);
     return 0;
 }
+int cuFuncSetAttribute(void *function, int attribute, int value) {
+    CALL("%s %d %d", (const char *)function, attribute, value);
+    return 0;
+}
 int cuMemAlloc_v2(address *start, size_t bytes) {
     CALL("%zu", bytes);
     int i = 0;
@@ -126,11 +136,12 @@ int cuPointerGetAttribute(void *value, int attribute, address pointer) {
 int cuStreamCreate(void **stream, unsigned flags) { CALL("%u", flags); *stream = (void *)9; return 0; }
 int cuStreamDestroy_v2(void *stream) { CALL("%p", stream); return 0; }
 int cuStreamSynchronize(void *stream) { CALL("%p", stream); return 0; }
-int cuStreamBeginCapture_v2(void *stream, int mode) { CALL("%p %d", stream, mode); capturing = 1, launches = 0; return 0; }
-int cuStreamEndCapture(void *stream, void **graph) {
+int cuStreamBeginCapture_v2(void *stream, int mode) { CALL("%p %d", stream, mode); capturing = 1; return 0; }
+/* The graph of what was captured does nothing. */
+int cuStreamEndCapture(void *stream, void **made) {
     capturing = 0;
     CALL("%p", stream);
-    *graph = (void *)10;
+    *made = calloc(1, sizeof(graph));
     return 0;
 }
 int cuLaunchKernel(
@@ -140,16 +151,94 @@ int cuLaunchKernel(
     (void)extra;
     CALL("%s %ux%ux%u %ux%ux%u %u %p", (const char *)function, gx, gy, gz, bx, by, bz, shared, stream);
     if (!capturing || block_of(*(address *)arguments[0], 1) < 0) return 700;
-    launches++;
+    return 0;
+}
+/* Of CUDA 13's cuda.h. */
+typedef struct {
+    void *func;
+    unsigned gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes;
+    void **kernelParams, **extra;
+    void *kern, *ctx;
+} CUDA_KERNEL_NODE_PARAMS_v2;
+typedef struct { unsigned char from_port, to_port, type, reserved[5]; } CUgraphEdgeData;
+_Static_assert(sizeof(CUDA_KERNEL_NODE_PARAMS_v2) == 72, "as in cuda.h");
+_Static_assert(sizeof(CUgraphEdgeData) == 8, "as in cuda.h");
+
+int cuGraphCreate(void **made, unsigned flags) { CALL("%u", flags); *made = calloc(1, sizeof(graph)); return 0; }
+static void free_graph(graph *of) {
+    if (of->executables || !of->destroyed) return;
+    for (int i = 0; i < of->count; i++) free(of->nodes[i]);
+    free(of);
+}
+int cuGraphDestroy(void *of) { CALL("%s", ""); ((graph *)of)->destroyed = 1; free_graph(of); return 0; }
+static int add_node(void **added, graph *to, void *const *after, size_t count, address from, address result) {
+    node *new = calloc(1, sizeof *new);
+    *new = (node){from, result, count > 0};
+    if (count > 1 || (count == 1 && *after != to->nodes[to->count - 1])) return 1;
+    to->nodes[to->count++] = *added = new;
+    return 0;
+}
+static int operands(const CUDA_KERNEL_NODE_PARAMS_v2 *of, address *from, address *to) {
+    if (of->extra || of->kern || of->ctx || of->sharedMemBytes) return 1;
+    *from = *(address *)of->kernelParams[0], *to = *(address *)of->kernelParams[number("FAKE_OPERANDS", 1) - 1];
+    return block_of(*from, 16) < 0 || block_of(*to, 16) < 0 ? 700 : 0;
+}
+int cuGraphAddKernelNode_v2(void **added, void *to, void *const *after, size_t count, const CUDA_KERNEL_NODE_PARAMS_v2 *of) {
+    CALL("%s %ux%ux%u %ux%ux%u after %zu", (const char *)of->func, of->gridDimX, of->gridDimY, of->gridDimZ, of->blockDimX,
+         of->blockDimY, of->blockDimZ, count);
+    address from, result;
+    const int wrong = operands(of, &from, &result);
+    return wrong ? wrong : add_node(added, to, after, count, from, result);
+}
+int cuGraphAddEventRecordNode(void **added, void *to, void *const *after, size_t count, void *event) {
+    (void)event;
+    CALL("after %zu", count);
+    return add_node(added, to, after, count, 0, 0);
+}
+int cuGraphAddDependencies_v2(void *in, void *const *from, void *const *to, const CUgraphEdgeData *edge, size_t count) {
+    const graph *of = in;
+    CALL("port %d to %d type %d", edge->from_port, edge->to_port, edge->type);
+    const int last = of->count - 1;
+    for (int i = 0; i < 5; i++) if (edge->reserved[i]) return 1;
+    if (count != 1 || last < 1 || *from != of->nodes[last - 1] || *to != of->nodes[last] || of->nodes[last]->waits) return 1;
+    of->nodes[last]->waits = 1;
     return 0;
 }
 #ifndef OLD
-int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long flags) {
-    CALL("%p %llu", graph, flags);
-    *executable = (void *)11;
+int cuGraphInstantiateWithFlags(void **made, void *of, unsigned long long flags) {
+    CALL("%llu", flags);
+    executable *new = calloc(1, sizeof *new);
+    new->made_of = of;
+    new->made_of->executables++;
+    for (int i = 0; i < new->made_of->count; i++) {
+        if (new->made_of->nodes[i]->waits != (i > 0)) return 1; /* a launch comes after no other, or an edge is missing */
+        new->from[i] = new->made_of->nodes[i]->from, new->to[i] = new->made_of->nodes[i]->to;
+    }
+    *made = new;
     return 0;
 }
 #endif
+int cuGraphExecKernelNodeSetParams_v2(void *in, void *which, const CUDA_KERNEL_NODE_PARAMS_v2 *of) {
+    executable *changed = in;
+    CALL("%s", (const char *)of->func);
+    for (int i = 0; i < changed->made_of->count; i++)
+        if (changed->made_of->nodes[i] == which) return operands(of, &changed->from[i], &changed->to[i]);
+    return 1;
+}
+int cuGraphExecDestroy(void *of) {
+    CALL("%s", "");
+    ((executable *)of)->made_of->executables--;
+    free_graph(((executable *)of)->made_of);
+    free(of);
+    return 0;
+}
+int cuGraphLaunch(void *of, void *stream) {
+    const executable *launched = of;
+    CALL("%p", stream);
+    for (int i = 0; i < launched->made_of->count; i++)
+        if (launched->from[i]) memmove((void *)(uintptr_t)launched->to[i], (void *)(uintptr_t)launched->from[i], 16);
+    return 0;
+}
 int cuEventCreate(void **event, unsigned flags) {
     CALL("%u", flags);
     static uintptr_t events = 100;
@@ -158,12 +247,10 @@ int cuEventCreate(void **event, unsigned flags) {
 }
 int cuEventDestroy_v2(void *event) { CALL("%p", event); return 0; }
 int cuEventRecordWithFlags(void *event, void *stream, unsigned flags) { CALL("%p %u", stream, flags); (void)event; return 0; }
+int cuEventRecord(void *event, void *stream) { CALL("%p", stream); (void)event; return 0; }
 /* A millisecond for every event that was made from one to the other. */
 int cuEventElapsedTime(float *milliseconds, void *from, void *to) {
     CALL("%s", "");
     *milliseconds = (float)((uintptr_t)to - (uintptr_t)from);
     return 0;
 }
-int cuGraphDestroy(void *graph) { CALL("%p", graph); return 0; }
-int cuGraphExecDestroy(void *executable) { CALL("%p", executable); return 0; }
-int cuGraphLaunch(void *executable, void *stream) { CALL("%p %p", executable, stream); return 0; }

@@ -108,7 +108,7 @@ def play(library, driver, tmp_path):
     def run(script: str, folder: Path = driver, **environment: object):
         log = tmp_path / "log"
         log.unlink(missing_ok=True)
-        variables = {**os.environ, "LD_LIBRARY_PATH": str(folder), "FAKE_LOG": str(log)}
+        variables = {**os.environ, "LD_LIBRARY_PATH": str(folder), "FAKE_LOG": str(log), "FAKE_OPERANDS": "4"}
         variables |= {name: str(value) for name, value in environment.items()}
         command = [sys.executable, "-c", CHILD, str(library), script]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
@@ -129,7 +129,7 @@ PAIRS = {
     "cuModuleLoadData": "cuModuleUnload",
     "cuMemAlloc_v2": "cuMemFree_v2",
     "cuStreamCreate": "cuStreamDestroy_v2",
-    "cuStreamBeginCapture_v2": "cuStreamEndCapture",
+    "cuGraphCreate": "cuGraphDestroy",
     "cuGraphInstantiateWithFlags": "cuGraphExecDestroy",
     "cuEventCreate": "cuEventDestroy_v2",
 }
@@ -151,15 +151,15 @@ def test_calls_of_a_whole_life(play, lowered) -> None:
         *["cuCtxPushCurrent_v2", "cuDeviceGetAttribute", "cuDeviceGetAttribute", "cuModuleLoadData"],
         *["cuModuleGetFunction", "cuModuleGetFunction", "cuMemAlloc_v2", "cuMemAlloc_v2", "cuStreamCreate"],
         *["cuMemcpyHtoDAsync_v2", "cuStreamSynchronize", "cuCtxPopCurrent_v2"],
-        # the first run captures the launches in a graph
-        *["cuCtxPushCurrent_v2", "cuMemcpyHtoDAsync_v2", "cuStreamBeginCapture_v2", "cuLaunchKernel", "cuLaunchKernel"],
-        *["cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy", "cuGraphLaunch"],
+        # the first run makes a graph of the launches
+        *["cuCtxPushCurrent_v2", "cuMemcpyHtoDAsync_v2", "cuGraphCreate", "cuGraphAddKernelNode_v2"],
+        *["cuGraphAddKernelNode_v2", "cuGraphAddDependencies_v2", "cuGraphInstantiateWithFlags", "cuGraphLaunch"],
         *["cuMemcpyDtoHAsync_v2", "cuMemcpyDtoHAsync_v2", "cuStreamSynchronize", "cuCtxPopCurrent_v2"],
         # later ones replay it
         *["cuCtxPushCurrent_v2", "cuMemcpyHtoDAsync_v2", "cuGraphLaunch"],
         *["cuMemcpyDtoHAsync_v2", "cuMemcpyDtoHAsync_v2", "cuStreamSynchronize", "cuCtxPopCurrent_v2"],
-        *["cuCtxPushCurrent_v2", "cuStreamSynchronize", "cuGraphExecDestroy", "cuStreamDestroy_v2", "cuMemFree_v2"],
-        *["cuMemFree_v2", "cuModuleUnload", "cuCtxPopCurrent_v2", "cuDevicePrimaryCtxRelease_v2"],
+        *["cuCtxPushCurrent_v2", "cuStreamSynchronize", "cuGraphExecDestroy", "cuGraphDestroy", "cuStreamDestroy_v2"],
+        *["cuMemFree_v2", "cuMemFree_v2", "cuModuleUnload", "cuCtxPopCurrent_v2", "cuDevicePrimaryCtxRelease_v2"],
     ]
     sizes = [int(call.split()[1]) for call in calls if call.startswith("cuMemAlloc_v2")]
     assert sizes == [lowered.weight_bytes, lowered.workspace_bytes]
@@ -177,16 +177,14 @@ def test_profile_has_an_event_around_every_launch(play) -> None:
     )
     assert said == [[True, 0], 0, 0, [2.0, 2.0, 4.0], 2, [float(i) for i in range(16)], 0]
     first = names(calls).index("cuEventCreate")
-    run = ["cuMemcpyDtoHAsync_v2", "cuMemcpyDtoHAsync_v2", "cuEventRecordWithFlags", "cuStreamSynchronize"]
+    run = ["cuMemcpyDtoHAsync_v2", "cuMemcpyDtoHAsync_v2", "cuEventRecord", "cuStreamSynchronize"]
     assert names(calls)[first : names(calls).index("cuCtxPopCurrent_v2", first)] == [
         *5 * ["cuEventCreate"],
-        *["cuEventRecordWithFlags", "cuMemcpyHtoDAsync_v2", "cuStreamBeginCapture_v2"],
-        *2 * ["cuEventRecordWithFlags", "cuLaunchKernel"],
-        *["cuEventRecordWithFlags", "cuStreamEndCapture", "cuGraphInstantiateWithFlags", "cuGraphDestroy"],
+        *["cuEventRecord", "cuMemcpyHtoDAsync_v2", "cuGraphCreate"],
+        *2 * ["cuGraphAddEventRecordNode", "cuGraphAddKernelNode_v2"],
+        *["cuGraphAddEventRecordNode", "cuGraphInstantiateWithFlags"],
         *["cuGraphLaunch", *run, *4 * ["cuEventElapsedTime"]],
     ]
-    flags = [call.split()[2] for call in calls if call.startswith("cuEventRecord")]
-    assert flags == ["0", "1", "1", "1", "0", "0", "0"]  # those of the graph are recorded whenever it is launched
     assert names(calls).count("cuGraphInstantiateWithFlags") == 2  # a run has a graph without events
     check_all_given_back(calls)
 
@@ -196,27 +194,108 @@ def test_a_profile_needs_a_place(play) -> None:
     assert said == [[True, 0], 1]
 
 
+# Memory of the GPU at `at`, with x in it; `there` is what lies there. The driver's kernels pass on 16 bytes, so that y
+# is the first row of x.
+GPU = """
+driver = ctypes.CDLL('libcuda.so.1'); memory = ctypes.c_ulonglong()
+driver.cuMemAlloc_v2(ctypes.byref(memory), ctypes.c_size_t(1024)); at = memory.value
+def there(offset, count): return list((ctypes.c_float * count).from_address(at + offset))
+def place(offset): ctypes.memmove(at + offset, x, 64)
+c = create(); place(0)
+"""
+FREE = "driver.cuMemFree_v2(memory); library.net_destroy(c)"
+X = [float(i) for i in range(16)]
+
+
+def work_on_gpu(calls: list[str]) -> list[str]:
+    """Calls that change a graph or put work on the stream."""
+    chosen = ("cuMemcpyDtoD", "cuGraph")
+    return [call.replace("_v2", "") for call in calls if call.startswith(chosen) and "Destroy" not in call]
+
+
 def test_tensors_of_the_gpu_and_a_stream_of_the_caller(play) -> None:
-    script = (
-        "c = create(); driver = ctypes.CDLL('libcuda.so.1'); memory = ctypes.c_ulonglong()\n"
-        "driver.cuMemAlloc_v2(ctypes.byref(memory), ctypes.c_size_t(256)); at = memory.value\n"
-        "ctypes.memmove(at, x, 64)\n"
-        "for _ in range(2): run_device(c, at, at + 64, at + 128, 77)\n"
-        "say(list((ctypes.c_float * 16).from_address(at + 128)))\n"
-        "driver.cuMemFree_v2(memory); library.net_destroy(c)"
-    )
+    """Kernels have them where they are; only an output that is an input is copied."""
+    script = f"{GPU}for _ in range(2): run_device(c, at, at + 64, at + 128, 77)\nsay(there(64, 32)[:20])\n{FREE}"
     said, calls = play(script)
-    assert said == [[True, 0], 0, 0, [float(i) for i in range(16)]]
-    copies = [call.split() for call in calls if call.startswith(("cuMemcpyDtoD", "cuGraphLaunch"))]
-    assert copies == 2 * [
-        ["cuMemcpyDtoDAsync_v2", "64", "0x4d"],
-        ["cuGraphLaunch", "0xb", "0x4d"],
-        ["cuMemcpyDtoDAsync_v2", "16", "0x4d"],
-        ["cuMemcpyDtoDAsync_v2", "64", "0x4d"],
-    ]
-    assert names(calls).count("cuStreamBeginCapture_v2") == 1
+    assert said == [[True, 0], 0, 0, X[:4] + 12 * [0.0] + X[:4]]
+    runs = [call for call in work_on_gpu(calls) if not call.startswith(("cuGraphAdd", "cuGraphCreate", "cuGraphInst"))]
+    assert runs == 2 * ["cuGraphLaunch 0x4d", "cuMemcpyDtoDAsync 64 0x4d"]
+    assert names(calls).count("cuGraphCreate") == 1
     assert names(calls).count("cuStreamSynchronize") == 2  # when it is created and destroyed
     check_all_given_back(calls)
+
+
+def test_tensors_at_other_places(play) -> None:
+    """Only launches that have them get the new places; the graph is made once."""
+    script = (
+        f"{GPU}run_device(c, at, at + 64, at + 128, None); place(256)\n"
+        "run_device(c, at + 256, at + 64, at + 128, None); run_device(c, at + 256, at + 320, at + 128, None)\n"
+        "x[0] = 50.0; run(c); say([y[0], same[0], there(320, 1)[0]])\n"
+        "run_device(c, at + 256, at + 384, at + 128, None); say([there(offset, 1)[0] for offset in (64, 320, 384)])\n"
+        f"{FREE}"
+    )
+    said, calls = play(script)
+    assert said == [[True, 0], 0, 0, 0, 0, [50.0, 50.0, 0.0], 0, [0.0, 0.0, 0.0]]
+    changes = re.findall(r"cuGraphExecKernelNodeSetParams_v2 net_kernel_0_(\d)", "\n".join(calls))
+    assert changes == ["0", "1", "0", "1", "0", "1"]
+    assert names(calls).count("cuGraphCreate") == names(calls).count("cuGraphInstantiateWithFlags") == 1
+    check_all_given_back(calls)
+
+
+@pytest.mark.parametrize(
+    ("places", "copies"),
+    [
+        ((4, 128, 256), ["in", "launch", "same"]),  # x is at no multiple of 16 bytes
+        ((0, 132, 256), ["launch", "y", "same"]),
+        ((0, 128, 260), ["launch", "same"]),
+        ((0, 0, 256), ["in", "launch", "y", "same"]),  # y where x is
+        ((0, 48, 256), ["in", "launch", "y", "same"]),
+        ((0, 128, 0), ["in", "launch", "y", "same"]),
+        ((0, 128, 80), ["in", "launch", "y", "same"]),  # the outputs have a part in common: the last has it
+    ],
+)
+def test_where_kernels_cannot_have_tensors_they_are_copied(play, places, copies) -> None:
+    first, second, third = (f"at + {place}" for place in places)
+    script = (
+        f"{GPU}place({places[0]}); run_device(c, {first}, {second}, {third}, 77)\n"
+        f"say(there({places[1]}, 4)); say(there({places[2]}, 16))\n{FREE}"
+    )
+    said, calls = play(script)
+    assert said[:2] == [[True, 0], 0]
+    assert said[3] == X
+    assert said[2] == (X[12:] if places[2] == 80 else X[:4])
+    kinds = {"in": "cuMemcpyDtoDAsync 64 0x4d", "launch": "cuGraphLaunch 0x4d", "y": "cuMemcpyDtoDAsync 16 0x4d"}
+    kinds["same"] = kinds["in"]
+    made = [call for call in work_on_gpu(calls) if not call.startswith(("cuGraphAdd", "cuGraphCreate", "cuGraphInst"))]
+    assert made == [kinds[copy] for copy in copies]
+    check_all_given_back(calls)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_launch_that_does_not_get_its_new_places(play, number) -> None:
+    """The error gets out; the next run makes the graph again, so that no launch has places of the run before."""
+    script = (
+        f"{GPU}run_device(c, at, at + 64, at + 128, None); place(256)\n"
+        f"os.environ['FAKE_FAIL'] = 'cuGraphExecKernelNodeSetParams_v2 {number} 1'\n"
+        "run_device(c, at + 256, at + 320, at + 128, None); del os.environ['FAKE_FAIL']; say(there(320, 4))\n"
+        f"run_device(c, at + 256, at + 320, at + 128, None); say(there(320, 4)); {FREE}"
+    )
+    said, calls = play(script)
+    assert said == [[True, 0], 0, 1001, 4 * [0.0], 0, X[:4]]
+    assert names(calls).count("cuGraphCreate") == 2
+    check_all_given_back(calls)
+
+
+@pytest.mark.parametrize(("capability", "overlaps"), [(75, False), (89, False), (90, True), (121, True), (140, True)])
+def test_launches_overlap_from_hopper_on(play, capability, overlaps) -> None:
+    """All but the first, which waits for what the stream did before; those that are timed do not."""
+    script = "c = create(); run(c); profile(c); library.net_destroy(c)"
+    said, calls = play(script, FAKE_CAPABILITY=capability)
+    assert said == [[True, 0], 0, 0]
+    edges = [call for call in calls if call.startswith("cuGraphAddDependencies")]
+    assert edges == overlaps * ["cuGraphAddDependencies_v2 port 1 to 0 type 1"]
+    after = [call.split()[-1] for call in calls if call.startswith("cuGraphAddKernelNode")]
+    assert after == ["0", "0" if overlaps else "1", "1", "1"]
 
 
 def test_pointers_to_other_memory_are_refused(play) -> None:
@@ -277,7 +356,7 @@ def test_any_call_may_fail(play, work, code) -> None:
     first = names(calls).index("cuCtxPopCurrent_v2")
     last = len(calls) - 1 - names(calls)[::-1].index("cuCtxPushCurrent_v2")  # what destroys comes after
     during = [name for name in dict.fromkeys(names(calls)[first + 1 : last]) if not re.search("Pop|GraphDestroy", name)]
-    assert {"cuLaunchKernel", "cuGraphLaunch", "cuStreamEndCapture", "cuMemcpyDtoHAsync_v2"} <= set(during)
+    assert {"cuGraphAddKernelNode_v2", "cuGraphLaunch", "cuGraphCreate", "cuMemcpyDtoHAsync_v2"} <= set(during)
     for name in during:
         script = (
             f"c = create(); os.environ['FAKE_FAIL'] = '{name} 1 {code}'; {work}(c); del os.environ['FAKE_FAIL']\n"
@@ -413,7 +492,7 @@ def test_arrays_on_the_gpu_from_python(driver, library, tmp_path) -> None:
     ]
     calls = (tmp_path / "log").read_text().splitlines()
     streams = [call.split()[-1] for call in calls if call.startswith(("cuMemcpyDtoD", "cuGraphLaunch"))]
-    assert streams == 4 * ["0x4d"] + 8 * ["0x1"]
+    assert streams == 2 * ["0x4d"] + 4 * ["0x1"]
     assert not [call for call in calls if call.startswith("cuMemcpyDtoH")]
     check_all_given_back(calls)
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import tvm
+import tvm_ffi
 from tvm import tirx
-from tvm.tirx.stmt import AllocBuffer, AttrStmt, Evaluate, SeqStmt
+from tvm.ir import TensorLoad
+from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, Evaluate, For, ForKind, SeqStmt
 
 from lwc_compiler.kernels.builder import KernelBuilder
 from lwc_compiler.kernels.kernel import Kernel, Launch
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 Expr = Any
 
 WARP = 32
-MAX_SHARED_BYTES = 48 << 10  # of a block, on every GPU, without asking the driver for more
 SHARED_ALIGNMENT_BYTES = 64  # of every array in shared memory
+# Attributes of a function: numbers of its parameters that no kernel writes; and whether it calls `inputs_ready`.
+CONSTANTS, WAITS = "lwc.constants", "lwc.waits"
 
 # Reductions that threads share: neutral element, and the sum, or whatever it is, of two.
 COMBINED = {
@@ -50,6 +57,34 @@ class DeviceBuilder(KernelBuilder):
         self.thread_y = tirx.Var("thread_y", "int32") if along_y > 1 else 0
         self.block = tuple(tirx.Var(f"block_{axis}", "int32") for axis in "xyz")
         self._shared_bytes = 0
+        self._constants: list[int] = []
+        self._waits = False
+
+    def constant(self, name: str, dtype: str = "float32") -> Expr:
+        """The next parameter: weights, a bias or what else no kernel writes; it may be read before `inputs_ready`."""
+        self._constants.append(len(self._pointers))
+        return self.pointer(name, dtype)
+
+    def inputs_ready(self) -> None:
+        """Waits for the kernel before this one, which may still run: only then are other parameters read or written.
+
+        Not in a loop or a branch, and once. A kernel without it waits before everything else; in one with it, loads and
+        copies of constants are made where they are written, before the wait or after it.
+        """
+        assert len(self._blocks) == 1 and not self._waits, "every thread waits, once"
+        self._waits = True
+        used: list[Any] = []
+        accesses: list[Any] = [
+            (TensorLoad, lambda load: used.append(load.source)),
+            (BufferStore, lambda store: used.append(store.buffer)),
+        ]
+        for statement in self._blocks[0]:
+            tvm_ffi.structural_walk(statement, accesses, order="post")
+        constants = [self._pointers[number] for number in self._constants]
+        changing = [buffer for buffer, data in self._data.items() if not any(data.same_as(c) for c in constants)]
+        early = [buffer.name for buffer in changing if any(other.same_as(buffer) for other in used)]
+        assert not early, f"{early} may change before `inputs_ready`"
+        self._call("lwc_inputs_ready")
 
     def shared(self, name: str, elements: int, dtype: str = "float32") -> Expr:
         """Memory that the threads of a block share, of numbers of 32 bits; its first contents are undefined."""
@@ -80,6 +115,19 @@ class DeviceBuilder(KernelBuilder):
 
     def _call(self, name: str, *arguments: Expr) -> None:
         self.emit(Evaluate(tirx.call_extern("void", name, *arguments)))
+
+    @contextmanager
+    def unrolled(self, name: str, count: int) -> Iterator[Expr]:
+        """Runs the block for 0 <= variable < `count`, in a loop that the compiler of the text unrolls."""
+        if count == 1:
+            yield 0
+            return
+        variable = tirx.Var(name, "int32")
+        with self._block() as block:
+            yield variable
+        zero = tirx.const(0, "int32")
+        loop = For(variable, zero, tirx.const(count, "int32"), ForKind.UNROLLED, SeqStmt(block))
+        self.emit(AttrStmt(zero, "pragma_unroll_explicit", zero, loop))
 
     def barrier(self) -> None:
         """Waits for all threads of the block; what they wrote to shared memory can then be read."""
@@ -113,7 +161,8 @@ class DeviceBuilder(KernelBuilder):
         for var, tag, extent in indices:
             index = tirx.IterVar(tvm.ir.Range(0, extent), var, tirx.IterVar.ThreadIndex, tag)
             body = AttrStmt(index, "thread_extent", tirx.const(extent, "int32"), body)
-        func = tirx.PrimFunc(self._pointers, body).with_attr("tirx.noalias", True)
+        attributes = {"tirx.noalias": True, CONSTANTS: self._constants, WAITS: self._waits}
+        func = tirx.PrimFunc(self._pointers, body).with_attr(attributes)
         return Kernel(name, func, 1, launch=Launch(self._grid, (*self._threads, 1), self._shared_bytes))
 
 

@@ -1,12 +1,15 @@
 """Products of a matrix with one row or a few on a GPU: their time is that of reading the weights.
 
-A warp computes one output after the other. Its lanes read four weights at a time, in one load of 16 bytes (8 where
-weights have 16 bits), and multiply them with inputs in shared memory; sparse weights have indices of 16 bits into it.
-The sums of the lanes go through shared memory once, at the end.
+Each output has a list of non-zeros, or all of its weights, which one warp or several go through: a lane takes four
+weights at a time, in one load of 16 bytes (8 where weights have 16 bits), and has several such loads in flight, the
+first of them before the inputs are there. The inputs lie in shared memory; sparse weights have indices of 16 bits into
+it. In a list, inputs follow each other so that the lanes of a warp mostly read different banks of it. The sums of the
+lanes go through shared memory once, at the end.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,18 +19,25 @@ from tvm import tirx
 from lwc_compiler.kernels.builder import divide, modulo, splat
 from lwc_compiler.kernels.gpu.builder import SHARED_ALIGNMENT_BYTES, WARP, DeviceBuilder, ceil_div
 from lwc_compiler.kernels.gpu.precision import round_to
-from lwc_compiler.kernels.kernel import Constant
+from lwc_compiler.kernels.kernel import STATIC_SHARED_BYTES, Constant
 from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
+    from lwc_compiler.kernels.builder import Register
     from lwc_compiler.kernels.gpu.builder import Expr
     from lwc_compiler.kernels.kernel import Kernel
     from lwc_compiler.kernels.layer import Epilogue
 
-STEP = 4  # weights that a lane reads at a time
-_PARTIAL = WARP + 1  # places for the sums of a warp's lanes; odd, so that reading them has no bank conflicts
+STEP = 4  # weights that a lane reads in one load
+_BANKS = 32  # of shared memory
+_PARTIAL = WARP + 1  # places for the sums of a warp's lanes; odd, so that threads that read them meet several banks
+_REGISTERS = 1 << 16  # of a multiprocessor
+_FURTHER_REGISTERS = 26  # of a thread, for addresses and counts; what NVIDIA's compiler takes at most
+_ADDERS = 4  # threads that first add the sums of a warp's lanes up
 
 
 @dataclass(frozen=True)
@@ -40,9 +50,10 @@ class MatvecTile:
         n: outputs.
         sparse: single non-zeros with indices, or every weight.
         precision: of the stored weights; `float16` and `bfloat16` take half the bytes.
-        chunk: inputs in shared memory at a time, a multiple of 4.
         warps: of a block.
-        outputs: of a warp.
+        parts: warps that share an output; divides `warps`.
+        outputs: of a warp, or of those that share them.
+        depth: steps of `STEP` weights that a lane reads at a time.
     """
 
     rows: int
@@ -50,9 +61,10 @@ class MatvecTile:
     n: int
     sparse: bool
     precision: str
-    chunk: int
     warps: int
+    parts: int
     outputs: int
+    depth: int
 
     @property
     def in_word(self) -> int:
@@ -60,14 +72,40 @@ class MatvecTile:
         return 2 if self.precision in ("float16", "bfloat16") else 1
 
     @property
-    def chunks(self) -> int:
-        """How often shared memory is filled."""
-        return ceil_div(self.k, self.chunk)
+    def threads(self) -> int:
+        """Of a block."""
+        return self.warps * WARP
+
+    @property
+    def width(self) -> int:
+        """Threads that share an output."""
+        return self.parts * WARP
+
+    @property
+    def across(self) -> int:
+        """Outputs that a block computes at the same time."""
+        return self.warps // self.parts
 
     @property
     def per_block(self) -> int:
         """Outputs of a block."""
-        return self.warps * self.outputs
+        return self.across * self.outputs
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Blocks of outputs."""
+        return (ceil_div(self.n, self.per_block), 1, 1)
+
+    @property
+    def chunks(self) -> int:
+        """How often shared memory is filled."""
+        room = (STATIC_SHARED_BYTES - SHARED_ALIGNMENT_BYTES) // 4 - self.sums * _ADDERS
+        return ceil_div(self.k, (room // self.rows // STEP - 1) * STEP)
+
+    @property
+    def chunk(self) -> int:
+        """Inputs in shared memory at a time, a multiple of a step."""
+        return ceil_div(ceil_div(self.k, self.chunks), STEP) * STEP
 
     @property
     def pitch(self) -> int:
@@ -75,20 +113,32 @@ class MatvecTile:
         return self.chunk + STEP if self.sparse else self.chunk
 
     @property
-    def partials(self) -> int:
-        """Elements of shared memory for the sums of all lanes."""
-        return self.per_block * self.rows * _PARTIAL
+    def sums(self) -> int:
+        """Sums of a block's warps."""
+        return self.warps * self.outputs * self.rows
 
     @property
-    def grid(self) -> tuple[int, int, int]:
-        """Blocks of outputs."""
-        return (ceil_div(self.n, self.per_block), 1, 1)
+    def shared_elements(self) -> int:
+        """Of shared memory, first for the inputs, then for the sums of all lanes."""
+        return max(self.rows * self.pitch, self.sums * _PARTIAL)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a multiprocessor has shared memory for a block, and registers for two."""
+        shared = 4 * (self.shared_elements + self.sums * _ADDERS) + SHARED_ALIGNMENT_BYTES
+        loaded = self.depth * (STEP + STEP // 2)
+        registers = loaded + self.rows * (self.outputs + STEP) + _FURTHER_REGISTERS
+        return shared <= STATIC_SHARED_BYTES and 2 * self.threads * registers <= _REGISTERS
+
+    def rounds(self, steps: int) -> int:
+        """Loads of a lane, one after the other, for a list of so many steps."""
+        return ceil_div(steps, self.width * self.depth)
 
 
 def pack_matvec(weight: NDArray[np.float32], t: MatvecTile) -> tuple[list[Constant], int]:
     """Starts (in steps), indices and values of sparse weights, or the values of all; and how many are stored.
 
-    Lists are filled to whole steps with weights that are 0.
+    There is a list for each output and chunk of the inputs, filled to whole steps with weights that are 0.
 
     Args:
         weight: float32 (K, N).
@@ -99,19 +149,34 @@ def pack_matvec(weight: NDArray[np.float32], t: MatvecTile) -> tuple[list[Consta
     padded[:, :k] = weight.T
     if not t.sparse:
         return [_stored(padded, t)], n * k
-    parts = padded.reshape(n, t.chunks, t.chunk).swapaxes(0, 1)  # (chunks, n, chunk)
-    kept = parts != 0
-    counts = np.count_nonzero(kept, axis=2)
+    output, column = np.nonzero(padded)
+    lists, index = output * t.chunks + column // t.chunk, column % t.chunk
+    counts = np.bincount(lists, minlength=t.grid[0] * t.per_block * t.chunks)
     steps = -(-counts // STEP)
-    starts = np.concatenate([[0], np.cumsum(steps.reshape(-1))])
+    starts = np.concatenate([[0], np.cumsum(steps)])
     total = max(1, int(starts[-1]))
+    # The first of every bank, then the second of every bank, and so on; a warp's lanes read neighbours in this order.
+    rank = _number(lists * _BANKS + index % _BANKS)
+    order = np.lexsort((index % _BANKS, rank, lists))
+    lists, index, held = lists[order], index[order], padded[output, column][order]
+    number = _number(lists)
+    round_, in_round = number // (WARP * STEP), number % (WARP * STEP)
+    lanes = np.minimum(WARP, steps[lists] - round_ * WARP)
+    to = (starts[lists] + round_ * WARP + in_round % lanes) * STEP + in_round // lanes
     indices, values = np.full(total * STEP, t.chunk, np.uint16), np.zeros(total * STEP, np.float32)
-    chunk, output, index = np.nonzero(kept)
-    first = np.cumsum(counts.reshape(-1)) - counts.reshape(-1)
-    number = np.arange(index.size) - first[chunk * n + output]
-    to = starts[chunk * n + output] * STEP + number
-    indices[to], values[to] = index, parts[chunk, output, index]
+    indices[to], values[to] = index, held
     return [Constant(starts.astype(np.int32)), Constant(indices), _stored(values, t)], int(starts[-1]) * STEP
+
+
+def _number(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many of the same group come before each entry."""
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
+    firsts = np.concatenate([[True], ordered[1:] != ordered[:-1]])[: ordered.size]
+    numbers = np.arange(ordered.size)
+    result = np.empty_like(numbers)
+    result[order] = numbers - np.maximum.accumulate(np.where(firsts, numbers, 0))
+    return result
 
 
 def _stored(values: NDArray[np.float32], t: MatvecTile) -> Constant:
@@ -120,92 +185,160 @@ def _stored(values: NDArray[np.float32], t: MatvecTile) -> Constant:
 
 def matvec_kernel(name: str, t: MatvecTile, epilogue: Epilogue) -> Kernel:
     """The kernel: x, [residual,] [starts, indices,] values, [bias,] y."""
-    b = DeviceBuilder(t.grid, t.warps * WARP)
-    threads = t.warps * WARP
+    b = DeviceBuilder(t.grid, t.threads)
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    starts = b.pointer("starts", "int32") if t.sparse else None
-    indices = b.pointer("indices", "uint16") if t.sparse else None
-    values = b.pointer("values", "float32" if t.in_word == 1 else "uint32")
-    bias = b.pointer("bias") if epilogue.bias is not None else None
+    starts = b.constant("starts", "int32") if t.sparse else None
+    weights = _Weights(b, t)
+    bias = b.constant("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
-    lane, warp = b.let("lane", modulo(b.thread, WARP)), b.let("warp", divide(b.thread, WARP))
-    inputs, partials = b.shared("inputs", t.rows * t.pitch), b.shared("partials", t.partials)
+    shared, added = b.shared("shared", t.shared_elements), b.shared("added", t.sums * _ADDERS)
+    group, within = b.let("group", divide(b.thread, t.width)), b.let("within", modulo(b.thread, t.width))
     first_output = b.let("first_output", b.block[0] * t.per_block)
     sums = [[b.register(1) for _ in range(t.rows)] for _ in range(t.outputs)]
     for register in (register for registers in sums for register in registers):
         register.set(splat(0.0, 1))
+    # What the thread stores in the end.
+    result_output = b.let("result_output", first_output + divide(b.thread, t.rows))
+    stores = tirx.all(b.thread < t.per_block * t.rows, result_output < t.n)
+    total = b.register(1)
+    total.set(splat(0.0, 1))
+    if bias is not None:
+        with b.when(stores):
+            total.set(b.load(bias, result_output))
 
-    with b.loop("chunk", 0, t.chunks) as chunk:
+    if t.chunks > 1:
+        b.inputs_ready()
+    with b.loop("chunk", 0, t.chunks, rolled=True) as chunk:
+        lists = []
+        for number in range(t.outputs):
+            output = b.let("output", first_output + number * t.across + group)
+            list_ = output * t.chunks + chunk
+            if starts is not None:
+                first = b.let("first", b.load(starts, list_))
+                count = b.let("count", b.load(starts, list_ + 1) - first)
+            else:
+                first = b.let("first", list_ * (t.chunk // STEP))
+                count = b.let("count", tirx.Select(output < t.n, tirx.const(t.chunk // STEP, "int32"), 0))
+            lists.append((first, count))
+        weights.load(*lists[0], within)
         if t.chunks > 1:
             b.barrier()
-        elements = t.rows * t.pitch
-        with b.loop("i", 0, ceil_div(elements, threads)) as i:
-            element = b.let("element", i * threads + b.thread)
-            with b.when(element < elements if elements % threads else True):
-                row, at = divide(element, t.pitch), b.let("at", modulo(element, t.pitch))
-                column = b.let("column", chunk * t.chunk + at)
-                inside = tirx.all(at < t.chunk, column < t.k)
-                value = tirx.if_then_else(inside, b.load(x, row * t.k + column), tirx.const(0.0, "float32"))
-                b.store(inputs, element, value)
-        b.barrier()
-        for number, registers in enumerate(sums):
-            output = b.let("output", first_output + number * t.warps + warp)
-            with b.when(output < t.n if t.n % t.per_block else True):
-                if starts is not None:
-                    first = b.let("first", b.load(starts, chunk * t.n + output))
-                    count = b.let("count", b.load(starts, chunk * t.n + output + 1) - first)
-                else:
-                    first, count = b.let("first", (output * t.chunks + chunk) * (t.chunk // STEP)), t.chunk // STEP
-                rounds = divide(count + (WARP - 1), WARP)
-                with b.loop("round", 0, rounds) as round_:
-                    step = b.let("step", round_ * WARP + lane)
-                    with b.when(step < count):
-                        held = _weights(b, t, values, first + step)
-                        where = b.register(STEP, "uint16")
-                        if indices is not None:
-                            where.set(b.load(indices, (first + step) * STEP, STEP))
-                        for i in range(STEP):
-                            at = step * STEP + i
-                            if indices is not None:
-                                at = b.let("at", where.part(i, 1).astype("int32"))
-                            for row, register in enumerate(registers):
-                                register.set(register.get() + held[i] * b.load(inputs, row * t.pitch + at))
+        else:
+            b.inputs_ready()  # the first weights are on their way
+        _copy_inputs(b, t, x, shared, chunk)
+        for number, ((first, count), registers) in enumerate(zip(lists, sums, strict=True)):
+            if number > 0:
+                weights.load(first, count, within)
+            taken = t.width * t.depth
+            # Unrolled, loads of dense weights would take more registers than there are.
+            with b.loop("round", 0, divide(count + (taken - 1), taken), rolled=True) as round_:
+                step = b.let("step", round_ * taken + within)
+                weights.multiply(shared, step, count, registers)
+                weights.load(first, count, b.let("next", step + taken))
 
+    b.barrier()
     for number, registers in enumerate(sums):
         for row, register in enumerate(registers):
-            place = (number * t.warps + warp) * t.rows + row
-            b.store(partials, place * _PARTIAL + lane, register.get())
+            place = ((number * t.across + group) * t.rows + row) * t.parts + divide(within, WARP)
+            b.store(shared, place * _PARTIAL + modulo(within, WARP), register.get())
     b.barrier()
-    results = t.per_block * t.rows
-    with b.loop("i", 0, ceil_div(results, threads)) as i:
-        result = b.let("result", i * threads + b.thread)
-        output = b.let("output", first_output + divide(result, t.rows))
-        with b.when(tirx.all(result < results, output < t.n)):
-            total = b.register(1)
-            total.set(splat(0.0, 1) if bias is None else b.load(bias, output))
-            for part in range(WARP):
-                total.set(total.get() + b.load(partials, result * _PARTIAL + part))
-            to = b.let("to", modulo(result, t.rows) * t.n + output)
-            store_result(b, y, to, total.get(), residual, epilogue.activation)
+    _add_lanes(b, t, shared, added)
+    b.barrier()
+    with b.when(stores):
+        for i in range(t.parts * _ADDERS):
+            total.set(total.get() + b.load(added, b.thread * (t.parts * _ADDERS) + i))
+        to = b.let("to", modulo(b.thread, t.rows) * t.n + result_output)
+        store_result(b, y, to, total.get(), residual, epilogue.activation)
     return b.finished(name)
 
 
-def _weights(b: DeviceBuilder, t: MatvecTile, values: Expr, step: Expr) -> list[Expr]:
-    """The weights of a step, as float32."""
-    words = STEP // t.in_word
-    held = b.register(words, str(values.dtype))
-    held.set(b.load(values, step * words, words))
-    if t.in_word == 1:
-        return [held.part(i, 1) for i in range(STEP)]
-    return [
-        b.let("weight", tirx.call_extern("float32", f"lwc_{half}_{t.precision}", held.part(i, 1)))
-        for i in range(words)
-        for half in ("low", "high")
-    ]
+class _Weights:
+    """The weights that a lane has read, in registers.
+
+    Args:
+        b: the kernel, whose next parameters are theirs: [indices,] values.
+        t: its tile.
+    """
+
+    def __init__(self, b: DeviceBuilder, t: MatvecTile) -> None:
+        self._b, self._t = b, t
+        self._words = STEP // t.in_word
+        self._indices = b.constant("indices", "uint32") if t.sparse else None  # two in a word
+        self._values = b.constant("values", "float32" if t.in_word == 1 else "uint32")
+        self._held = [b.register(self._words, str(self._values.dtype)) for _ in range(t.depth)]
+        self._where = [b.register(STEP // 2, "uint32") for _ in range(t.depth if t.sparse else 0)]
+
+    def load(self, first: Expr, count: Expr, step: Expr) -> None:
+        """Reads steps of a list that begins at `first`: `step` and those that are `width` apart from it."""
+        b = self._b
+        for i, held in enumerate(self._held):
+            at = b.let("at", step + i * self._t.width)
+            with b.when(at < count):
+                held.set(b.load(self._values, (first + at) * self._words, self._words))
+                if self._indices is not None:
+                    self._where[i].set(b.load(self._indices, (first + at) * (STEP // 2), STEP // 2))
+
+    def multiply(self, inputs: Expr, step: Expr, count: Expr, sums: Sequence[Register]) -> None:
+        """Adds their products with the inputs of each row."""
+        b, t = self._b, self._t
+        for i, held in enumerate(self._held):
+            at = b.let("at", step + i * t.width)
+            with b.when(at < count):
+                factors = self._factors(held)
+                for row, sum_ in enumerate(sums):
+                    for factor, value in zip(factors, self._inputs(inputs, row * t.pitch, at, i), strict=True):
+                        sum_.set(sum_.get() + factor * value)
+
+    def _inputs(self, inputs: Expr, row: int, step: Expr, i: int) -> list[Expr]:
+        b = self._b
+        if self._indices is not None:
+            words = [self._where[i].part(j // 2, 1) for j in range(STEP)]
+            halves = [word >> 16 if j % 2 else word & 0xFFFF for j, word in enumerate(words)]
+            return [b.load(inputs, row + half.astype("int32")) for half in halves]
+        neighbours = b.register(STEP)
+        neighbours.set(b.load(inputs, row + step * STEP, STEP))
+        return [neighbours.part(j, 1) for j in range(STEP)]
+
+    def _factors(self, held: Register) -> list[Expr]:
+        """The weights of a step, as float32."""
+        t = self._t
+        if t.in_word == 1:
+            return [held.part(i, 1) for i in range(STEP)]
+        return [
+            self._b.let("weight", tirx.call_extern("float32", f"lwc_{half}_{t.precision}", held.part(i, 1)))
+            for i in range(self._words)
+            for half in ("low", "high")
+        ]
 
 
-def most_chunk(rows: int, k: int, per_block: int, shared_bytes: int) -> int:
-    """The most inputs, a multiple of a step, that shared memory holds of each row beside the sums of all lanes."""
-    room = (shared_bytes - SHARED_ALIGNMENT_BYTES) // 4 - per_block * rows * _PARTIAL
-    return min(ceil_div(k, STEP) * STEP, (room // rows // STEP - 1) * STEP)
+def _copy_inputs(b: DeviceBuilder, t: MatvecTile, x: Expr, inputs: Expr, chunk: Expr) -> None:
+    """Fills shared memory with a chunk of the inputs."""
+    words = math.gcd(t.k, STEP)
+    copies = t.chunk // words  # of a row
+    with b.loop("i", 0, ceil_div(t.rows * copies, t.threads)) as i:
+        number = b.let("number", i * t.threads + b.thread)
+        with b.when(number < t.rows * copies if t.rows * copies % t.threads else True):
+            row, at = divide(number, copies) if t.rows > 1 else 0, b.let("at", modulo(number, copies) * words)
+            column = b.let("column", chunk * t.chunk + at)
+            b.copy(inputs, row * t.pitch + at, x, row * t.k + column, words, column < t.k)
+    if t.sparse:
+        with b.when(b.thread < t.rows):
+            b.store(inputs, b.thread * t.pitch + t.chunk, splat(0.0, 1))
+    b.commit()
+    b.wait(0)
+    b.barrier()
+
+
+def _add_lanes(b: DeviceBuilder, t: MatvecTile, sums: Expr, added: Expr) -> None:
+    """Adds the sums of a warp's lanes up, by several threads for each."""
+    lanes = WARP // _ADDERS
+    with b.loop("i", 0, ceil_div(t.sums * _ADDERS, t.threads)) as i:
+        number = b.let("number", i * t.threads + b.thread)
+        with b.when(number < t.sums * _ADDERS if t.sums * _ADDERS % t.threads else True):
+            first = b.let("first", divide(number, _ADDERS) * _PARTIAL + modulo(number, _ADDERS) * lanes)
+            total = b.register(1)
+            total.set(b.load(sums, first))
+            for lane in range(1, lanes):
+                total.set(total.get() + b.load(sums, first + lane))
+            b.store(added, number, total.get())

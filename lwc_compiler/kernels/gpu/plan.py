@@ -15,13 +15,25 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, Pick, conv_task, matmul_task, predicted
-from lwc_compiler.kernels.gpu.builder import MAX_SHARED_BYTES, WARP, ceil_div, strides_of
+from lwc_compiler.kernels.gpu.builder import WARP, ceil_div, strides_of
 from lwc_compiler.kernels.gpu.depthwise import THREADS, depthwise_kernel
-from lwc_compiler.kernels.gpu.gemm import GemmTile, ProductTile, gemm_kernel, pack_gemm, sum_kernel
-from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, most_chunk, pack_matvec
+from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm
+from lwc_compiler.kernels.gpu.matvec import STEP, MatvecTile, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
-from lwc_compiler.kernels.gpu.taps import TapTile, pack_taps, taps_kernel
-from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Operand, Output, Plan, Scratch, Step
+from lwc_compiler.kernels.gpu.product import ProductTile, sum_kernel
+from lwc_compiler.kernels.gpu.taps import ALIKE, TAP_STEP, TapTile, fitted, pack_taps, taps_kernel
+from lwc_compiler.kernels.gpu.taps_cost import steps_of, taps_seconds
+from lwc_compiler.kernels.kernel import (
+    STATIC_SHARED_BYTES,
+    Constant,
+    Input,
+    Kernel,
+    Operand,
+    Output,
+    Plan,
+    Scratch,
+    Step,
+)
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 
 if TYPE_CHECKING:
@@ -37,16 +49,38 @@ _WARPS = 16  # of a multiprocessor, that hide the latency of shared memory
 _STAGED = 4.0  # accesses that copying an element to shared memory takes: index arithmetic, load, store
 _INDEX_BYTES = 2
 _FEW_ROWS = 8  # of a product that reads its weights once for all of them
-_TAP_SHARED_BYTES = 24 << 10  # so that a multiprocessor has two blocks or more
-_TAP_CUTS = ((8, 4, 1), (8, 2, 1), (8, 8, 1), (4, 1, 1), (4, 4, 1), (8, 1, 2), (8, 1, 4), (8, 2, 4), (16, 2, 8))
-_MATVEC_CUTS = ((4, 1), (8, 1), (16, 1), (16, 2))  # warps, outputs of each
+_TAP_SHARE = 0.93  # of shared memory that is planned with; what is left is for rows with more taps than most
+_TAP_BYTES = 6 * 1.1  # of a tap in shared memory: offset and value; lists are filled to steps
+# Warps of a block, output channels of a warp, and warps that share an output channel.
+_TAP_CUTS = (
+    (4, 1, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 8, 1), (16, 1, 1), (16, 2, 1), (16, 4, 1), (8, 1, 2), (8, 2, 2),
+    (8, 2, 4), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
+)  # fmt: skip
+# Warps of a block, warps that share an output, outputs of these, steps that a lane reads at a time.
+_MATVEC_CUTS = (
+    (16, 1, 1, 2), (16, 1, 1, 4), (16, 1, 2, 4), (16, 1, 4, 4), (16, 2, 1, 2), (16, 2, 1, 4), (16, 4, 1, 4),
+    (16, 8, 1, 4), (16, 16, 1, 4), (8, 1, 1, 2), (8, 1, 1, 4), (8, 1, 2, 4), (8, 2, 1, 2), (8, 4, 1, 4), (8, 8, 1, 4),
+)  # fmt: skip
+_MATVEC_WARPS = 32  # of a multiprocessor, with the registers for loads of several steps
+_LATENCY_SECONDS = 0.5e-6  # of a load from memory
 _SPLITS = (1, 2, 4, 8, 16)
 # Output channels and pixels of a block, and of a warp.
-_MMA_TILES = ((128, 128, 64, 32), (64, 64, 32, 32), (128, 32, 32, 32), (64, 16, 16, 16))
+_MMA_TILES = (
+    (128, 128, 64, 64), (128, 128, 64, 32), (128, 64, 64, 32), (64, 64, 32, 32), (64, 32, 32, 16), (32, 32, 16, 16),
+    (64, 16, 16, 16), (32, 16, 16, 8),
+)  # fmt: skip
 _IN_HALF = ("float16", "bfloat16")  # the precisions of 2:4
 _AMPERE = 80  # the first compute capability, times ten, with sparse tensor cores
-_MMA_PEAK = 0.4  # share of the tensor cores' peak that mma.sync gets without asynchronous copies
-_GEMM_TILES = ((128, 128, 8), (64, 64, 4), (32, 32, 4), (32, 64, 4))  # output channels, pixels, per thread
+_MMA_PEAK = 0.6  # share of the tensor cores' peak that mma.sync gets
+# Output channels and pixels of a block, and of a thread; groups of threads that share a sum.
+_GEMM_TILES = (
+    (128, 128, 8, 8, 1), (128, 64, 8, 8, 1), (64, 64, 8, 8, 2), (64, 64, 8, 8, 4), (64, 32, 8, 4, 2), (32, 64, 8, 4, 2),
+    (32, 32, 8, 4, 4), (32, 32, 4, 4, 2), (64, 16, 8, 4, 4),
+)  # fmt: skip
+_DEPTHS = (16, 32)  # products of a sum between two barriers
+_LATENCY_CYCLES = 600  # of a copy from memory
+_RESIDENT_THREADS = 768  # of dense layers' blocks that a multiprocessor has registers for
+_COPY_INSTRUCTIONS = 3  # of a warp, for a copy to shared memory
 
 
 def plan_conv(
@@ -73,9 +107,9 @@ def plan_matmul(
     candidates = []
     if rows <= _FEW_ROWS:
         candidates = [
-            _matvec(weight, _matvec_tile(weight, rows, sparse, gpu.precision, *cut), epilogue, gpu)
+            _matvec(weight, tile, epilogue, gpu)
             for sparse in ((False, True) if task.density < 1 else (False,))
-            for cut in _MATVEC_CUTS
+            for tile in _matvec_tiles(weight, rows, sparse, gpu.precision)
         ]
     else:
         # Rows are pixels whose channels lie side by side.
@@ -114,17 +148,16 @@ def _candidates(
 ) -> list[Candidate]:
     """The ways to compute a convolution of two dimensions or more that is not depthwise."""
     candidates = []
-    for outputs, pixels, per_thread in _GEMM_TILES:
-        for splits in _SPLITS:
-            dense = GemmTile(geometry, x_strides, y_strides, outputs, pixels, splits, per_thread)
-            if splits == 1 or dense.splits * 2 <= dense.slices:
-                candidates.append(_dense(weight, dense, epilogue, gpu))
+    for (outputs, pixels, *each), depth, splits in itertools.product(_GEMM_TILES, _DEPTHS, _SPLITS):
+        tile = GemmTile(geometry, x_strides, y_strides, outputs, pixels, depth, splits, *each)
+        if _fits(tile):
+            candidates.append(_dense(weight, tile, epilogue, gpu))
     if gpu.precision != "float32":
         candidates += _on_tensor_cores(weight, geometry, x_strides, y_strides, epilogue, gpu)
     if np.all(weight):
         return candidates
     kept = int(np.count_nonzero(weight))
-    tiles = _tap_tiles(geometry, x_strides, y_strides)
+    tiles = _tap_tiles(geometry, x_strides, y_strides, kept / weight.size, gpu)
     return [*candidates, *(_sparse(weight, kept, tile, epilogue, gpu) for tile in tiles)]
 
 
@@ -137,32 +170,53 @@ def _on_tensor_cores(
     gpu: Gpu,
 ) -> Iterator[Candidate]:
     half = gpu.precision in _IN_HALF and gpu.architectures[0] >= _AMPERE and is_sparse(weight)
-    cuts = itertools.product(_MMA_TILES, _SPLITS, (False, True) if half else (False,))
-    for (outputs, pixels, *warp), splits, sparse in cuts:
-        tile = MmaTile(geometry, x_strides, y_strides, outputs, pixels, splits, gpu.precision, sparse, *warp)
-        if splits == 1 or splits * 2 <= tile.slices:
+    cuts = itertools.product(_MMA_TILES, _DEPTHS, _SPLITS, (False, True) if half else (False,))
+    for (outputs, pixels, *warp), depth, splits, sparse in cuts:
+        tile = MmaTile(geometry, x_strides, y_strides, outputs, pixels, depth, splits, gpu.precision, sparse, *warp)
+        if _fits(tile) and depth % tile.step == 0:
             yield _mma(weight, tile, epilogue, gpu)
 
 
-def _tap_tiles(geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...]) -> Iterator[TapTile]:
-    """Cuts that waste few lanes and fit shared memory."""
+def _fits(t: ProductTile) -> bool:
+    """Whether shared memory has room for slices, and every part of a sum has some."""
+    return t.stages > 1 and (t.splits == 1 or t.splits * 2 <= t.slices)
+
+
+def _tap_tiles(
+    geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], density: float, gpu: Gpu
+) -> Iterator[TapTile]:
+    """Cuts that waste few lanes; a block declares its shared memory, or has half of a multiprocessor's, or all."""
+    most = gpu.block_shared_bytes
+    budgets = sorted({STATIC_SHARED_BYTES, max(STATIC_SHARED_BYTES, most // 2 - 1024), most})
     flat = geometry.out_size[-2] == 1
     inputs, outputs = geometry.in_channels // geometry.groups, geometry.out_channels // geometry.groups
-    for columns in (8, 16, 32, 64, 128) if flat else (4, 8, 16, 32):
-        for pixels in (1, 2, 4, 8):
-            rows = pixels * WARP // columns
-            if (flat and columns != max(pixels * WARP, columns)) or rows < 1:
-                continue
+    width = geometry.out_size[-1]
+    across = (8, 16, 32, 64, 128) if flat else sorted({4, 8, 16, 32, ceil_div(width, ceil_div(width, WARP))})
+    for columns in across:
+        for pixels in (ceil_div(columns, WARP),) if flat else (1, 2, 4, 8):
             for warps, many, parts in _TAP_CUTS:
-                if pixels * many > 32 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
+                if pixels * many * warps > 256 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
                     continue
-                one = TapTile(geometry, x_strides, y_strides, 1 if flat else rows, columns, 1, warps, many, parts)
-                if flat and columns < WARP:
-                    one = replace(one, rows=WARP // columns)
-                channels = min(inputs, _TAP_SHARED_BYTES // (4 * one.plane)) or 1
-                tile = replace(one, channels=channels)
-                if 4 * tile.shared_elements <= MAX_SHARED_BYTES:
-                    yield tile
+                rows = WARP // min(columns, WARP) * (1 if flat else pixels)
+                one = TapTile(geometry, x_strides, y_strides, rows, columns, 1, warps, many, parts)
+                full = replace(one, steps=one.lists * ceil_div(math.prod(geometry.kernel), TAP_STEP) + ALIKE)
+                for budget in budgets:
+                    if full.shared_bytes > budget:
+                        continue
+                    channels = _tap_channels(one, density, budget)
+                    yield replace(one, channels=channels, most_bytes=budget)
+                    if channels == inputs:
+                        break
+
+
+def _tap_channels(t: TapTile, density: float, budget: int) -> int:
+    """Input channels of which a block has the window and the taps: all in one stage, or as many as two stages hold."""
+    inputs = t.geometry.group_inputs
+    channel = 4 * t.plane + t.per_block * math.prod(t.geometry.kernel) * density * _TAP_BYTES
+    fixed = 4 * t.plane + 12 * t.lists
+    if inputs * channel + fixed <= _TAP_SHARE * budget:
+        return inputs
+    return max(1, min(inputs, int((_TAP_SHARE * budget / 2 - fixed) / channel)))
 
 
 def _seconds(gpu: Gpu, lane_cycles: float, moved: float, busy: float) -> float:
@@ -183,69 +237,65 @@ def _cycles(gpu: Gpu, seconds: float) -> float:
 
 
 def _sparse(weight: NDArray[np.float32], kept: int, t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
-    g = t.geometry
-    tiles, blocks = t.grid[0], math.prod(t.grid)
-    accesses = kept * tiles * t.pixels  # of a warp to shared memory, one a cycle
-    loads = 2 * kept * tiles / 4  # offset and value; four warp instructions a cycle
-    lists = t.chunks * t.slots * g.groups * tiles * 8
-    staged = blocks * t.chunks * t.channels * math.prod(t.window) / WARP * _STAGED
-    warps = blocks * t.warps
-    busy = min(1.0, warps / (gpu.multiprocessors * _WARPS))
-    moved = kept * (4 + _INDEX_BYTES) + 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
-    seconds = _seconds(gpu, accesses + loads + lists / 4 + staged, moved, busy)
+    seconds = taps_seconds(t, steps_of(t, kept), gpu)
     name = f"csr {t.rows}x{t.columns} pixels, {t.warps}x{t.outputs} channels of {t.channels}"
     name += f", {t.parts} parts" * (t.parts > 1)
     return Candidate("csr", name, _cycles(gpu, seconds), lambda: _tap_plan(weight, t, epilogue))
 
 
 def _tap_plan(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue) -> Plan:
+    t = fitted(weight, t)
     constants, stored = pack_taps(weight, t)
     pixels = t.geometry.batch * math.prod(t.geometry.out_size)
     return _plan(taps_kernel("gpu_taps", t, epilogue), constants, epilogue, "csr", stored, 2 * stored * pixels)
 
 
 def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
-    g, blocks = t.geometry, math.prod(t.grid)
-    products = blocks // t.splits * t.outputs * t.pixels * t.depth
-    # A thread loads 2 n values from shared memory for n^2 products; 4 x 4 are bound by that.
-    share = min(1.0, t.per_thread / 8 + 0.25)
-    staged = blocks // t.splits * (t.outputs + t.pixels) * t.depth / WARP * _STAGED
-    busy = min(1.0, blocks * t.threads / WARP / (gpu.multiprocessors * min(_WARPS, t.threads // WARP * 2)))
-    moved = 4 * (weight.size + math.prod(g.in_shape) + math.prod(g.out_shape))
-    seconds = _seconds(gpu, products / (gpu.lanes * share) + staged / 4, moved, busy)
+    products = t.outputs * t.pixels * t.depth / gpu.lanes
+    loaded = t.threads / WARP * (t.depth / t.parts) * (t.each_outputs + t.each_pixels)  # a vector takes four accesses
+    name = f"dense {t.outputs}x{t.pixels}, {t.each_outputs}x{t.each_pixels} of a thread, {t.parts} x {t.depth} deep"
 
     def plan() -> Plan:
         packed = pack_gemm(weight, t)
         return _product(weight.size, "dense", t, lambda wanted: gemm_kernel("gpu_gemm", t, wanted), packed, epilogue)
 
-    return _product_candidate("dense", f"dense {t.outputs}x{t.pixels}", t, seconds, gpu, plan)
+    return _product_candidate("dense", name, t, max(products, loaded), gpu, plan)
 
 
 def _mma(weight: NDArray[np.float32], t: MmaTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
-    g, blocks = t.geometry, math.prod(t.grid)
-    words = blocks // t.splits * t.depth  # of a sum's products, for all blocks
-    lanes = gpu.tensor_lanes / (2 if t.precision == "tf32" else 1) * _MMA_PEAK / _PEAK
-    # Weights are copied as they are.
-    staged = (blocks // t.splits * t.slices * t.slice_words + words * t.pixels * t.in_word * _STAGED) / WARP
-    busy = min(1.0, blocks * t.threads / WARP / (gpu.multiprocessors * min(_WARPS, t.threads // WARP * 2)))
+    lanes = gpu.tensor_lanes * t.in_word * (2 if t.sparse else 1) / 2 * _MMA_PEAK
+    products = t.outputs * t.pixels * t.depth / lanes
+    # Of shared memory: a warp's fragments of the weights, and of the inputs two channels of every eight.
+    fragments = t.fragments * t.warp_outputs / 16 * 4 + t.depth / 8 * t.warp_pixels / 8 * 2
     stored = weight.size // (2 if t.sparse else 1)
-    moved = 4 * blocks / t.splits / t.grid[0] * t.slices * t.slice_words + 4 * (
-        math.prod(g.in_shape) + math.prod(g.out_shape)
-    )
-    products = words * t.in_word * t.outputs * t.pixels / (2 if t.sparse else 1)
-    seconds = _seconds(gpu, products / lanes + staged / 4, moved, busy)
+    format_, kernel = ("2:4", "gpu_mma_sparse") if t.sparse else ("dense", "gpu_mma")
+    name = f"{format_} {t.precision} {t.outputs}x{t.pixels}, {t.warp_outputs}x{t.warp_pixels} of a warp, {t.depth} deep"
 
     def plan() -> Plan:
         return _product(stored, format_, t, lambda wanted: mma_kernel(kernel, t, wanted), pack_mma(weight, t), epilogue)
 
-    format_, kernel = ("2:4", "gpu_mma_sparse") if t.sparse else ("dense", "gpu_mma")
-    return _product_candidate(format_, f"{format_} {t.precision} {t.outputs}x{t.pixels}", t, seconds, gpu, plan)
+    return _product_candidate(format_, name, t, max(products, t.threads / WARP * fragments), gpu, plan)
 
 
 def _product_candidate(
-    format_: str, name: str, t: ProductTile, seconds: float, gpu: Gpu, plan: Callable[[], Plan]
+    format_: str, name: str, t: ProductTile, multiplied: float, gpu: Gpu, plan: Callable[[], Plan]
 ) -> Candidate:
-    """A matrix product, with the time of adding parts of sums up where there are such."""
+    """A matrix product, with the time of adding parts of sums up where there are such.
+
+    Blocks take turns on the multiprocessors; those that are on one at a time share its units, for `multiplied` cycles a
+    slice each, and a slice takes at least its part of a copy's latency.
+    """
+    g, blocks = t.geometry, math.prod(t.grid)
+    at_a_time = min(ceil_div(blocks, gpu.multiprocessors), max(1, _RESIDENT_THREADS // t.threads))
+    turns = ceil_div(blocks, gpu.multiprocessors * at_a_time)
+    copied = (t.slice_words / 4 + t.right / t.vector) / WARP * _COPY_INSTRUCTIONS / 4
+    # Fewer than four warps leave units idle.
+    busy = min(1.0, at_a_time * t.threads / (4 * WARP))
+    of_slice = max(at_a_time * (multiplied / _PEAK + copied) / busy, _LATENCY_CYCLES / (t.stages - 1))
+    compute = turns * (_LATENCY_CYCLES + t.slices_of_block * of_slice) / gpu.gigahertz / 1e9
+    weights = 4 * blocks / t.splits / t.grid[0] * t.slices * t.slice_words
+    moved = weights + 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
+    seconds = max(_seconds(gpu, 0.0, moved, 1.0), _LAUNCH_SECONDS + compute)
     if t.splits > 1:
         seconds += _seconds(gpu, 0.0, 4.0 * (2 * t.splits + 1) * t.results, 1.0)
         name += f", sums in {t.splits} parts"
@@ -269,24 +319,27 @@ def _product(
     return Plan((parts, sums), (4 * t.splits * t.results,), format_, "", stored, flops)
 
 
-def _matvec_tile(
-    weight: NDArray[np.float32], rows: int, sparse: bool, precision: str, warps: int, outputs: int
-) -> MatvecTile:
+def _matvec_tiles(weight: NDArray[np.float32], rows: int, sparse: bool, precision: str) -> Iterator[MatvecTile]:
+    """Cuts for which a block has enough registers and shared memory."""
     k, n = weight.shape
-    return MatvecTile(
-        rows, k, n, sparse, precision, most_chunk(rows, k, warps * outputs, MAX_SHARED_BYTES), warps, outputs
-    )
+    for cut in _MATVEC_CUTS:
+        tile = MatvecTile(rows, k, n, sparse, precision, *cut)
+        if tile.fits:
+            yield tile
 
 
 def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
     rows, sparse, blocks = t.rows, t.sparse, t.grid[0]
     stored = int(np.count_nonzero(weight)) if sparse else weight.size
-    # An access at random addresses meets the same bank about three times.
-    accesses = stored * rows / WARP * (3 if sparse else 1)
-    staged = blocks * rows * t.chunks * t.chunk / WARP * _STAGED
-    busy = min(1.0, blocks * t.warps / (gpu.multiprocessors * _WARPS))
-    moved = stored * (4 / t.in_word + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n)
-    seconds = _seconds(gpu, accesses + staged, moved / busy, busy)
+    # Lanes read different banks mostly, but not always.
+    accesses = stored * rows / WARP * (1.5 if sparse else 1)
+    inputs = 4 * blocks * rows * t.k  # from the level-2 cache, which has twice the bandwidth
+    moved = stored * (4 / t.in_word + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n) + inputs / 2
+    waves = ceil_div(blocks, gpu.multiprocessors * _MATVEC_WARPS // t.warps)
+    loads = waves * t.outputs * t.chunks * t.rounds(ceil_div(stored, t.n * t.chunks * STEP))
+    busy = min(1.0, blocks / gpu.multiprocessors)
+    seconds = max(_seconds(gpu, accesses, moved, busy), _LAUNCH_SECONDS + loads * _LATENCY_SECONDS)
+    seconds += 2 * _LATENCY_SECONDS  # of the lists' starts and of the first weights
     format_ = "csr" if sparse else "dense"
 
     def plan() -> Plan:
@@ -294,7 +347,8 @@ def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu:
         kernel = matvec_kernel(f"gpu_matvec_{format_}", t, epilogue)
         return _plan(kernel, constants, epilogue, format_, filled, 2 * filled * rows)
 
-    name = f"{format_} matvec{f', {t.precision}' if t.in_word == 2 else ''}, {t.warps}x{t.outputs} outputs"
+    name = f"{format_} matvec{f', {t.precision}' * (t.in_word == 2)}, {t.across}x{t.outputs} outputs of a block"
+    name += f", {t.parts} warps each" * (t.parts > 1) + f", {t.depth} loads"
     return Candidate(format_, name, _cycles(gpu, seconds), plan)
 
 

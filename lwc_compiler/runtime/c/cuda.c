@@ -1,77 +1,12 @@
-/* The runtime of an artifact for NVIDIA GPUs: launches its kernels through the driver, which is loaded when it runs.
+/* The runtime of an artifact for NVIDIA GPUs: launches its kernels through the driver, whose part, `cuda_driver.c`, is before
+ * this.
  *
  * `LWC(name)` adds the model's prefix. The generated text before this defines it, with `LWC_INPUTS`, `LWC_OUTPUTS`,
- * `LWC_CODES`, `LWC_KERNELS`, `LWC_LAUNCHES`, `LWC_PLACES`, `LWC_WEIGHT_BYTES`, `LWC_ARENA_BYTES` and `LWC_CUDA` (the
- * least version of the driver), and that after it the tables.
+ * `LWC_CODES`, `LWC_KERNELS`, `LWC_LAUNCHES`, `LWC_PLACES`, `LWC_OPERANDS`, `LWC_LOAD_BYTES`, `LWC_WEIGHT_BYTES` and
+ * `LWC_ARENA_BYTES`, and that after it the tables.
  */
 
-#include <dlfcn.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
-#include <string.h>
-
-enum {
-    LWC_ERROR_NULL = 1,
-    LWC_ERROR_NO_DRIVER = 2,
-    LWC_ERROR_OLD_DRIVER = 3,
-    LWC_ERROR_NO_DEVICE = 4,
-    LWC_ERROR_ARCHITECTURE = 5,
-    LWC_ERROR_DEVICE_MEMORY = 6,
-    LWC_ERROR_HOST_MEMORY = 7,
-    LWC_ERROR_POINTER = 8,
-    LWC_ERROR_CUDA = 1000 /* and the driver's own code */
-};
-
-/* What is used of the driver's interface (cuda.h), which keeps its functions under these names for good. */
-typedef int lwc_result;
-typedef unsigned long long lwc_address;
-enum { LWC_CU_OUT_OF_MEMORY = 2, LWC_CU_NO_DEVICE = 100, LWC_CU_BAD_DEVICE = 101, LWC_CU_NO_BINARY = 209,
-       LWC_CU_PTX_VERSION = 222, LWC_CU_ECC = 214, LWC_CU_FIRST_STICKY = 700, LWC_CU_LAST_STICKY = 720,
-       LWC_CU_UNKNOWN = 999 };
-enum { LWC_CU_MAJOR = 75, LWC_CU_MINOR = 76, LWC_CU_MEMORY_TYPE = 2, LWC_CU_DEVICE_MEMORY = 2,
-       LWC_CU_NON_BLOCKING = 1, LWC_CU_THREAD_LOCAL = 1, LWC_CU_EXTERNAL = 1 };
-#define LWC_DRIVER(X) \
-    X(cuInit, (unsigned)) \
-    X(cuDriverGetVersion, (int *)) \
-    X(cuDeviceGetCount, (int *)) \
-    X(cuDeviceGet, (int *, int)) \
-    X(cuDeviceGetAttribute, (int *, int, int)) \
-    X(cuDevicePrimaryCtxRetain, (void **, int)) \
-    X(cuDevicePrimaryCtxRelease_v2, (int)) \
-    X(cuCtxPushCurrent_v2, (void *)) \
-    X(cuCtxPopCurrent_v2, (void **)) \
-    X(cuModuleLoadData, (void **, const void *)) \
-    X(cuModuleUnload, (void *)) \
-    X(cuModuleGetFunction, (void **, void *, const char *)) \
-    X(cuMemAlloc_v2, (lwc_address *, size_t)) \
-    X(cuMemFree_v2, (lwc_address)) \
-    X(cuMemcpyHtoDAsync_v2, (lwc_address, const void *, size_t, void *)) \
-    X(cuMemcpyDtoHAsync_v2, (void *, lwc_address, size_t, void *)) \
-    X(cuMemcpyDtoDAsync_v2, (lwc_address, lwc_address, size_t, void *)) \
-    X(cuPointerGetAttribute, (void *, int, lwc_address)) \
-    X(cuStreamCreate, (void **, unsigned)) \
-    X(cuStreamDestroy_v2, (void *)) \
-    X(cuStreamSynchronize, (void *)) \
-    X(cuStreamBeginCapture_v2, (void *, int)) \
-    X(cuStreamEndCapture, (void *, void **)) \
-    X(cuEventCreate, (void **, unsigned)) \
-    X(cuEventDestroy_v2, (void *)) \
-    X(cuEventRecordWithFlags, (void *, void *, unsigned)) \
-    X(cuEventElapsedTime, (float *, void *, void *)) \
-    X(cuLaunchKernel, (void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, \
-                       void **)) \
-    X(cuGraphInstantiateWithFlags, (void **, void *, unsigned long long)) \
-    X(cuGraphDestroy, (void *)) \
-    X(cuGraphExecDestroy, (void *)) \
-    X(cuGraphLaunch, (void *, void *))
-
-typedef struct {
-    void *library;
-#define X(name, arguments) lwc_result (*name) arguments;
-    LWC_DRIVER(X)
-#undef X
-} lwc_driver;
 
 /* Machine code for GPUs of one compute capability, or PTX for those of a later one. */
 typedef struct {
@@ -80,9 +15,11 @@ typedef struct {
     const unsigned char *image;
 } lwc_code;
 
-/* Where an operand lies: in the weights or in the arena. */
+/* Where an operand lies: in the weights, in the arena, or, LWC_TENSOR + n, where the caller has input or output n (outputs
+ * count on from inputs), for which there is room in the arena, too. */
+enum { LWC_WEIGHTS, LWC_ARENA, LWC_TENSOR, LWC_TENSORS = LWC_INPUTS + LWC_OUTPUTS };
 typedef struct {
-    int weights;
+    int base;
     size_t offset;
     size_t bytes;
 } lwc_place;
@@ -90,6 +27,7 @@ typedef struct {
 typedef struct {
     int kernel;
     unsigned grid[3], block[3];
+    unsigned shared_bytes; /* of shared memory, beside what the kernel declares */
     int first, count; /* operands, of lwc_places */
 } lwc_launch;
 
@@ -97,8 +35,14 @@ static const lwc_code lwc_codes[LWC_CODES]; /* ascending, machine code first */
 static const char *const lwc_kernels[LWC_KERNELS + 1];
 static const lwc_launch lwc_launches[LWC_LAUNCHES + 1];
 static const lwc_place lwc_places[LWC_PLACES + 1];
-static const lwc_place lwc_input_places[LWC_INPUTS + 1];
-static const lwc_place lwc_output_places[LWC_OUTPUTS + 1];
+static const lwc_place lwc_tensor_places[LWC_TENSORS + 1]; /* of inputs, and then of outputs */
+
+/* All launches, and where they have the caller's tensors; `graph` is NULL until the first run. */
+typedef struct {
+    void *graph, *executable;
+    void *nodes[LWC_LAUNCHES + 1];
+    lwc_address tensors[LWC_TENSORS + 1];
+} lwc_graph;
 
 struct LWC(context) {
     lwc_driver cuda;
@@ -107,42 +51,13 @@ struct LWC(context) {
     void *module;
     void *functions[LWC_KERNELS + 1];
     void *stream;
-    void *graph; /* of all launches; NULL until the first run */
-    void *timed; /* the same with an event before each and after the last; NULL until the first profile */
+    int overlapping; /* a launch may begin before the one before it has ended (codegen/launches.cuh) */
+    lwc_graph launches;
+    lwc_graph timed; /* the same, none overlapping, with an event before each and after the last */
     void *events[LWC_LAUNCHES + 3]; /* before the inputs are copied, those of `timed`, after the outputs are */
     lwc_address weights, arena;
     int lost; /* the error after which the device's context cannot be used; 0: none */
 };
-
-static int lwc_code_of(lwc_result result) {
-    switch (result) {
-        case 0: return 0;
-        case LWC_CU_OUT_OF_MEMORY: return LWC_ERROR_DEVICE_MEMORY;
-        case LWC_CU_NO_DEVICE: case LWC_CU_BAD_DEVICE: return LWC_ERROR_NO_DEVICE;
-        case LWC_CU_NO_BINARY: return LWC_ERROR_ARCHITECTURE;
-        case LWC_CU_PTX_VERSION: return LWC_ERROR_OLD_DRIVER;
-        default: return LWC_ERROR_CUDA + result;
-    }
-}
-
-static int lwc_load_driver(lwc_driver *cuda) {
-    cuda->library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (cuda->library == NULL) return LWC_ERROR_NO_DRIVER;
-    /* ISO C has no conversion from a pointer to an object to one to a function. */
-#define X(name, arguments) \
-    { \
-        void *symbol = dlsym(cuda->library, #name); \
-        if (symbol == NULL) return LWC_ERROR_OLD_DRIVER; \
-        memcpy(&cuda->name, &symbol, sizeof symbol); \
-    }
-    LWC_DRIVER(X)
-#undef X
-    lwc_result result = cuda->cuInit(0);
-    int version = 0;
-    if (result == 0) result = cuda->cuDriverGetVersion(&version);
-    if (result != 0) return lwc_code_of(result);
-    return version < LWC_CUDA ? LWC_ERROR_OLD_DRIVER : 0;
-}
 
 /* The code for a compute capability: machine code runs on the same major version and no lesser minor one. */
 static const lwc_code *lwc_code_for(int major, int minor) {
@@ -156,12 +71,6 @@ static const lwc_code *lwc_code_for(int major, int minor) {
     return best;
 }
 
-#define LWC_TRY(call) \
-    do { \
-        const lwc_result result_ = (call); \
-        if (result_ != 0) return lwc_code_of(result_); \
-    } while (0)
-
 /* With the device's context current. */
 static int lwc_set_up(LWC(context) *c) {
     lwc_driver *cuda = &c->cuda;
@@ -170,15 +79,27 @@ static int lwc_set_up(LWC(context) *c) {
     LWC_TRY(cuda->cuDeviceGetAttribute(&minor, LWC_CU_MINOR, c->device));
     const lwc_code *code = lwc_code_for(major, minor);
     if (code == NULL) return LWC_ERROR_ARCHITECTURE;
+    c->overlapping = code->architecture >= 90;
     LWC_TRY(cuda->cuModuleLoadData(&c->module, code->image));
     for (int i = 0; i < LWC_KERNELS; i++)
         LWC_TRY(cuda->cuModuleGetFunction(&c->functions[i], c->module, lwc_kernels[i]));
+    for (int i = 0; i < LWC_LAUNCHES; i++) {
+        const lwc_launch *l = &lwc_launches[i];
+        if (l->shared_bytes != 0)
+            LWC_TRY(cuda->cuFuncSetAttribute(c->functions[l->kernel], LWC_CU_MOST_SHARED_BYTES, (int)l->shared_bytes));
+    }
     LWC_TRY(cuda->cuMemAlloc_v2(&c->weights, LWC_WEIGHT_BYTES));
     LWC_TRY(cuda->cuMemAlloc_v2(&c->arena, LWC_ARENA_BYTES));
     LWC_TRY(cuda->cuStreamCreate(&c->stream, LWC_CU_NON_BLOCKING));
     LWC_TRY(cuda->cuMemcpyHtoDAsync_v2(c->weights, LWC(weights), LWC_WEIGHT_BYTES, c->stream));
     LWC_TRY(cuda->cuStreamSynchronize(c->stream));
     return 0;
+}
+
+static void lwc_discard(lwc_driver *cuda, lwc_graph *g) {
+    if (g->executable != NULL) cuda->cuGraphExecDestroy(g->executable);
+    if (g->graph != NULL) cuda->cuGraphDestroy(g->graph);
+    g->graph = g->executable = NULL;
 }
 
 LWC_API void LWC(destroy)(LWC(context) *c) {
@@ -188,8 +109,8 @@ LWC_API void LWC(destroy)(LWC(context) *c) {
     if (c->owner != NULL) {
         cuda->cuCtxPushCurrent_v2(c->owner);
         if (c->stream != NULL) cuda->cuStreamSynchronize(c->stream);
-        if (c->graph != NULL) cuda->cuGraphExecDestroy(c->graph);
-        if (c->timed != NULL) cuda->cuGraphExecDestroy(c->timed);
+        lwc_discard(cuda, &c->launches);
+        lwc_discard(cuda, &c->timed);
         for (int i = 0; i < LWC_LAUNCHES + 3; i++)
             if (c->events[i] != NULL) cuda->cuEventDestroy_v2(c->events[i]);
         if (c->stream != NULL) cuda->cuStreamDestroy_v2(c->stream);
@@ -230,62 +151,110 @@ LWC_API LWC(context) *LWC(create)(int device, int *error) {
     return c;
 }
 
-static lwc_address lwc_at(const LWC(context) *c, const lwc_place *place) {
-    return (place->weights ? c->weights : c->arena) + place->offset;
+static lwc_address lwc_at(const LWC(context) *c, const lwc_address *tensors, const lwc_place *place) {
+    if (place->base >= LWC_TENSOR) return tensors[place->base - LWC_TENSOR];
+    return (place->base == LWC_WEIGHTS ? c->weights : c->arena) + place->offset;
 }
 
-static int lwc_launch_all(LWC(context) *c, int timed) {
+/* What the driver is told of a launch, with memory for its operands. */
+typedef struct {
+    lwc_node node;
+    lwc_address operands[LWC_OPERANDS];
+    void *arguments[LWC_OPERANDS];
+} lwc_described;
+
+static void lwc_describe(const LWC(context) *c, const lwc_launch *l, const lwc_address *tensors, lwc_described *to) {
+    memset(&to->node, 0, sizeof to->node);
+    to->node.function = c->functions[l->kernel];
+    memcpy(to->node.grid, l->grid, sizeof l->grid);
+    memcpy(to->node.block, l->block, sizeof l->block);
+    to->node.shared_bytes = l->shared_bytes;
+    for (int i = 0; i < l->count; i++) {
+        to->operands[i] = lwc_at(c, tensors, &lwc_places[l->first + i]);
+        to->arguments[i] = &to->operands[i];
+    }
+    to->node.arguments = to->arguments;
+}
+
+/* Adds the launches to a graph, each after the one before it. The first depends on nothing in the graph, and so on all that
+ * the stream did before, like every graph. */
+static int lwc_add_launches(LWC(context) *c, lwc_graph *g, int timed) {
+    const lwc_edge programmatic = {.from_port = LWC_CU_PROGRAMMATIC, .type = LWC_CU_PROGRAMMATIC};
+    void *last = NULL, *event;
     for (int i = 0; i < LWC_LAUNCHES; i++) {
-        const lwc_launch *l = &lwc_launches[i];
-        lwc_address operands[LWC_OPERANDS];
-        void *arguments[LWC_OPERANDS];
-        for (int j = 0; j < l->count; j++) {
-            operands[j] = lwc_at(c, &lwc_places[l->first + j]);
-            arguments[j] = &operands[j];
+        const int overlaps = c->overlapping && !timed && i > 0;
+        lwc_described launch;
+        lwc_describe(c, &lwc_launches[i], g->tensors, &launch);
+        if (timed) {
+            LWC_TRY(c->cuda.cuGraphAddEventRecordNode(&event, g->graph, &last, last != NULL, c->events[i + 1]));
+            last = event;
         }
-        if (timed) LWC_TRY(c->cuda.cuEventRecordWithFlags(c->events[i + 1], c->stream, LWC_CU_EXTERNAL));
-        LWC_TRY(c->cuda.cuLaunchKernel(c->functions[l->kernel], l->grid[0], l->grid[1], l->grid[2], l->block[0],
-                                       l->block[1], l->block[2], 0, c->stream, arguments, NULL));
+        LWC_TRY(c->cuda.cuGraphAddKernelNode_v2(&g->nodes[i], g->graph, &last, last != NULL && !overlaps, &launch.node));
+        if (overlaps) LWC_TRY(c->cuda.cuGraphAddDependencies_v2(g->graph, &last, &g->nodes[i], &programmatic, 1));
+        last = g->nodes[i];
     }
-    if (timed) LWC_TRY(c->cuda.cuEventRecordWithFlags(c->events[LWC_LAUNCHES + 1], c->stream, LWC_CU_EXTERNAL));
+    if (timed)
+        LWC_TRY(c->cuda.cuGraphAddEventRecordNode(&event, g->graph, &last, last != NULL, c->events[LWC_LAUNCHES + 1]));
     return 0;
 }
 
-/* Records all launches once. */
-static int lwc_capture(LWC(context) *c, int timed) {
-    void *graph = NULL;
-    LWC_TRY(c->cuda.cuStreamBeginCapture_v2(c->stream, LWC_CU_THREAD_LOCAL));
-    int code = lwc_launch_all(c, timed);
-    const lwc_result ended = c->cuda.cuStreamEndCapture(c->stream, &graph);
-    if (code == 0) code = lwc_code_of(ended);
-    if (code == 0) code = lwc_code_of(c->cuda.cuGraphInstantiateWithFlags(timed ? &c->timed : &c->graph, graph, 0));
-    if (graph != NULL) c->cuda.cuGraphDestroy(graph);
-    return code;
+static int lwc_make_graph(LWC(context) *c, lwc_graph *g, int timed) {
+    LWC_TRY(c->cuda.cuGraphCreate(&g->graph, 0));
+    const int code = lwc_add_launches(c, g, timed);
+    return code != 0 ? code : lwc_code_of(c->cuda.cuGraphInstantiateWithFlags(&g->executable, g->graph, 0));
 }
 
-static int lwc_run_all(LWC(context) *c, void *stream, int timed) {
+/* Whether the caller has an operand of a launch at another place than before. */
+static int lwc_moved(const lwc_launch *l, const lwc_address *before, const lwc_address *now) {
+    for (int i = l->first; i < l->first + l->count; i++) {
+        const int tensor = lwc_places[i].base - LWC_TENSOR;
+        if (tensor >= 0 && before[tensor] != now[tensor]) return 1;
+    }
+    return 0;
+}
+
+static int lwc_move(LWC(context) *c, lwc_graph *g, const lwc_address *tensors) {
+    for (int i = 0; i < LWC_LAUNCHES; i++) {
+        lwc_described launch;
+        if (!lwc_moved(&lwc_launches[i], g->tensors, tensors)) continue;
+        lwc_describe(c, &lwc_launches[i], tensors, &launch);
+        LWC_TRY(c->cuda.cuGraphExecKernelNodeSetParams_v2(g->executable, g->nodes[i], &launch.node));
+    }
+    return 0;
+}
+
+/* Runs all launches, with the tensors at these places. */
+static int lwc_launch_all(LWC(context) *c, const lwc_address *tensors, void *stream, int timed) {
+    lwc_graph *g = timed ? &c->timed : &c->launches;
     if (LWC_LAUNCHES == 0 && !timed) return 0;
-    if ((timed ? c->timed : c->graph) == NULL) {
-        const int code = lwc_capture(c, timed);
-        if (code != 0) return code;
-    }
-    LWC_TRY(c->cuda.cuGraphLaunch(timed ? c->timed : c->graph, stream));
-    return 0;
+    int code = g->graph == NULL ? 0 : lwc_move(c, g, tensors);
+    memcpy(g->tensors, tensors, sizeof g->tensors);
+    if (g->graph == NULL) code = lwc_make_graph(c, g, timed);
+    if (code != 0) lwc_discard(&c->cuda, g); /* some of its launches may have got the new places */
+    return code != 0 ? code : lwc_code_of(c->cuda.cuGraphLaunch(g->executable, stream));
+}
+
+/* The room for the caller's tensors in the arena. */
+static void lwc_place_in_arena(const LWC(context) *c, lwc_address *tensors) {
+    for (int i = 0; i < LWC_TENSORS; i++) tensors[i] = c->arena + lwc_tensor_places[i].offset;
 }
 
 static int lwc_run_host(LWC(context) *c, const void *const *inputs, void *const *outputs, int timed) {
-    if (timed) LWC_TRY(c->cuda.cuEventRecordWithFlags(c->events[0], c->stream, 0));
+    lwc_address tensors[LWC_TENSORS + 1];
+    lwc_place_in_arena(c, tensors);
+    if (timed) LWC_TRY(c->cuda.cuEventRecord(c->events[0], c->stream));
     for (int i = 0; i < LWC_INPUTS; i++) {
-        const lwc_place *to = &lwc_input_places[i];
-        if (to->bytes) LWC_TRY(c->cuda.cuMemcpyHtoDAsync_v2(lwc_at(c, to), inputs[i], to->bytes, c->stream));
+        const lwc_place *to = &lwc_tensor_places[i];
+        if (to->bytes) LWC_TRY(c->cuda.cuMemcpyHtoDAsync_v2(lwc_at(c, tensors, to), inputs[i], to->bytes, c->stream));
     }
-    const int code = lwc_run_all(c, c->stream, timed);
+    const int code = lwc_launch_all(c, tensors, c->stream, timed);
     if (code != 0) return code;
     for (int i = 0; i < LWC_OUTPUTS; i++) {
-        const lwc_place *from = &lwc_output_places[i];
-        if (from->bytes) LWC_TRY(c->cuda.cuMemcpyDtoHAsync_v2(outputs[i], lwc_at(c, from), from->bytes, c->stream));
+        const lwc_place *from = &lwc_tensor_places[LWC_INPUTS + i];
+        if (from->bytes)
+            LWC_TRY(c->cuda.cuMemcpyDtoHAsync_v2(outputs[i], lwc_at(c, tensors, from), from->bytes, c->stream));
     }
-    if (timed) LWC_TRY(c->cuda.cuEventRecordWithFlags(c->events[LWC_LAUNCHES + 2], c->stream, 0));
+    if (timed) LWC_TRY(c->cuda.cuEventRecord(c->events[LWC_LAUNCHES + 2], c->stream));
     LWC_TRY(c->cuda.cuStreamSynchronize(c->stream));
     return 0;
 }
@@ -311,22 +280,40 @@ static int lwc_check_pointer(LWC(context) *c, const void *pointer) {
     return result != 0 || type != LWC_CU_DEVICE_MEMORY ? LWC_ERROR_POINTER : 0;
 }
 
+/* Whether an output shares memory with another tensor. */
+static int lwc_overlap(const lwc_address *given) {
+    for (int i = LWC_INPUTS; i < LWC_TENSORS; i++)
+        for (int j = 0; j < i; j++)
+            if (given[i] < given[j] + lwc_tensor_places[j].bytes && given[j] < given[i] + lwc_tensor_places[i].bytes)
+                return 1;
+    return 0;
+}
+
+/* Launches have the caller's tensors where they are, or, where kernels cannot, in the arena, from and to which they are
+ * copied: at addresses that are no multiples of a load's bytes, and all where one that is written overlaps another. */
 static int lwc_run_on(LWC(context) *c, const void *const *inputs, void *const *outputs, void *stream) {
-    for (int i = 0; i < LWC_INPUTS; i++)
-        if (lwc_check_pointer(c, inputs[i])) return LWC_ERROR_POINTER;
-    for (int i = 0; i < LWC_OUTPUTS; i++)
-        if (lwc_check_pointer(c, outputs[i])) return LWC_ERROR_POINTER;
-    for (int i = 0; i < LWC_INPUTS; i++) {
-        const lwc_place *to = &lwc_input_places[i];
-        const lwc_address from = (lwc_address)(uintptr_t)inputs[i];
-        if (to->bytes) LWC_TRY(c->cuda.cuMemcpyDtoDAsync_v2(lwc_at(c, to), from, to->bytes, stream));
+    lwc_address given[LWC_TENSORS + 1], tensors[LWC_TENSORS + 1];
+    for (int i = 0; i < LWC_TENSORS; i++) {
+        const void *pointer = i < LWC_INPUTS ? inputs[i] : outputs[i - LWC_INPUTS];
+        if (lwc_check_pointer(c, pointer)) return LWC_ERROR_POINTER;
+        given[i] = (lwc_address)(uintptr_t)pointer;
     }
-    const int code = lwc_run_all(c, stream, 0);
+    lwc_place_in_arena(c, tensors);
+    if (!lwc_overlap(given))
+        for (int i = 0; i < LWC_TENSORS; i++)
+            if (given[i] % LWC_LOAD_BYTES == 0) tensors[i] = given[i];
+    for (int i = 0; i < LWC_INPUTS; i++) {
+        const lwc_place *place = &lwc_tensor_places[i];
+        const lwc_address to = lwc_at(c, tensors, place);
+        if (place->bytes && to != given[i]) LWC_TRY(c->cuda.cuMemcpyDtoDAsync_v2(to, given[i], place->bytes, stream));
+    }
+    const int code = lwc_launch_all(c, tensors, stream, 0);
     if (code != 0) return code;
-    for (int i = 0; i < LWC_OUTPUTS; i++) {
-        const lwc_place *from = &lwc_output_places[i];
-        const lwc_address to = (lwc_address)(uintptr_t)outputs[i];
-        if (from->bytes) LWC_TRY(c->cuda.cuMemcpyDtoDAsync_v2(to, lwc_at(c, from), from->bytes, stream));
+    for (int i = LWC_INPUTS; i < LWC_TENSORS; i++) {
+        const lwc_place *place = &lwc_tensor_places[i];
+        const lwc_address from = lwc_at(c, tensors, place);
+        if (place->bytes && from != given[i])
+            LWC_TRY(c->cuda.cuMemcpyDtoDAsync_v2(given[i], from, place->bytes, stream));
     }
     return 0;
 }

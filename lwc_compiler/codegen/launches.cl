@@ -1,0 +1,3 @@
+/* In OpenCL kernels run one after the other. */
+#define lwc_inputs_ready()
+
