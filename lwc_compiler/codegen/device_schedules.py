@@ -1,8 +1,7 @@
-"""Schedules on a GPU for every operator that is not a linear layer.
+"""Schedules on a GPU for what is no linear layer, and not computed along rows (`device_rows`).
 
-A thread computes one element, with what it needs of the functions before it. Sums and maxima over many elements, and
-what is computed from them (softmax, normalization), are shared by the threads of a block: these, and products of two
-activations, have rules in TVM.
+A thread computes one element, with what it needs of the functions before it. Long sums of other kinds, which the
+threads of a block share, and products of two activations have rules in TVM.
 """
 
 from __future__ import annotations
