@@ -16,12 +16,33 @@ from numpy.typing import NDArray
 _CLOCK_KHZ, _MULTIPROCESSORS, _MEMORY_KHZ, _BUS_BITS, _L2_BYTES = 13, 16, 36, 37, 38
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_*
 _NON_BLOCKING, _THREAD_LOCAL = 1, 1
+_PROGRAMMATIC = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+_HOPPER = 9
 _MOST_SHARED_BYTES = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _LEAST_BLOCK = 1e-3  # seconds between two events, so that the time of an event is nothing beside it
 
 
 class GpuError(Exception):
     """The driver is missing, or one of its calls failed."""
+
+
+class _Attribute(ctypes.Structure):
+    """A CUlaunchAttribute whose value is a number."""
+
+    _fields_ = (("number", ctypes.c_int), ("value", ctypes.c_uint64 * 8))
+
+
+class _Config(ctypes.Structure):
+    """A CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("shared_bytes", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(_Attribute)),
+        ("count", ctypes.c_uint),
+    )
 
 
 @dataclass(frozen=True)
@@ -144,9 +165,16 @@ class Gpu:
         self.call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
         return function
 
-    def graph(self, launches: Sequence[LaunchOf]) -> ctypes.c_void_p:
-        """The launches, one after the other, as a graph."""
+    def graph(self, launches: Sequence[LaunchOf], *, overlapping: bool = False) -> ctypes.c_void_p:
+        """The launches, one after the other, as a graph.
+
+        Args:
+            launches: of kernels that wait for their inputs themselves, see `launches.cuh`.
+            overlapping: each may start before the one before it has ended, from Hopper on, as in networks.
+        """
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+        programmatic = _Attribute(_PROGRAMMATIC, (ctypes.c_uint64 * 8)(1))
+        count = int(overlapping and self._attribute(_MAJOR) >= _HOPPER)
         self.call("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL)
         try:
             for launch in launches:
@@ -155,8 +183,10 @@ class Gpu:
                 arguments = (ctypes.c_void_p * len(operands))(*pointers)
                 if launch.shared_bytes:
                     self.call("cuFuncSetAttribute", launch.function, _MOST_SHARED_BYTES, launch.shared_bytes)
-                sizes = [ctypes.c_uint(size) for size in (*launch.grid, *launch.block, launch.shared_bytes)]
-                self.call("cuLaunchKernel", launch.function, *sizes, self.stream, arguments, None)
+                grid, block = (ctypes.c_uint * 3)(*launch.grid), (ctypes.c_uint * 3)(*launch.block)
+                attributes = ctypes.pointer(programmatic)
+                config = _Config(grid, block, launch.shared_bytes, self.stream, attributes, count)
+                self.call("cuLaunchKernelEx", ctypes.byref(config), launch.function, arguments, None)
         finally:
             self.call("cuStreamEndCapture", self.stream, ctypes.byref(graph))
         self.call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_uint64(0))

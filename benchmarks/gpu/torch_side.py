@@ -261,7 +261,7 @@ def layer_times(
 def _ways(layer: dict[str, Any], weight: torch.Tensor, precisions: Sequence[str]) -> dict[str, Callable[[], Work]]:
     """Name -> what puts a layer's tensors on the GPU."""
     dense = _dense_conv if layer["kind"] == "conv" else _dense
-    ways = {f"dense {name}": partial(dense, layer, weight, name) for name in precisions}
+    ways: dict[str, Callable[[], Work]] = {f"dense {name}": partial(dense, layer, weight, name) for name in precisions}
     if layer["purpose"] == "2:4":
         return ways | {
             f"2:4 {name} {kernel}": partial(_two_of_four, layer, weight, name, kernel)

@@ -16,7 +16,7 @@ from tvm import s_tir, tirx
 from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, DeclBuffer, Evaluate, SeqStmt
 
 from lwc_compiler.codegen.device_row_kernels import rows_kernel
-from lwc_compiler.codegen.device_rows import read_rows
+from lwc_compiler.codegen.device_rows import read_points, read_rows
 from lwc_compiler.codegen.device_schedules import schedule_device
 from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, rewrite_statements, split_function
 from lwc_compiler.errors import UnsupportedError
@@ -184,7 +184,7 @@ def check_launches(kernels: Mapping[str, Kernel]) -> None:
 
 def split_device(name: str, func: PrimFunc, inputs: int) -> Plan:
     """Schedules a function and takes it apart into kernels, as `split_function` does on a processor."""
-    rows = read_rows(func)
+    rows = read_rows(func) or read_points(func)
     if rows is not None:
         operands = [Input(i) for i in range(inputs)] + [Output(i) for i in range(len(func.params) - inputs)]
         return Plan((Step(rows_kernel(name, rows), tuple(operands)),))

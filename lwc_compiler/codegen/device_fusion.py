@@ -15,7 +15,7 @@ from tvm.relax import TupleGetItem, VarBinding
 from tvm.relax.analysis import free_vars
 
 from lwc_compiler.codegen.device_row_kernels import row_tile
-from lwc_compiler.codegen.device_rows import read_rows
+from lwc_compiler.codegen.device_rows import read_points, read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,8 +50,10 @@ class _Fusion:
         tried: set[Expr] = set()
         while (first := next((b for b in self.bindings if b.var not in tried and _is_call(b)), None)) is not None:
             tried.add(first.var)
-            if read_rows(self.builder.get()[first.value.args[0]]) is not None:
-                group = self.with_producers(self.with_readers(first))
+            function = self.builder.get()[first.value.args[0]]
+            along_rows = read_rows(function) is not None
+            if along_rows or read_points(function) is not None:
+                group = self.with_producers(self.with_readers(first) if along_rows else [first])
                 if sum(map(_is_call, group)) > 1:
                     tried |= self.replace(group)
         body = relax.SeqExpr([relax.DataflowBlock(self.bindings)], self.main.body.body)
@@ -110,7 +112,7 @@ class _Fusion:
         key = called, tuple(numbers[output] for output in outputs)
         if key not in self.merged:
             func = _merge(self.builder.get(), group, arguments, outputs)
-            rows = read_rows(func)
+            rows = read_rows(func) or read_points(func)
             self.merged[key] = None
             if rows is not None and row_tile(rows).unrolled:
                 name = "_".join(name.removeprefix("fused_") for name, _ in called if not name.isdecimal())

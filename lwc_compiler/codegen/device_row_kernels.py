@@ -68,6 +68,8 @@ def row_tile(rows: Rows) -> RowTile:
     """The cut of a function."""
     extent = rows.count if rows.across else rows.length
     vector = next(v for v in (4, 2, 1) if extent % v == 0)
+    if rows.length == 1:
+        return RowTile(1, 1, _THREADS, 1, unrolled=True)
     if rows.count >= _ALONE_ROWS and rows.length <= (_ALONE if rows.across else _ALONE // 4):
         while rows.across and rows.length * vector > _ALONE:
             vector //= 2

@@ -7,8 +7,9 @@ output is computed from its row and from what the row was reduced to. `read_rows
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from tvm.ir import TensorLoad
@@ -24,7 +25,7 @@ from lwc_compiler.codegen.schedules_expressions import (
     visit,
 )
 from lwc_compiler.codegen.schedules_groups import Memory
-from lwc_compiler.codegen.schedules_stages import Stage, UnknownStructureError, read_stages, shape_of
+from lwc_compiler.codegen.schedules_stages import Stage, UnknownStructureError, cost, read_stages, shape_of
 from lwc_compiler.kernels.gpu.builder import COMBINED
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from lwc_compiler.codegen.schedules_stages import Program
 
 _MOST_NODES = 2000  # of an expression with all it depends on put in
+_UNROLLED = 8  # elements around a point
+_MOST_COST = 48  # of a value that is computed from them, as `cost` counts: what lies between is computed once for each
 _SHORT = 31  # elements of a row: as many are added up where the sum is used, unless there are other reductions
 
 
@@ -91,21 +94,34 @@ class _NoRowsError(Exception):
 def read_rows(func: PrimFunc) -> Rows | None:
     """A function made by Relax's legalization and fusion as rows; None when it is of another form."""
     try:
-        program = read_stages(func)
-        return _Reader(program).rows()
+        return _Reader(read_stages(func)).rows()
+    except (UnknownStructureError, UnknownExpressionError, _NoRowsError):
+        return None
+
+
+def read_points(func: PrimFunc) -> Rows | None:
+    """A function of a few elements around each point (a local response normalization) as rows of one element."""
+    try:
+        return _Reader(read_stages(func), unrolled=True).points()
     except (UnknownStructureError, UnknownExpressionError, _NoRowsError):
         return None
 
 
 class _Reader:
-    """One function: elementwise stages are put into those that read them; reductions and outputs are left."""
+    """One function: elementwise stages are put into those that read them; reductions and outputs are left.
 
-    def __init__(self, program: Program) -> None:
+    Args:
+        program: the function.
+        unrolled: short reductions become expressions, which are put into those that read them, too.
+    """
+
+    def __init__(self, program: Program, *, unrolled: bool = False) -> None:
+        self.unrolled = unrolled
         self.program, self.ranges, self.memory = program, program.ranges, Memory()
         self.reductions: set[Var] = set()
         self.stages = list(self._merged())
         computed = [target for stage in self.stages for target in stage.targets]
-        if not self.reductions or any(dtype_of(target) != "float32" for target in computed):
+        if any(dtype_of(target) != "float32" for target in computed):
             raise _NoRowsError
 
     def _merged(self) -> Iterator[Stage]:
@@ -128,6 +144,8 @@ class _Reader:
                 inlined[target] = stage
             elif others or stage.ops[:1] not in [(op,) for op in COMBINED]:
                 raise _NoRowsError
+            elif self.unrolled:
+                inlined[target] = self._unrolled(stage)
             else:
                 self._check_reads(stage)
                 self.reductions.add(target)
@@ -142,7 +160,34 @@ class _Reader:
         if self.program.volume(stage.axes) > largest:
             raise _NoRowsError
 
+    def _unrolled(self, stage: Stage) -> Stage:
+        """A reduction as an expression; its result is no output, or one launch would do without."""
+        if self.program.volume(stage.reduce) > _UNROLLED or stage.targets[0] in self.program.params:
+            raise _NoRowsError
+        _, combine = COMBINED[stage.ops[0]]
+        total: Expr | None = None
+        for place in itertools.product(*(range(self.ranges.extent[axis]) for axis in stage.reduce)):
+            at = dict(zip(stage.reduce, map(index, place), strict=True))
+            value = self.ranges.fold(substitute(stage.values[0], at))
+            total = value if total is None else combine(total, value)
+        return replace(stage, reduce=(), values=(total,), init=(), ops=())
+
+    def points(self) -> Rows:
+        if len(self.stages) != 1 or cost(self.stages[0].values[0]) > _MOST_COST:
+            raise _NoRowsError
+        if not any(stage.init for stage in self.program.stages):
+            raise _NoRowsError
+        (stage,) = self.stages
+        axes = self._axes_of(stage.indices)
+        count = self.program.volume(axes)
+        row, at = self.ranges.variable("row", count), self.ranges.variable("at1", 1)
+        phase = self._flat(stage, self._unravelled(row, axes), at, 1)
+        params = tuple(self.memory.of(param) for param in self.program.params)
+        return Rows(params, (phase,), row, count, 1, False, self.ranges)
+
     def rows(self) -> Rows:
+        if not self.reductions:
+            raise _NoRowsError
         first = self.stages[0]
         strides = self._strides(first)
         order = sorted(range(len(self._row_axes(first))), key=lambda i: -strides[self._row_axes(first)[i]])
@@ -201,7 +246,10 @@ class _Reader:
         if length not in elements:
             elements[length] = self.ranges.variable(f"at{length}", length)
         at = elements[length]
-        places = self._unravelled(row, mine) | self._unravelled(at, others)
+        return self._flat(stage, self._unravelled(row, mine) | self._unravelled(at, others), at, length)
+
+    def _flat(self, stage: Stage, places: dict[Var, Expr], at: Var, length: int) -> Phase:
+        """A stage over flat memory, its axes replaced."""
 
         def flat(e: Expr) -> Expr:
             if not isinstance(e, TensorLoad):

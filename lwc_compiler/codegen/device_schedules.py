@@ -1,8 +1,7 @@
-"""Schedules on a GPU for every operator that is not a linear layer.
+"""Schedules on a GPU for what is no linear layer, and not computed along rows (`device_rows`).
 
-A thread computes one element, with what it needs of the functions before it. Sums and maxima over many elements, and
-what is computed from them (softmax, normalization), are shared by the threads of a block: these, and products of two
-activations, have rules in TVM.
+A thread computes one element, with what it needs of the functions before it. Long sums of other kinds, which the
+threads of a block share, and products of two activations have rules in TVM.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from tvm.tirx import IterVar, PrimFunc
 
 _THREADS = 128  # of a block
 _LONG = 64  # elements of a reduction that a block of threads shares
+_PRODUCT_STEP = 64  # elements of a tile of a product that are added up
+_MANY_OUTPUTS = 32 * 64 * 256  # of a product: enough for large tiles
 _TARGET: Any = tvm.target.Target({"kind": "cuda", "arch": "sm_75", "max_num_threads": 256}, host="llvm")
 
 _LOWER = tvm.ir.transform.Sequential(
@@ -47,10 +48,27 @@ def schedule_device(func: PrimFunc) -> PrimFunc:
     """
     rules = []
     if _longest_reduction(func) >= _LONG:
-        rules = [dlight.gpu.Matmul(), dlight.gpu.GeneralReduction()]
+        rules = [_Product(func), dlight.gpu.GeneralReduction()]
     with _TARGET:
         module = dlight.ApplyDefaultSchedule(*rules, _Elementwise())(tvm.IRModule({"main": func}))
         return _LOWER(module)["main"]
+
+
+class _Product(dlight.gpu.Matmul):  # type: ignore[misc]
+    """TVM's rule for products of two activations, with other tiles.
+
+    The products of an attention are small: what takes time is to wait for tiles of the operands, so these have many of
+    the elements that are added up.
+    """
+
+    def __init__(self, func: PrimFunc) -> None:
+        super().__init__()
+        self.step = min(_PRODUCT_STEP, -(-_longest_reduction(func) // 16) * 16)
+        self.outputs = math.prod(int(extent) for extent in func.params[-1].shape)
+
+    def get_configs(self, target: Any) -> Any:
+        rows = 8 if self.outputs < _MANY_OUTPUTS else 16  # of threads
+        return self.Config(8, rows, micro_size_k=self.step, vector_size=4, unroll=32, storage_align=True)
 
 
 class _Elementwise(dlight.base.ScheduleRule):  # type: ignore[misc]

@@ -7,6 +7,7 @@ left the prediction is scaled by what measurements of like kernels said of it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, fields
@@ -216,7 +217,8 @@ class Sampler:
             part = weights if outputs is None else weights[: outputs[0]]
             if task.parts and np.all(part):  # of a chain some layers are not pruned
                 return part
-            return random_weights((part.shape[0], part.shape[1]), density, structure)
+            shape, positions = (len(part), part[0].size), math.prod(part.shape[2:])
+            return random_weights(shape, density, structure, positions=positions).reshape(part.shape)
 
         assert task.again is not None
         task.again(redraw, note)

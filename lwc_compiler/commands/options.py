@@ -53,7 +53,7 @@ HELP = {
         "densities": "With per-layer: weights to keep / all weights of a layer, in (0, 1]; the layer by its weight's "
         "or node's name. Can be given many times.",
         "structure": "What is pruned together. element: single weights; Rx1: blocks of R consecutive output "
-        "channels; N:M: at most N of M consecutive inputs are kept.",
+        "channels; N:M: at most N of M consecutive input channels are kept.",
         "score": "What a weight is measured by. magnitude: its size; activation: its size times the norm of what it is "
         "multiplied with on the data, for pruning without retraining.",
         "keep": "Layer that is not pruned, by its weight's or node's name; *, ? and [...] match as in a shell. Can be "

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.kernel import Plan
     from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 
-# Takes float32 weights (output channels, inputs of one) and gives others for the same layer; of a matrix product they
-# may be those of its first outputs alone.
+# Takes float32 weights (output channels, inputs of one), or (output channels, input channels, positions of the kernel),
+# and gives others for the same layer; of a matrix product they may be those of its first outputs alone.
 Redraw: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 _MOST_TIMES = 2.0  # the predicted time with float32 that a layer with narrower weights may take at most
@@ -102,7 +102,7 @@ def conv_task(
     inputs = (4 * math.prod(geometry.in_shape), *((output,) if epilogue.residual else ()))
 
     def again(redraw: Redraw, pick: Pick) -> Plan:
-        return plan(redraw(weight.reshape(len(weight), -1)).reshape(weight.shape), pick)
+        return plan(redraw(weight.reshape(*weight.shape[:2], -1)).reshape(weight.shape), pick)
 
     return Task(f"conv {geometry} {epilogue}", float((weight != 0).mean()), inputs, output, again)
 

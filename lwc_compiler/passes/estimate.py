@@ -234,7 +234,8 @@ class _Estimator:
         proto.CopyFrom(self.model.proto)
         tensors = constant_tensors(proto.graph)
         for seed, site in enumerate(self.pruned):  # equal weights would be stored once
-            matrix = random_weights(site.matrix_shape, goal.densities[site.weight], goal.structure, seed)
+            density = goal.densities[site.weight]
+            matrix = random_weights(site.matrix_shape, density, goal.structure, seed, site.positions)
             tensors[site.weight].ClearField("float_data")
             tensors[site.weight].raw_data = site.from_matrix(matrix).astype("<f4").tobytes()
         model = Model(proto, self.model.name)

@@ -88,6 +88,7 @@ def prune(
             kept=site.to_matrix(before[site.weight]),
             shape=site.shape,
             row_groups=site.row_groups,
+            positions=site.positions,
             norms=_norms(site, options, norms),
             curve=_curve(site, options, sensitivity),
         )

@@ -197,6 +197,7 @@ class _Scan:
             kept=site.to_matrix(self._kept[name]),
             shape=site.shape,
             row_groups=site.row_groups,
+            positions=site.positions,
             norms=self._norms.get(name),
         )
         rule = PruneOptions(criterion="per-layer", densities={name: density}, structure=self.options.structure)

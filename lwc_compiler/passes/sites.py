@@ -95,6 +95,11 @@ class Site:
         """Ranges of equally many rows that read different inputs: convolution groups, or a MatMul weight's batch."""
         return math.prod(self.split[axis] for axis in self.order[: self.row_axes - 1])
 
+    @property
+    def positions(self) -> int:
+        """Positions of a convolution's kernel: columns of the matrix view that are of one input channel."""
+        return math.prod(self.shape[2:]) if self.kind == "conv" else 1
+
     def to_matrix(self, array: NDArray[Any]) -> NDArray[Any]:
         """The matrix view of `array` (the weight, its mask: of the weight's shape); shares memory where it can."""
         matrix: NDArray[Any] = array.reshape(self.split).transpose(self.order).reshape(self.matrix_shape)

@@ -48,7 +48,7 @@ class PruneOptions(Options):
         quality: quality factor of `std`, > 0.
         densities: site name (weight initializer or node name) -> kept / all, in (0, 1].
         structure: `element`; `Rx1`: blocks of R consecutive output channels; `N:M`: at most N kept of M consecutive
-            inputs.
+            input channels, at each position of a kernel.
         score: what a weight is measured by. `magnitude`: |w|; `activation`: |w| x the L2 norm of the input it is
             multiplied with, over calibration data (Sun et al. 2024, "Wanda"), for pruning without retraining.
         keep: sites never pruned (weight or node names, shell-style wildcards).

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from lwc_compiler.sparsity.masks import parse_structure
+from lwc_compiler.sparsity.masks import in_groups, parse_structure
 
 
-def random_weights(shape: tuple[int, int], density: float, structure: str, seed: int = 0) -> NDArray[np.float32]:
+def random_weights(
+    shape: tuple[int, int], density: float, structure: str, seed: int = 0, positions: int = 1
+) -> NDArray[np.float32]:
     """A float32 matrix of which each unit of the structure is kept with the probability `density`; nothing kept is 0.
 
     Args:
@@ -16,17 +18,15 @@ def random_weights(shape: tuple[int, int], density: float, structure: str, seed:
         density: kept / all weights, in (0, 1]; an `N:M` structure keeps at most N / M.
         structure: as in `PruneOptions`.
         seed: of the generator.
+        positions: of the kernel; each input channel has as many columns.
     """
     rows, columns = shape
     pattern = parse_structure(structure)
     generator = np.random.default_rng(seed)
     drawn = generator.random((-(-rows // pattern.block_rows), columns), np.float32)
     if pattern.group_size:
-        groups = -(-columns // pattern.group_size)
-        padded = np.ones((rows, groups * pattern.group_size), np.float32)
-        padded[:, :columns] = drawn
         # The N smallest numbers of a group are those that may be kept; spread over [0, N / M) again.
-        ranks = padded.reshape(rows, groups, -1).argsort(axis=2).argsort(axis=2)
+        ranks = in_groups(drawn, pattern, positions, 1).argsort(axis=2).argsort(axis=2)
         among = (ranks < pattern.group_kept).reshape(rows, -1)[:, :columns]
         again = generator.random(drawn.shape, np.float32) * pattern.highest_density
         drawn = np.where(among, again, np.float32(1))

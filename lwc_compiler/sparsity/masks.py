@@ -35,8 +35,9 @@ class Structure:
 
     Attributes:
         block_rows: R of `Rx1`: weights of R consecutive output channels and the same input are kept or pruned together.
-        group_kept: N of `N:M`: at most N are kept of each group of M consecutive columns of a row; 0 without groups.
-            The last group of a row is shorter when the columns are no multiple of M; N of it may be kept.
+        group_kept: N of `N:M`: at most N are kept of each group of M consecutive input channels of a row, at each
+            position of the kernel; 0 without groups. The last group is shorter when the channels are no multiple of
+            M; N of it may be kept.
         group_size: M of `N:M`; 0 without groups.
     """
 
@@ -70,6 +71,7 @@ class Layer:
         norms: norm of the input that each column is multiplied with, float32 (row_groups, columns); None: the score of
             a weight is |w| alone. The criterion `std` takes none.
         curve: what pruning this layer costs, for the criterion `sensitivity`.
+        positions: consecutive columns that are of the same input channel: the positions of a convolution's kernel.
     """
 
     matrix: NDArray[np.float32]
@@ -78,6 +80,7 @@ class Layer:
     row_groups: int = 1
     norms: NDArray[np.float32] | None = None
     curve: Curve | None = None
+    positions: int = 1
 
     @property
     def scores(self) -> NDArray[np.float32]:
@@ -191,7 +194,7 @@ class _Units:
 def _units(layer: Layer, structure: Structure) -> _Units:
     available, weight_scores = layer.kept & (layer.matrix != 0), layer.scores
     if structure.group_size:
-        available &= _group_mask(np.where(available, weight_scores, 0), structure)
+        available &= _group_mask(np.where(available, weight_scores, 0), structure, layer.positions)
     rows = len(layer.matrix)
     group_rows = rows // layer.row_groups
     starts = np.arange(rows).reshape(layer.row_groups, group_rows)[:, :: structure.block_rows].ravel()
@@ -208,17 +211,28 @@ def _units(layer: Layer, structure: Structure) -> _Units:
     return _Units(scores, sizes, heights, available)
 
 
-def _group_mask(magnitudes: NDArray[Any], structure: Structure) -> Mask:
-    """The N highest of each group of M consecutive columns; `magnitudes` is (rows, columns)."""
-    rows, columns = magnitudes.shape
-    groups = -(-columns // structure.group_size)
-    padded = np.full((rows, groups * structure.group_size), -1.0, magnitudes.dtype)
-    padded[:, :columns] = magnitudes
-    padded = padded.reshape(rows, groups, structure.group_size)
-    order = np.argsort(-padded, axis=2, kind="stable")[:, :, : structure.group_kept]
-    mask = np.zeros(padded.shape, bool)
+def _group_mask(magnitudes: NDArray[Any], structure: Structure, positions: int) -> Mask:
+    """The N highest of each group of M consecutive input channels at a position; `magnitudes` is (rows, columns)."""
+    grouped = in_groups(magnitudes, structure, positions, -1)
+    order = np.argsort(-grouped, axis=2, kind="stable")[:, :, : structure.group_kept]
+    mask = np.zeros(grouped.shape, bool)
     np.put_along_axis(mask, order, True, axis=2)
-    return mask.reshape(rows, -1)[:, :columns]
+    return mask.reshape(len(mask), -1)[:, : magnitudes.shape[1]]
+
+
+def in_groups(matrix: NDArray[Any], structure: Structure, positions: int, filling: float) -> NDArray[Any]:
+    """A matrix as (rows, groups, M, positions), its last group filled up.
+
+    Args:
+        matrix: (rows, columns); the columns are input channels, each at all positions of the kernel.
+        structure: with groups.
+        positions: of the kernel.
+        filling: stands for channels that there are not.
+    """
+    size = structure.group_size * positions
+    filled = ((0, 0), (0, -matrix.shape[1] % size))
+    padded = np.pad(matrix, filled, constant_values=filling)
+    return padded.reshape(len(matrix), -1, structure.group_size, positions)
 
 
 def _highest(scores: NDArray[Any], sizes: NDArray[np.int64] | None, weights: float) -> Mask:

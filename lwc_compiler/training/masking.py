@@ -124,6 +124,7 @@ class MaskChanges:
                 kept=site.to_matrix(kept[name]),
                 shape=site.shape,
                 row_groups=site.row_groups,
+                positions=site.positions,
             )
             for name, site in self.sites.items()
         }

@@ -48,7 +48,7 @@ def test_one_after_the_other(tmp_path) -> None:
 
 
 def test_one_that_compiles_for_too_long_starts_anew(tmp_path) -> None:
-    found = measured(tmp_path, ready=2.0, first="if job == '0 float32': time.sleep(100)")
+    found = measured(tmp_path, ready=4.0, first="if job == '0 float32': time.sleep(100)")
     assert [row["job"] for row in found["networks"]] == ["2 float32", "0 float32 uncompiled", "2 float16"]
 
 
@@ -59,7 +59,7 @@ def test_one_that_fails_says_why(tmp_path) -> None:
 
 
 def test_when_the_time_is_up(tmp_path) -> None:
-    found = measured(tmp_path, until=3.0, then="time.sleep(100 if job == '0 float32' else 0)")
+    found = measured(tmp_path, until=4.0, then="time.sleep(100 if job == '0 float32' else 0)")
     assert [row.get("missing") for row in found["networks"]] == [None, "the time was up", "the time was up"]
 
 

@@ -67,7 +67,7 @@ class OnProcessor:
     def function(self, _module, symbol):
         return self.functions[symbol]
 
-    def graph(self, launches):
+    def graph(self, launches, *, overlapping=False):
         return launches
 
     def destroy(self, graph):
@@ -189,6 +189,10 @@ def test_program(bundle, driver, tmp_path) -> None:
     assert results["missing"].keys() == {"torch", "sanitizer"}
     assert "PyTorch has no CUDA here" in results["missing"]["torch"]
     assert "compute-sanitizer" in results["missing"]["sanitizer"]
+    launches = [line.split() for line in (tmp_path / "log").read_text().splitlines() if "cuLaunchKernelEx" in line]
+    checked, timed = ([line for line in launches if line[-1] == overlaps] for overlaps in "01")
+    assert len(launches) == len(checked) + len(timed)
+    assert len(timed) > len(checked) > 0  # launches overlap only where they are timed
     text = (tmp_path / "results" / "gpu-fake-gpu.md").read_text()
     assert "| small | 90 | 3 | float32 | error above 0.0001 |" in text
     assert "torch is missing: RuntimeError: PyTorch has no CUDA here" in text
@@ -217,6 +221,28 @@ def test_layers_that_lwc_would_not_take_are_begun_last(bundle, compiled, tmp_pat
     rows = run.run_layers(state, OnProcessor(compiled))
     assert [row["chosen"] for row in rows] == [True, True]
     assert state.results["missing"]["layers"].startswith(f"{CASES - 2} candidates: ")
+
+
+SANITIZER = """#!/bin/sh
+case "$2" in
+    memcheck) echo "========= ERROR SUMMARY: 0 errors" ;;
+    racecheck) echo "========= RACECHECK SUMMARY: 2 hazards displayed (2 errors, 0 warnings)" ;;
+    initcheck) echo "Device not supported" ;;
+    *) sleep 100 ;;
+esac
+"""
+
+
+def test_tools_of_the_sanitizer_run_at_the_same_time(bundle, tmp_path, monkeypatch) -> None:
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(SANITIZER)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(run, "_SANITIZER_SECONDS", 5.0)
+    assert run.sanitize(run.Run(Bundle(bundle), tmp_path, 1.0)) == {
+        "memcheck": "0 found", "racecheck": "2 found", "initcheck": "Device not supported",
+        "synccheck": "not done in time",
+    }  # fmt: skip
 
 
 def test_checks_alone(bundle, driver, tmp_path) -> None:

@@ -111,8 +111,8 @@ def test_weights_are_seen_as_output_channels_and_inputs() -> None:
             return weights
 
         first.task.again(redraw, predicted)
-        expected = {"conv": (32, 144), "grouped": (32, 36), "matmul": (32, 200), "one pixel": (32, 16)}
-        expected |= {"transposed": (32, 72), "chain": (16, 9)}
+        expected = {"conv": (32, 16, 9), "grouped": (32, 4, 9), "matmul": (32, 200), "one pixel": (32, 16)}
+        expected |= {"transposed": (32, 72, 1), "chain": (16, 9)}
         assert seen[0] == expected[name], name
 
 

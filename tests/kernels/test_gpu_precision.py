@@ -18,6 +18,7 @@ from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.gpu.precision import round_to
 from lwc_compiler.kernels.kernel import Plan, Step
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
+from lwc_compiler.sparsity.draw import random_weights
 from lwc_compiler.targets import find_target
 from tests.cuda_harness import Emulator
 
@@ -221,6 +222,7 @@ def test_two_of_four_are_stored_and_multiplied() -> None:
     assert (full.format, full.steps[0].kernel.name) == ("dense", "gpu_mma")
     assert plan.steps[0].constant_bytes <= (1 / 2 + 1 / 16) * full.steps[0].constant_bytes
     assert 2 * plan.flops == full.flops
+    assert is_sparse(random_weights((512, 512 * 9), 0.5, "2:4", positions=9).reshape(dense.shape))
     assert is_sparse(np.where(np.arange(512)[:, None, None] % 4 == 1, dense, 0))
     assert not is_sparse(np.where(np.arange(512)[:, None, None] % 4 < 3, dense, 0))
     old = replace(find_target("t4"), gpu=replace(find_target("t4").gpu, precision="float16"))

@@ -292,9 +292,9 @@ def test_growth_keeps_density_and_structure_of_every_layer(mixed, digits, grow):
         mask = result.masks[site.weight]
         assert abs(int(mask.sum()) - int(mixed.masks[site.weight].sum())) <= 1
         assert not after[site.weight][~mask].any()
-        columns = site.to_matrix(mask)
-        for start in range(0, columns.shape[1], 4):
-            assert columns[:, start : start + 4].sum(axis=1).max() <= 2
+        channels = site.to_matrix(mask).reshape(site.matrix_shape[0], -1, site.positions)
+        for start in range(0, channels.shape[1], 4):
+            assert channels[:, start : start + 4].sum(axis=1).max() <= 2
     assert any((result.masks[name] != mask).any() for name, mask in mixed.masks.items())
     assert result.provenance[-1]["best_epoch"] > 0
 

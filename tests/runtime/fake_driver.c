@@ -1,8 +1,8 @@
 /* A driver without a GPU: keeps memory on the processor, writes a line for every call to $FAKE_LOG. A kernel of a graph copies
  * the first 16 bytes of its first operand to its last one, of $FAKE_OPERANDS; others do nothing.
  *
- * $FAKE_FAIL = "function number code" makes the call with that number (from 1) fail. $FAKE_VERSION, $FAKE_CAPABILITY
- * and $FAKE_DEVICES say what the driver and the GPU are. All are read with every call.
+ * $FAKE_FAIL = "function number code" makes the call with that number (from 1) fail. $FAKE_VERSION, $FAKE_CAPABILITY,
+ * $FAKE_DEVICES and $FAKE_OWNER say what the driver and the GPU are, and on which GPU memory is. All are read with every call.
  */
 
 #include <stdint.h>
@@ -130,7 +130,7 @@ int cuMemcpyDtoDAsync_v2(address to, address from, size_t bytes, void *stream) {
 int cuPointerGetAttribute(void *value, int attribute, address pointer) {
     CALL("%d", attribute);
     if (block_of(pointer, 1) < 0) return 1;
-    *(int *)value = 2;
+    *(int *)value = attribute == 2 ? 2 : number("FAKE_OWNER", 0);
     return 0;
 }
 int cuStreamCreate(void **stream, unsigned flags) { CALL("%u", flags); *stream = (void *)9; return 0; }
@@ -144,12 +144,17 @@ int cuStreamEndCapture(void *stream, void **made) {
     *made = calloc(1, sizeof(graph));
     return 0;
 }
-int cuLaunchKernel(
-    void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
-    void *stream, void **arguments, void **extra
-) {
+typedef struct {
+    unsigned grid[3], block[3], shared;
+    void *stream;
+    const int *attributes;
+    unsigned count;
+} configuration;
+int cuLaunchKernelEx(const configuration *c, void *function, void **arguments, void **extra) {
     (void)extra;
-    CALL("%s %ux%ux%u %ux%ux%u %u %p", (const char *)function, gx, gy, gz, bx, by, bz, shared, stream);
+    const unsigned *g = c->grid, *b = c->block;
+    const int overlaps = c->count == 1 && c->attributes[0] == 6 && c->attributes[2] == 1;
+    CALL("%s %ux%ux%u %ux%ux%u %u %d", (const char *)function, g[0], g[1], g[2], b[0], b[1], b[2], c->shared, overlaps);
     if (!capturing || block_of(*(address *)arguments[0], 1) < 0) return 700;
     return 0;
 }

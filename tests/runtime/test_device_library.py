@@ -271,6 +271,15 @@ def test_where_kernels_cannot_have_tensors_they_are_copied(play, places, copies)
     check_all_given_back(calls)
 
 
+def test_tensors_of_another_gpu_are_copied(play) -> None:
+    script = f"{GPU}run_device(c, at, at + 64, at + 128, None); say(there(64, 4)); say(there(128, 16))\n{FREE}"
+    said, calls = play(script, FAKE_OWNER=1, FAKE_DEVICES=2)
+    assert said == [[True, 0], 0, X[:4], X]
+    copies = [call.split()[1] for call in calls if call.startswith("cuMemcpyDtoD")]
+    assert copies == ["64", "16", "64"]
+    check_all_given_back(calls)
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_launch_that_does_not_get_its_new_places(play, number) -> None:
     """The error gets out; the next run makes the graph again, so that no launch has places of the run before."""

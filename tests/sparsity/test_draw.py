@@ -31,6 +31,12 @@ def test_groups_keep_no_more_than_they_may() -> None:
     assert kept[:, 40:].sum(axis=1).max() <= 2
 
 
+def test_groups_are_channels_at_one_position_of_a_kernel() -> None:
+    kept = random_weights((50, 6 * 9), 0.5, "2:4", positions=9).reshape(50, 6, 9) != 0
+    assert kept[:, :4].sum(axis=1).max() == 2
+    assert kept[:, 4:].sum(axis=1).max() == 2
+
+
 def test_the_seed_decides() -> None:
     first, same, other = (random_weights((8, 8), 0.5, "element", seed) for seed in (1, 1, 2))
     assert (first == same).all()

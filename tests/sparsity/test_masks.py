@@ -160,6 +160,19 @@ def test_ties_go_to_the_earlier_weights(structure):
     assert mask.ravel().tolist() == [True] * 12 + [False] * 12
 
 
+def test_groups_are_channels_at_one_position_of_a_kernel():
+    """Each position of a kernel of six has two of four channels, and of the two that are left over."""
+    weight = np.random.default_rng(0).standard_normal((8, 6, 2, 3)).astype(np.float32)
+    one = Layer(weight.reshape(8, -1), np.ones((8, 36), bool), weight.shape, positions=6)
+    (mask,) = choose(one, criterion="uniform", sparsity=1 / 3 + 1 / 6, structure="2:4")
+    channels = mask.reshape(8, 6, 6)
+    assert channels[:, :4].sum(axis=1).max() == 2
+    assert channels[:, 4:].sum(axis=1).max() == 2
+    largest = np.sort(np.abs(weight[:, :4]), axis=1)[:, 2:]
+    kept = np.abs(weight).reshape(8, 6, 6)[:, :4][channels[:, :4]]
+    assert np.isin(kept, largest).all()
+
+
 def test_ties_in_a_group_go_to_the_earlier_weights():
     (mask,) = choose(layer(np.ones((1, 6))), criterion="uniform", sparsity=0.5, structure="2:4")
     # Two of four and both of the short last group may stay; three of six are asked for.

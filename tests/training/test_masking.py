@@ -87,12 +87,13 @@ def goal_for(criterion, structure="element"):
 def assert_structure(site, mask, text):
     """Blocks are kept or pruned whole, and groups keep no more than they may."""
     structure, matrix = parse_structure(text), site.to_matrix(mask)
+    channels = matrix.reshape(len(matrix), -1, site.positions)
     for start in range(0, len(matrix), structure.block_rows):
         block = matrix[start : start + structure.block_rows]
         np.testing.assert_array_equal(block.any(axis=0), block.all(axis=0))
     if structure.group_size:
-        for start in range(0, matrix.shape[1], structure.group_size):
-            assert matrix[:, start : start + structure.group_size].sum(axis=1).max() <= structure.group_kept
+        for start in range(0, channels.shape[1], structure.group_size):
+            assert channels[:, start : start + structure.group_size].sum(axis=1).max() <= structure.group_kept
 
 
 def assert_zeros(trainer, shadows):

@@ -62,7 +62,11 @@ _MATVEC_CUTS = (
     (16, 8, 1, 4), (16, 16, 1, 4), (8, 1, 1, 2), (8, 1, 1, 4), (8, 1, 2, 2), (8, 2, 1, 2), (8, 4, 1, 4), (8, 8, 1, 4),
 )  # fmt: skip
 _MATVEC_WARPS = 32  # of a multiprocessor, with the registers for loads of several steps
-_LATENCY_SECONDS = 0.5e-6  # of a load from memory
+# Fitted to 246 kernels timed on an H200.
+_MATVEC_LAUNCH_SECONDS, _LIST_SECONDS, _LOAD_SECONDS = 1.2e-6, 0.45e-6, 0.115e-6
+_MATVEC_L2 = 2.2  # bandwidth of the level-2 cache, of the memory's
+_MATVEC_ACCESS_CYCLES = 5  # of a warp's access to inputs at 32 places
+_MATVEC_PEAK = 0.85  # share of the bandwidth
 _SPLITS = (1, 2, 4, 8, 16)
 # Output channels and pixels of a block, and of a warp.
 _MMA_TILES = (
@@ -336,16 +340,16 @@ def _matvec_tiles(weight: NDArray[np.float32], rows: int, sparse: bool, gpu: Gpu
 def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
     rows, sparse, blocks = t.rows, t.sparse, t.grid[0]
     stored = int(np.count_nonzero(weight)) if sparse else weight.size
-    # Lanes read different banks mostly, but not always.
-    accesses = stored * rows / WARP * (1.5 if sparse else 1)
-    inputs = 4 * blocks * rows * t.k  # from the level-2 cache, which has twice the bandwidth
-    moved = stored * (4 / t.in_word + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n) + inputs / 2
+    moved = stored * (4 / t.in_word + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n)
     together = max(1, min(_MATVEC_WARPS // t.warps, gpu.block_shared_bytes // t.shared_bytes))
-    waves = ceil_div(blocks, gpu.multiprocessors * together)
-    loads = waves * t.outputs * t.chunks * t.rounds(ceil_div(stored, t.n * t.chunks * STEP))
-    busy = min(1.0, blocks / gpu.multiprocessors)
-    seconds = max(_seconds(gpu, accesses, moved / busy, busy), _LAUNCH_SECONDS + loads * _LATENCY_SECONDS)
-    seconds += 2 * _LATENCY_SECONDS  # of the lists' starts and of the first weights
+    lists = ceil_div(blocks, gpu.multiprocessors * together) * t.outputs * t.chunks
+    loads = lists * t.rounds(ceil_div(stored, t.n * t.chunks * STEP))
+    copied = 4 * blocks * rows * t.k / (_MATVEC_L2 * gpu.gigabytes_a_second * 1e9)
+    accesses = stored * rows / WARP / gpu.multiprocessors * _MATVEC_ACCESS_CYCLES / (gpu.gigahertz * 1e9)
+    waited = lists * _LIST_SECONDS + loads * _LOAD_SECONDS
+    seconds = _MATVEC_LAUNCH_SECONDS + max(
+        waited + copied + accesses, moved / (gpu.gigabytes_a_second * 1e9 * _MATVEC_PEAK)
+    )
     format_ = "csr" if sparse else "dense"
 
     def plan() -> Plan:

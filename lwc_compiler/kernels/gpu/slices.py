@@ -79,20 +79,26 @@ class Slices:
         ahead = t.stages - 1
         for number in range(ahead):
             with b.when(number < self._count):
-                self._copy(self._first + number, number)
+                self._copy_weights(self._first + number, number)
+        b.inputs_ready()
+        for number in range(ahead):
+            with b.when(number < self._count):
+                self._copy_inputs(self._first + number, number)
             b.commit()
         with b.loop("slice", 0, self._count) as number:
             b.wait(ahead - 1)
             b.barrier()
             with b.when(number + ahead < self._count):
-                self._copy(self._first + (number + ahead), modulo(number + ahead, t.stages))
+                later, stage = b.let("later", self._first + (number + ahead)), modulo(number + ahead, t.stages)
+                self._copy_weights(later, stage)
+                self._copy_inputs(later, stage)
             b.commit()
             stage = b.let("stage", modulo(number, t.stages))
             left, right = self._left[1] + stage * t.slice_words, self._right[1] + stage * t.right
             yield b.let("left_at", left), b.let("right_at", right)
 
-    def _copy(self, number: Expr, stage: Expr) -> None:
-        """Starts to copy a slice."""
+    def _copy_weights(self, number: Expr, stage: Expr) -> None:
+        """Starts to copy a slice of the weights."""
         b, t = self._b, self._t
         from_ = b.let("from", self._tile + number * t.slice_words + b.thread * _VECTOR)
         to = b.let("to", self._left[1] + stage * t.slice_words + b.thread * _VECTOR)
@@ -101,6 +107,10 @@ class Slices:
             whole = done + _VECTOR * t.threads <= t.slice_words
             with b.when(True if whole else b.thread * _VECTOR + done < t.slice_words):
                 b.copy(self._left[0], to + done, self._weights, from_ + done, _VECTOR)
+
+    def _copy_inputs(self, number: Expr, stage: Expr) -> None:
+        """Starts to copy a slice of the inputs."""
+        b, t = self._b, self._t
         to = b.let("to", self._right[1] + stage * t.right + self._row * t.pitch + self._column)
         from_of_row = self._by_channel(number) if t.by_channel else self._by_pixel(number)
         for i in range(ceil_div(self._rows, self._down)):

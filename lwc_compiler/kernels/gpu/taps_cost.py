@@ -58,18 +58,18 @@ class TapCosts:
 
 
 FITTED = TapCosts(
-    launch=0.58,
-    copy_instructions=7.5,
-    list_instructions=18,
-    step_instructions=4.5,
-    sum_instructions=4.6,
-    issued=1.8,
-    chunk_cycles=450,
-    list_cycles=127,
-    step_cycles=72,
-    block_cycles=2095,
-    bytes_a_nanosecond=11600,
-    sharpness=1.73,
+    launch=1.5,
+    copy_instructions=5.9,
+    list_instructions=0.5,
+    step_instructions=1.7,
+    sum_instructions=10,
+    issued=1.9,
+    chunk_cycles=290,
+    list_cycles=220,
+    step_cycles=52,
+    block_cycles=240,
+    bytes_a_nanosecond=15500,
+    sharpness=1.0,
 )
 
 

@@ -46,7 +46,7 @@ typedef struct {
 
 struct LWC(context) {
     lwc_driver cuda;
-    int device;
+    int ordinal, device; /* its number, and what the driver calls it */
     void *owner; /* the device's primary context */
     void *module;
     void *functions[LWC_KERNELS + 1];
@@ -129,6 +129,7 @@ static int lwc_open(LWC(context) *c, int device) {
     if (code != 0) return code;
     LWC_TRY(c->cuda.cuDeviceGetCount(&count));
     if (device < 0 || device >= count) return LWC_ERROR_NO_DEVICE;
+    c->ordinal = device;
     LWC_TRY(c->cuda.cuDeviceGet(&c->device, device));
     void *owner = NULL;
     LWC_TRY(c->cuda.cuDevicePrimaryCtxRetain(&owner, c->device));
@@ -274,10 +275,13 @@ static int lwc_profile_host(LWC(context) *c, const void *const *inputs, void *co
     return 0;
 }
 
-static int lwc_check_pointer(LWC(context) *c, const void *pointer) {
+/* The number of the GPU whose memory a pointer is to. */
+static int lwc_find_device(LWC(context) *c, lwc_address pointer, int *ordinal) {
     int type = 0;
-    const lwc_result result = c->cuda.cuPointerGetAttribute(&type, LWC_CU_MEMORY_TYPE, (lwc_address)(uintptr_t)pointer);
-    return result != 0 || type != LWC_CU_DEVICE_MEMORY ? LWC_ERROR_POINTER : 0;
+    lwc_result result = c->cuda.cuPointerGetAttribute(&type, LWC_CU_MEMORY_TYPE, pointer);
+    if (result != 0 || type != LWC_CU_DEVICE_MEMORY) return LWC_ERROR_POINTER;
+    result = c->cuda.cuPointerGetAttribute(ordinal, LWC_CU_ORDINAL, pointer);
+    return result != 0 ? LWC_ERROR_POINTER : 0;
 }
 
 /* Whether an output shares memory with another tensor. */
@@ -290,18 +294,20 @@ static int lwc_overlap(const lwc_address *given) {
 }
 
 /* Launches have the caller's tensors where they are, or, where kernels cannot, in the arena, from and to which they are
- * copied: at addresses that are no multiples of a load's bytes, and all where one that is written overlaps another. */
+ * copied: at addresses that are no multiples of a load's bytes, in the memory of another GPU, and all where one that is
+ * written overlaps another. */
 static int lwc_run_on(LWC(context) *c, const void *const *inputs, void *const *outputs, void *stream) {
     lwc_address given[LWC_TENSORS + 1], tensors[LWC_TENSORS + 1];
+    int ordinals[LWC_TENSORS + 1];
     for (int i = 0; i < LWC_TENSORS; i++) {
-        const void *pointer = i < LWC_INPUTS ? inputs[i] : outputs[i - LWC_INPUTS];
-        if (lwc_check_pointer(c, pointer)) return LWC_ERROR_POINTER;
-        given[i] = (lwc_address)(uintptr_t)pointer;
+        given[i] = (lwc_address)(uintptr_t)(i < LWC_INPUTS ? inputs[i] : outputs[i - LWC_INPUTS]);
+        const int code = lwc_find_device(c, given[i], &ordinals[i]);
+        if (code != 0) return code;
     }
     lwc_place_in_arena(c, tensors);
     if (!lwc_overlap(given))
         for (int i = 0; i < LWC_TENSORS; i++)
-            if (given[i] % LWC_LOAD_BYTES == 0) tensors[i] = given[i];
+            if (given[i] % LWC_LOAD_BYTES == 0 && ordinals[i] == c->ordinal) tensors[i] = given[i];
     for (int i = 0; i < LWC_INPUTS; i++) {
         const lwc_place *place = &lwc_tensor_places[i];
         const lwc_address to = lwc_at(c, tensors, place);
