@@ -1,8 +1,7 @@
-"""Plans of linear layers on a GPU: the cuts of each kernel that may be fastest, by a roofline model.
+"""Plans of linear layers on a GPU: the cuts of each kernel that may be fastest, by models of their times.
 
-A kernel's time is the largest of what its multiply-adds, its accesses to shared memory and the bytes of its weights,
-input and output take at the rates of the data sheet (Williams et al., *Roofline*, 2009), divided by the part of the GPU
-that has work, and the time of a launch. The shares of the peak rates are assumed, not measured.
+The models are in `taps_cost.py`, `matvec_cost.py` and `product_cost.py`, with constants that are fitted to kernels
+timed on a GPU. For another one they are scaled by the numbers of its data sheet.
 """
 
 from __future__ import annotations
@@ -16,11 +15,13 @@ import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, Pick, conv_task, matmul_task, predicted
 from lwc_compiler.kernels.gpu.builder import WARP, ceil_div, strides_of
-from lwc_compiler.kernels.gpu.depthwise import THREADS, depthwise_kernel
+from lwc_compiler.kernels.gpu.depthwise import depthwise_kernel
 from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm
-from lwc_compiler.kernels.gpu.matvec import STEP, MatvecTile, matvec_kernel, pack_matvec
+from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, pack_matvec
+from lwc_compiler.kernels.gpu.matvec_cost import matvec_seconds
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
 from lwc_compiler.kernels.gpu.product import ProductTile, sum_kernel
+from lwc_compiler.kernels.gpu.product_cost import product_seconds
 from lwc_compiler.kernels.gpu.taps import ALIKE, TAP_STEP, TapTile, fitted, pack_taps, taps_kernel
 from lwc_compiler.kernels.gpu.taps_cost import steps_of, taps_seconds
 from lwc_compiler.kernels.kernel import (
@@ -43,11 +44,7 @@ if TYPE_CHECKING:
 
     from lwc_compiler.targets.target import Gpu, Target
 
-_LAUNCH_SECONDS = 2e-6
-_PEAK = 0.7  # share of the multiply-adds and of the bandwidth that a good kernel gets
-_WARPS = 16  # of a multiprocessor, that hide the latency of shared memory
-_STAGED = 4.0  # accesses that copying an element to shared memory takes: index arithmetic, load, store
-_INDEX_BYTES = 2
+_DEPTHWISE_SECONDS = 1.5e-6  # of every kernel; only one is offered, and nothing depends on its time
 _FEW_ROWS = 8  # of a product that reads its weights once for all of them
 _TAP_SHARE = 0.93  # of shared memory that is planned with; what is left is for rows with more taps than most
 _TAP_BYTES = 6 * 1.1  # of a tap in shared memory: offset and value; lists are filled to steps
@@ -61,12 +58,6 @@ _MATVEC_CUTS = (
     (16, 1, 1, 2), (16, 1, 1, 4), (16, 1, 2, 4), (16, 1, 4, 4), (16, 2, 1, 2), (16, 2, 1, 4), (16, 4, 1, 4),
     (16, 8, 1, 4), (16, 16, 1, 4), (8, 1, 1, 2), (8, 1, 1, 4), (8, 1, 2, 2), (8, 2, 1, 2), (8, 4, 1, 4), (8, 8, 1, 4),
 )  # fmt: skip
-_MATVEC_WARPS = 32  # of a multiprocessor, with the registers for loads of several steps
-# Fitted to 246 kernels timed on an H200.
-_MATVEC_LAUNCH_SECONDS, _LIST_SECONDS, _LOAD_SECONDS = 1.2e-6, 0.45e-6, 0.115e-6
-_MATVEC_L2 = 2.2  # bandwidth of the level-2 cache, of the memory's
-_MATVEC_ACCESS_CYCLES = 5  # of a warp's access to inputs at 32 places
-_MATVEC_PEAK = 0.85  # share of the bandwidth
 _SPLITS = (1, 2, 4, 8, 16)
 # Output channels and pixels of a block, and of a warp.
 _MMA_TILES = (
@@ -75,16 +66,12 @@ _MMA_TILES = (
 )  # fmt: skip
 _IN_HALF = ("float16", "bfloat16")  # the precisions of 2:4
 _AMPERE = 80  # the first compute capability, times ten, with sparse tensor cores
-_MMA_PEAK = 0.6  # share of the tensor cores' peak that mma.sync gets
 # Output channels and pixels of a block, and of a thread; groups of threads that share a sum.
 _GEMM_TILES = (
     (128, 128, 8, 8, 1), (128, 64, 8, 8, 1), (64, 64, 8, 8, 2), (64, 64, 8, 8, 4), (64, 32, 8, 4, 2), (32, 64, 8, 4, 2),
     (32, 32, 8, 4, 4), (32, 32, 4, 4, 2), (64, 16, 8, 4, 4),
 )  # fmt: skip
 _DEPTHS = (16, 32)  # products of a sum between two barriers
-_LATENCY_CYCLES = 600  # of a copy from memory
-_RESIDENT_THREADS = 768  # of dense layers' blocks that a multiprocessor has registers for
-_COPY_INSTRUCTIONS = 3  # of a warp, for a copy to shared memory
 
 
 def plan_conv(
@@ -228,19 +215,6 @@ def _tap_channels(t: TapTile, density: float, budget: int) -> int:
     return max(1, min(inputs, int((_TAP_SHARE * budget / 2 - fixed) / channel)))
 
 
-def _seconds(gpu: Gpu, lane_cycles: float, moved: float, busy: float) -> float:
-    """Time of a kernel.
-
-    Args:
-        gpu: where it runs.
-        lane_cycles: of all multiprocessors' work: cycles of one multiprocessor, added up.
-        moved: bytes of weights, input and output.
-        busy: part of the GPU that has work, at most 1.
-    """
-    compute = lane_cycles / (gpu.multiprocessors * gpu.gigahertz * 1e9 * _PEAK * busy)
-    return _LAUNCH_SECONDS + max(compute, moved / (gpu.gigabytes_a_second * 1e9 * _PEAK))
-
-
 def _cycles(gpu: Gpu, seconds: float) -> float:
     return seconds * gpu.gigahertz * 1e9
 
@@ -260,22 +234,16 @@ def _tap_plan(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue) -> Pl
 
 
 def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
-    products = t.outputs * t.pixels * t.depth / gpu.lanes
-    loaded = t.threads / WARP * (t.depth / t.parts) * (t.each_outputs + t.each_pixels)  # a vector takes four accesses
     name = f"dense {t.outputs}x{t.pixels}, {t.each_outputs}x{t.each_pixels} of a thread, {t.parts} x {t.depth} deep"
 
     def plan() -> Plan:
         packed = pack_gemm(weight, t)
         return _product(weight.size, "dense", t, lambda wanted: gemm_kernel("gpu_gemm", t, wanted), packed, epilogue)
 
-    return _product_candidate("dense", name, t, max(products, loaded), gpu, plan)
+    return Candidate("dense", name + _in_parts(t), _cycles(gpu, product_seconds(t, gpu)), plan)
 
 
 def _mma(weight: NDArray[np.float32], t: MmaTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
-    lanes = gpu.tensor_lanes * t.in_word * (2 if t.sparse else 1) / 2 * _MMA_PEAK
-    products = t.outputs * t.pixels * t.depth / lanes
-    # Of shared memory: a warp's fragments of the weights, and of the inputs two channels of every eight.
-    fragments = t.fragments * t.warp_outputs / 16 * 4 + t.depth / 8 * t.warp_pixels / 8 * 2
     stored = weight.size // (2 if t.sparse else 1)
     format_, kernel = ("2:4", "gpu_mma_sparse") if t.sparse else ("dense", "gpu_mma")
     name = f"{format_} {t.precision} {t.outputs}x{t.pixels}, {t.warp_outputs}x{t.warp_pixels} of a warp, {t.depth} deep"
@@ -283,32 +251,11 @@ def _mma(weight: NDArray[np.float32], t: MmaTile, epilogue: Epilogue, gpu: Gpu) 
     def plan() -> Plan:
         return _product(stored, format_, t, lambda wanted: mma_kernel(kernel, t, wanted), pack_mma(weight, t), epilogue)
 
-    return _product_candidate(format_, name, t, max(products, t.threads / WARP * fragments), gpu, plan)
+    return Candidate(format_, name + _in_parts(t), _cycles(gpu, product_seconds(t, gpu)), plan)
 
 
-def _product_candidate(
-    format_: str, name: str, t: ProductTile, multiplied: float, gpu: Gpu, plan: Callable[[], Plan]
-) -> Candidate:
-    """A matrix product, with the time of adding parts of sums up where there are such.
-
-    Blocks take turns on the multiprocessors; those that are on one at a time share its units, for `multiplied` cycles a
-    slice each, and a slice takes at least its part of a copy's latency.
-    """
-    g, blocks = t.geometry, math.prod(t.grid)
-    at_a_time = min(ceil_div(blocks, gpu.multiprocessors), max(1, _RESIDENT_THREADS // t.threads))
-    turns = ceil_div(blocks, gpu.multiprocessors * at_a_time)
-    copied = (t.slice_words / 4 + t.right / t.vector) / WARP * _COPY_INSTRUCTIONS / 4
-    # Fewer than four warps leave units idle.
-    busy = min(1.0, at_a_time * t.threads / (4 * WARP))
-    of_slice = max(at_a_time * (multiplied / _PEAK + copied) / busy, _LATENCY_CYCLES / (t.stages - 1))
-    compute = turns * (_LATENCY_CYCLES + t.slices_of_block * of_slice) / gpu.gigahertz / 1e9
-    weights = 4 * blocks / t.splits / t.grid[0] * t.slices * t.slice_words
-    moved = weights + 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
-    seconds = max(_seconds(gpu, 0.0, moved, 1.0), _LAUNCH_SECONDS + compute)
-    if t.splits > 1:
-        seconds += _seconds(gpu, 0.0, 4.0 * (2 * t.splits + 1) * t.results, 1.0)
-        name += f", sums in {t.splits} parts"
-    return Candidate(format_, name, _cycles(gpu, seconds), plan)
+def _in_parts(t: ProductTile) -> str:
+    return f", sums in {t.splits} parts" if t.splits > 1 else ""
 
 
 def _product(
@@ -338,36 +285,23 @@ def _matvec_tiles(weight: NDArray[np.float32], rows: int, sparse: bool, gpu: Gpu
 
 
 def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
-    rows, sparse, blocks = t.rows, t.sparse, t.grid[0]
-    stored = int(np.count_nonzero(weight)) if sparse else weight.size
-    moved = stored * (4 / t.in_word + _INDEX_BYTES * sparse) + 4 * rows * (t.k + t.n)
-    together = max(1, min(_MATVEC_WARPS // t.warps, gpu.block_shared_bytes // t.shared_bytes))
-    lists = ceil_div(blocks, gpu.multiprocessors * together) * t.outputs * t.chunks
-    loads = lists * t.rounds(ceil_div(stored, t.n * t.chunks * STEP))
-    copied = 4 * blocks * rows * t.k / (_MATVEC_L2 * gpu.gigabytes_a_second * 1e9)
-    accesses = stored * rows / WARP / gpu.multiprocessors * _MATVEC_ACCESS_CYCLES / (gpu.gigahertz * 1e9)
-    waited = lists * _LIST_SECONDS + loads * _LOAD_SECONDS
-    seconds = _MATVEC_LAUNCH_SECONDS + max(
-        waited + copied + accesses, moved / (gpu.gigabytes_a_second * 1e9 * _MATVEC_PEAK)
-    )
-    format_ = "csr" if sparse else "dense"
+    stored = int(np.count_nonzero(weight)) if t.sparse else weight.size
+    format_ = "csr" if t.sparse else "dense"
 
     def plan() -> Plan:
         constants, filled = pack_matvec(weight, t)
         kernel = matvec_kernel(f"gpu_matvec_{format_}", t, epilogue)
-        return _plan(kernel, constants, epilogue, format_, filled, 2 * filled * rows)
+        return _plan(kernel, constants, epilogue, format_, filled, 2 * filled * t.rows)
 
     name = f"{format_} matvec{f', {t.precision}' * (t.in_word == 2)}, {t.across}x{t.outputs} outputs of a block"
     name += f", {t.parts} warps each" * (t.parts > 1) + f", {t.depth} loads"
     name += f", inputs in {t.chunks} parts" * (t.chunks > 1)
-    return Candidate(format_, name, _cycles(gpu, seconds), plan)
+    return Candidate(format_, name, _cycles(gpu, matvec_seconds(t, stored, gpu)), plan)
 
 
 def _depthwise(weight: NDArray[np.float32], g: ConvGeometry, epilogue: Epilogue, gpu: Gpu) -> Candidate:
-    results = math.prod(g.out_shape)
-    cycles = results * math.prod(g.kernel) * 2 / WARP
-    busy = min(1.0, ceil_div(results, THREADS) * THREADS / WARP / (gpu.multiprocessors * _WARPS))
-    seconds = _seconds(gpu, cycles, 4.0 * (math.prod(g.in_shape) + results), busy)
+    moved = 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
+    seconds = _DEPTHWISE_SECONDS + moved / (gpu.gigabytes_a_second * 1e9)
 
     def plan() -> Plan:
         kernel = depthwise_kernel("gpu_depthwise", g, epilogue)
