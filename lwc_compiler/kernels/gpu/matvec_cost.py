@@ -1,7 +1,8 @@
 """How long the kernels of `matvec.py` take: a model whose constants are fitted to kernels timed on a GPU.
 
 A block waits for each list in turn, and for each round of loads of it, copies the inputs, and reads them at random
-places; or all blocks together take what reading the weights from memory takes. `benchmarks/gpu/fit.py` fits the constants.
+places; or all blocks together take what reading the weights from memory takes. `benchmarks/gpu/fit.py` fits the
+constants.
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ from lwc_compiler.kernels.gpu.matvec_cost import matvec_seconds
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
 from lwc_compiler.kernels.gpu.product import ProductTile, sum_kernel
 from lwc_compiler.kernels.gpu.product_cost import product_seconds
-from lwc_compiler.kernels.gpu.taps import ALIKE, TAP_STEP, TapTile, fitted, pack_taps, taps_kernel
+from lwc_compiler.kernels.gpu.taps import taps_kernel
 from lwc_compiler.kernels.gpu.taps_cost import steps_of, taps_seconds
+from lwc_compiler.kernels.gpu.taps_layout import ALIKE, TAP_STEP, TapTile, fitted, pack_taps
 from lwc_compiler.kernels.kernel import (
     STATIC_SHARED_BYTES,
     Constant,

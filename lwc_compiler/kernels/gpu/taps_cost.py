@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lwc_compiler.kernels.gpu.builder import WARP, ceil_div
-from lwc_compiler.kernels.gpu.taps import TAP_STEP
+from lwc_compiler.kernels.gpu.taps_layout import TAP_STEP
 
 if TYPE_CHECKING:
-    from lwc_compiler.kernels.gpu.taps import TapTile
+    from lwc_compiler.kernels.gpu.taps_layout import TapTile
     from lwc_compiler.targets.target import Gpu
 
 _REGISTERS = 65536 // 64  # threads of a multiprocessor that have the registers they need
