@@ -58,7 +58,8 @@ class Layer:
         return f"{g.batch} x {g.in_channels} x {g.in_size[0]}^2, {g.kernel[0]}^2, {g.out_channels}, {kept}"
 
 
-def _square(batch: int, inputs: int, outputs: int, size: int, kernel: int) -> ConvGeometry:
+def square(batch: int, inputs: int, outputs: int, size: int, kernel: int) -> ConvGeometry:
+    """A convolution of square images with a square kernel, padded so that the output is as large."""
     pads = (kernel // 2,) * 4
     return ConvGeometry(batch, inputs, (size, size), outputs, (kernel, kernel), (1, 1), pads, (1, 1))
 
@@ -73,11 +74,11 @@ LAYERS = (
     # AlexNet's fc6 to fc8 and VGG-16's fc6 and fc7.
     *(Layer("fully connected", 1, k, n, density=0.09) for k, n in ((9216, 4096), (4096, 4096), (4096, 1000))),
     *(Layer("fully connected", 1, k, 4096, density=0.04) for k in (25088, 4096)),
-    *(Layer("single weights", geometry=_square(batch, *each, 1)) for batch in (1, 16) for each in _POINTWISE),
+    *(Layer("single weights", geometry=square(batch, *each, 1)) for batch in (1, 16) for each in _POINTWISE),
     Layer("2:4", 4096, 4096, 4096, density=0.5, precisions=("float16",)),
     Layer("", 16, 2048, 2048, precisions=PRECISIONS),
     Layer("", 128, 768, 3072, precisions=PRECISIONS),
-    *(Layer("", geometry=_square(batch, 256, 256, 14, 3), precisions=PRECISIONS) for batch in (1, 8)),
+    *(Layer("", geometry=square(batch, 256, 256, 14, 3), precisions=PRECISIONS) for batch in (1, 8)),
 )
 
 
@@ -143,24 +144,52 @@ def describe(layer: Layer, weight: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Made:
+    """A layer with what it has to compute.
+
+    Attributes:
+        weight: float32 (outputs, inputs, ...); output channels repeat.
+        x: the input.
+        shape: of the output.
+        images: see `Checked`.
+        expected: see `Checked`.
+    """
+
+    weight: NDArray[np.float32]
+    x: NDArray[np.float32]
+    shape: Sequence[int]
+    images: list[int]
+    expected: NDArray[np.float32]
+
+    def checked(self, name: str, plan: Plan, tolerance: float, about: dict[str, Any]) -> Checked:
+        """A plan of the layer."""
+        scale = float(np.abs(self.expected).max())
+        return Checked(name, plan, [self.x], self.shape, self.expected, scale, tolerance, about, self.images)
+
+
+def made(layer: Layer) -> Made:
+    """Draws a layer's weights and input, and computes what it gives."""
+    distinct, g = weight_of(layer), layer.geometry
+    outputs = layer.n if g is None else g.out_channels
+    x = random_input([layer.rows, layer.k] if g is None else list(g.in_shape))
+    shape = (layer.rows, layer.n) if g is None else g.out_shape
+    return Made(distinct[np.arange(outputs) % len(distinct)], x, shape, *_expected(x, distinct, g))
+
+
 def cases_of(layer: Layer, target: Target) -> list[Checked]:
     """A layer by the candidates that are predicted to be the fastest.
 
     Of layers that a goal asks for, those that store every weight are left out; of others, there is one of each format.
     """
     assert target.gpu is not None
-    distinct, g = weight_of(layer), layer.geometry
-    outputs = layer.n if g is None else g.out_channels
-    weight = distinct[np.arange(outputs) % len(distinct)]
-    x = random_input([layer.rows, layer.k] if g is None else list(g.in_shape))
-    shape = (layer.rows, layer.n) if g is None else g.out_shape
-    images, expected = _expected(x, distinct, g)
+    task = made(layer)
     cases = []
     for precision in layer.precisions:
         if precision in ("tf32", "bfloat16") and target.gpu.architectures[0] < _AMPERE:
             continue
         precise = replace(target, gpu=replace(target.gpu, precision=precision))
-        offered = _offered(layer, weight, precise)
+        offered = _offered(layer, task.weight, precise)
         for candidate in _timed(layer, offered, precision):
             plan = candidate.build()
             about = {
@@ -172,12 +201,10 @@ def cases_of(layer: Layer, target: Target) -> list[Checked]:
                 "chosen": candidate is offered[0],
                 "predicted_ms": candidate.cycles / target.gpu.gigahertz / 1e6,
                 "flops": plan.flops,
-                "bytes": sum(step.constant_bytes for step in plan.steps) + x.nbytes + 4 * int(np.prod(shape)),
+                "bytes": sum(step.constant_bytes for step in plan.steps) + task.x.nbytes + 4 * int(np.prod(task.shape)),
             }
             tolerance = KERNEL_TOLERANCE if precision == "float32" else tolerance_of(precision)
-            scale = float(np.abs(expected).max())
-            name = f"{layer.name}: {candidate.name}"
-            cases.append(Checked(name, plan, [x], shape, expected, scale, tolerance, about, images))
+            cases.append(task.checked(f"{layer.name}: {candidate.name}", plan, tolerance, about))
     return cases
 
 

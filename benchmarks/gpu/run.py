@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--precisions", nargs="*", choices=_PRECISIONS, default=("float32", "float16"), help="that PyTorch is timed in"
     )
+    parser.add_argument("--only-layers", action="store_true", help="layers alone, and nothing else")
     parser.add_argument("--only-checks", action="store_true", help="the kernels against float64, and nothing else")
     parser.add_argument("--torch-job", help="what this program starts for itself")
     options = parser.parse_args()
@@ -115,6 +116,10 @@ def main() -> None:
         print(f"{wrong} of {len(rows)} are wrong")
         sys.exit(wrong > 0)
     run = Run(bundle, options.output, options.minutes)
+    if options.only_layers:
+        run.part("gpu", gpu.describe)
+        run.part("layers", lambda: run_layers(run, gpu))
+        return
     with tempfile.TemporaryDirectory() as folder:
         measure(run, gpu, options.precisions, Path(folder))
     print("\n".join(goal_lines(run.results)))

@@ -139,13 +139,10 @@ def _candidates(
     gpu: Gpu,
 ) -> list[Candidate]:
     """The ways to compute a convolution of two dimensions or more that is not depthwise."""
-    candidates = []
-    for (outputs, pixels, *each), depth, splits in itertools.product(_GEMM_TILES, _DEPTHS, _SPLITS):
-        tile = GemmTile(geometry, x_strides, y_strides, outputs, pixels, depth, splits, *each)
-        if _fits(tile):
-            candidates.append(_dense(weight, tile, epilogue, gpu))
-    if gpu.precision != "float32":
-        candidates += _on_tensor_cores(weight, geometry, x_strides, y_strides, epilogue, gpu)
+    candidates = [
+        _dense(weight, tile, epilogue, gpu) if isinstance(tile, GemmTile) else _mma(weight, tile, epilogue, gpu)
+        for tile in _product_tiles(weight, geometry, x_strides, y_strides, gpu)
+    ]
     if np.all(weight):
         return candidates
     kept = int(np.count_nonzero(weight))
@@ -153,20 +150,26 @@ def _candidates(
     return [*candidates, *(_sparse(weight, kept, tile, epilogue, gpu) for tile in tiles)]
 
 
-def _on_tensor_cores(
+def _product_tiles(
     weight: NDArray[np.float32],
     geometry: ConvGeometry,
     x_strides: tuple[int, ...],
     y_strides: tuple[int, ...],
-    epilogue: Epilogue,
     gpu: Gpu,
-) -> Iterator[Candidate]:
+) -> Iterator[GemmTile | MmaTile]:
+    """Cuts that fit shared memory: for single numbers, and in less than float32 for tensor cores."""
+    for (outputs, pixels, *each), depth, splits in itertools.product(_GEMM_TILES, _DEPTHS, _SPLITS):
+        gemm = GemmTile(geometry, x_strides, y_strides, outputs, pixels, depth, splits, *each)
+        if _fits(gemm):
+            yield gemm
+    if gpu.precision == "float32":
+        return
     half = gpu.precision in _IN_HALF and gpu.architectures[0] >= _AMPERE and is_sparse(weight)
     cuts = itertools.product(_MMA_TILES, _DEPTHS, _SPLITS, (False, True) if half else (False,))
     for (outputs, pixels, *warp), depth, splits, sparse in cuts:
-        tile = MmaTile(geometry, x_strides, y_strides, outputs, pixels, depth, splits, gpu.precision, sparse, *warp)
-        if _fits(tile) and depth % tile.step == 0:
-            yield _mma(weight, tile, epilogue, gpu)
+        mma = MmaTile(geometry, x_strides, y_strides, outputs, pixels, depth, splits, gpu.precision, sparse, *warp)
+        if _fits(mma) and depth % mma.step == 0:
+            yield mma
 
 
 def _fits(t: ProductTile) -> bool:
