@@ -202,7 +202,7 @@ def test_precisions_that_a_target_has_not_are_refused(lwc, mlp, tmp_path, target
 
 def test_a_precision_reaches_the_kernels(lwc, mlp, tmp_path) -> None:
     out = tmp_path / "mlp.lwc"
-    done = lwc("compile", mlp, "-o", out, "--target", "h100", "--batch", 64, "--precision", "bfloat16")
+    done = lwc("compile", mlp, "-o", out, "--target", "h100", "--batch", 2048, "--precision", "bfloat16")
     assert done.code == 0, done.err
     manifest = json.loads((out / "manifest.json").read_text())
     assert "gpu_mma" in {step["kernel"] for step in manifest["programs"][0]["steps"]}
