@@ -53,6 +53,7 @@ class LaunchOf:
     grid: Sequence[int]
     block: Sequence[int]
     shared_bytes: int
+    overlaps: bool
     operands: Sequence[int]
 
 
@@ -170,11 +171,11 @@ class Gpu:
 
         Args:
             launches: of kernels that wait for their inputs themselves, see `launches.cuh`.
-            overlapping: each may start before the one before it has ended, from Hopper on, as in networks.
+            overlapping: those that do so in networks start before the one before them has ended, from Hopper on.
         """
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
         programmatic = _Attribute(_PROGRAMMATIC, (ctypes.c_uint64 * 8)(1))
-        count = int(overlapping and self._attribute(_MAJOR) >= _HOPPER)
+        overlapping &= self._attribute(_MAJOR) >= _HOPPER
         self.call("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL)
         try:
             for launch in launches:
@@ -185,7 +186,9 @@ class Gpu:
                     self.call("cuFuncSetAttribute", launch.function, _MOST_SHARED_BYTES, launch.shared_bytes)
                 grid, block = (ctypes.c_uint * 3)(*launch.grid), (ctypes.c_uint * 3)(*launch.block)
                 attributes = ctypes.pointer(programmatic)
-                config = _Config(grid, block, launch.shared_bytes, self.stream, attributes, count)
+                config = _Config(
+                    grid, block, launch.shared_bytes, self.stream, attributes, overlapping and launch.overlaps
+                )
                 self.call("cuLaunchKernelEx", ctypes.byref(config), launch.function, arguments, None)
         finally:
             self.call("cuStreamEndCapture", self.stream, ctypes.byref(graph))

@@ -80,6 +80,7 @@ class Case:
                 step["grid"],
                 step["block"],
                 step["shared_bytes"],
+                step["overlaps"],
                 [places[kind, which] for kind, which in step["args"]],
             )
             for step in self._case["steps"]

@@ -149,7 +149,12 @@ def pack_cases(writer: Writer, cases: Sequence[Checked], target: Target) -> dict
                     args.append([kind, operand.index])
             launch = step.kernel.launch
             assert launch is not None
-            sizes = {"grid": launch.grid, "block": launch.block, "shared_bytes": launch.dynamic_bytes}
+            sizes = {
+                "grid": launch.grid,
+                "block": launch.block,
+                "shared_bytes": launch.dynamic_bytes,
+                "overlaps": launch.overlaps,
+            }
             steps.append({"symbol": symbol, "args": args, **sizes})
         entries.append(
             {

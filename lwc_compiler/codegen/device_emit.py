@@ -143,7 +143,7 @@ def emit_device(
         launch = stage.kernels[call.symbol].launch
         assert launch is not None
         grid, block = (f"{{{', '.join(map(str, sizes))}}}" for sizes in (launch.grid, launch.block))
-        numbers_of = f"{launch.dynamic_bytes}, {len(places)}, {len(call.args)}"
+        numbers_of = f"{launch.dynamic_bytes}, {int(launch.overlaps)}, {len(places)}, {len(call.args)}"
         launches.append(f"    {{{numbers[call.symbol]}, {grid}, {block}, {numbers_of}}},")
         places += [place(ref) for ref in call.args]
     images = {f"code_{code.architecture}{'_ptx' * code.ptx}": code for code in codes}
@@ -171,7 +171,7 @@ def emit_device(
         codes="\n".join(f"    {{{c.architecture}, {int(c.ptx)}, LWC({name})}}," for name, c in images.items()),
         kernels="\n".join(f"    {c_string(name)}," for name in numbers) or "    NULL",
         places="\n".join(f"    {text}" for text in places) or "    {0, 0, 0}",
-        launches="\n".join(launches) or "    {0, {0, 0, 0}, {0, 0, 0}, 0, 0, 0}",
+        launches="\n".join(launches) or "    {0, {0, 0, 0}, {0, 0, 0}, 0, 0, 0, 0}",
         tensor_places="\n".join(
             f"    {place(ref, tensor_bytes(spec))}" for spec, ref in (*stage.inputs, *stage.outputs)
         ),

@@ -37,11 +37,13 @@ class Launch:
         grid: blocks along x, y and z.
         block: threads of a block along x, y and z.
         shared_bytes: of shared memory that a block uses.
+        overlaps: it begins before the kernel before it has ended, where the GPU can do that.
     """
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int = 0
+    overlaps: bool = True
 
     @property
     def dynamic_bytes(self) -> int:

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
     from lwc_compiler.targets.target import Gpu, Target
 
+_SHORT_SECONDS = 3e-6
+_RESIDENT_THREADS = 1024  # of a multiprocessor, with 64 registers each
+_BLOCK_BYTES = 1024  # of shared memory, that a block takes for itself
 _DEPTHWISE_SECONDS = 1.5e-6  # of every kernel; only one is offered, and nothing depends on its time
 _FEW_ROWS = 8  # of a product that reads its weights once for all of them
 _TAP_SHARE = 0.93  # of shared memory that is planned with; what is left is for rows with more taps than most
@@ -219,15 +222,36 @@ def _tap_channels(t: TapTile, density: float, budget: int) -> int:
     return max(1, min(inputs, int((_TAP_SHARE * budget / 2 - fixed) / channel)))
 
 
-def _cycles(gpu: Gpu, seconds: float) -> float:
-    return seconds * gpu.gigahertz * 1e9
+def _candidate(format_: str, name: str, seconds: float, gpu: Gpu, build: Callable[[], Plan]) -> Candidate:
+    def placed() -> Plan:
+        plan = build()
+        return replace(plan, steps=tuple(_placed(step, seconds, gpu) for step in plan.steps))
+
+    return Candidate(format_, name, seconds * gpu.gigahertz * 1e9, placed)
+
+
+def _placed(step: Step, seconds: float, gpu: Gpu) -> Step:
+    """The step, with what it is predicted to gain by beginning before the kernel before it has ended.
+
+    Blocks that are placed while others still run are not spread evenly: a multiprocessor that is free gets as many as
+    fit. Unless one alone fits, or more wait than fit, or the kernel is short, that costs more than the gap between two
+    launches.
+    """
+    launch = step.kernel.launch
+    assert launch is not None
+    threads = math.prod(launch.block)
+    fit = min(
+        (gpu.block_shared_bytes + _BLOCK_BYTES) // (launch.shared_bytes + _BLOCK_BYTES), _RESIDENT_THREADS // threads
+    )
+    overlaps = seconds <= _SHORT_SECONDS or fit <= 1 or math.prod(launch.grid) > gpu.multiprocessors * fit
+    return replace(step, kernel=replace(step.kernel, launch=replace(launch, overlaps=overlaps)))
 
 
 def _sparse(weight: NDArray[np.float32], kept: int, t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
     seconds = taps_seconds(t, steps_of(t, kept), gpu)
     name = f"csr {t.rows}x{t.columns} pixels, {t.warps}x{t.outputs} channels of {t.channels}"
     name += f", {t.parts} parts" * (t.parts > 1)
-    return Candidate("csr", name, _cycles(gpu, seconds), lambda: _tap_plan(weight, t, epilogue))
+    return _candidate("csr", name, seconds, gpu, lambda: _tap_plan(weight, t, epilogue))
 
 
 def _tap_plan(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue) -> Plan:
@@ -244,7 +268,7 @@ def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gp
         packed = pack_gemm(weight, t)
         return _product(weight.size, "dense", t, lambda wanted: gemm_kernel("gpu_gemm", t, wanted), packed, epilogue)
 
-    return Candidate("dense", name + _in_parts(t), _cycles(gpu, product_seconds(t, gpu)), plan)
+    return _candidate("dense", name + _in_parts(t), product_seconds(t, gpu), gpu, plan)
 
 
 def _mma(weight: NDArray[np.float32], t: MmaTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
@@ -255,7 +279,7 @@ def _mma(weight: NDArray[np.float32], t: MmaTile, epilogue: Epilogue, gpu: Gpu) 
     def plan() -> Plan:
         return _product(stored, format_, t, lambda wanted: mma_kernel(kernel, t, wanted), pack_mma(weight, t), epilogue)
 
-    return Candidate(format_, name + _in_parts(t), _cycles(gpu, product_seconds(t, gpu)), plan)
+    return _candidate(format_, name + _in_parts(t), product_seconds(t, gpu), gpu, plan)
 
 
 def _in_parts(t: ProductTile) -> str:
@@ -300,7 +324,7 @@ def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu:
     name = f"{format_} matvec{f', {t.precision}' * (t.in_word == 2)}, {t.across}x{t.outputs} outputs of a block"
     name += f", {t.parts} warps each" * (t.parts > 1) + f", {t.depth} loads"
     name += f", inputs in {t.chunks} parts" * (t.chunks > 1)
-    return Candidate(format_, name, _cycles(gpu, matvec_seconds(t, stored, gpu)), plan)
+    return _candidate(format_, name, matvec_seconds(t, stored, gpu), gpu, plan)
 
 
 def _depthwise(weight: NDArray[np.float32], g: ConvGeometry, epilogue: Epilogue, gpu: Gpu) -> Candidate:
@@ -312,7 +336,7 @@ def _depthwise(weight: NDArray[np.float32], g: ConvGeometry, epilogue: Epilogue,
         flops = 2 * weight.size * g.batch * math.prod(g.out_size)
         return _plan(kernel, [Constant(weight)], epilogue, "dense", weight.size, flops)
 
-    return Candidate("dense", "dense depthwise", _cycles(gpu, seconds), plan)
+    return _candidate("dense", "dense depthwise", seconds, gpu, plan)
 
 
 def _plan(kernel: Kernel, constants: list[Constant], epilogue: Epilogue, format_: str, stored: int, flops: int) -> Plan:

@@ -30,7 +30,9 @@ class ProductCosts:
 
     Attributes:
         launch: microseconds of every kernel.
+        parts_launch: microseconds of the kernel that adds the parts of sums up, beside what its bytes take.
         slice_cycles: waited for in a slice.
+        scattered: how much more of these, as a factor, where the channels of a slice are at several positions.
         product_cycles: cycles of products, of those at the peak rate.
         load_cycles: of a warp's access to shared memory.
         tensor_product_cycles: as `product_cycles`, on tensor cores.
@@ -40,7 +42,9 @@ class ProductCosts:
     """
 
     launch: float
+    parts_launch: float
     slice_cycles: float
+    scattered: float
     product_cycles: float
     load_cycles: float
     tensor_product_cycles: float
@@ -50,14 +54,16 @@ class ProductCosts:
 
 
 FITTED = ProductCosts(
-    launch=3.4,
-    slice_cycles=37,
+    launch=2.6,
+    parts_launch=1.0,
+    slice_cycles=110,
+    scattered=2.8,
     product_cycles=0.89,
-    load_cycles=0.52,
-    tensor_product_cycles=1.5,
-    tensor_load_cycles=0.35,
-    copy_cycles=7.5,
-    part_bandwidth=2.6,
+    load_cycles=0.49,
+    tensor_product_cycles=1.2,
+    tensor_load_cycles=0.45,
+    copy_cycles=6.5,
+    part_bandwidth=1.0,
 )
 
 
@@ -70,10 +76,13 @@ def product_seconds(t: GemmTile | MmaTile, gpu: Gpu, costs: ProductCosts = FITTE
     at_a_time = min(ceil_div(blocks, gpu.multiprocessors), there)
     turns = ceil_div(blocks, gpu.multiprocessors * at_a_time)
     copied = (t.slice_words / 4 + t.right / t.vector) / WARP * costs.copy_cycles
-    cycles = turns * t.slices_of_block * (costs.slice_cycles + at_a_time * (_multiplied(t, gpu, costs) + copied))
-    parts = 4.0 * (2 * t.splits + 1) * t.results if t.splits > 1 else 0.0
+    waited = costs.slice_cycles * (1 + costs.scattered * (t.block < t.depth))
+    cycles = turns * t.slices_of_block * (waited + at_a_time * (_multiplied(t, gpu, costs) + copied))
     bandwidth = gpu.gigabytes_a_second * 1e9
-    launch = 1e-6 * costs.launch + parts / (costs.part_bandwidth * bandwidth)
+    launch = 1e-6 * costs.launch
+    if t.splits > 1:
+        moved = 4.0 * (2 * t.splits + 1) * t.results
+        launch += 1e-6 * costs.parts_launch + moved / (costs.part_bandwidth * bandwidth)
     weights = 4 * t.output_blocks * g.groups * t.slices * t.slice_words
     moved = weights + 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
     return launch + max(cycles / (gpu.gigahertz * 1e9), moved / (_BANDWIDTH * bandwidth))

@@ -28,6 +28,7 @@ typedef struct {
     int kernel;
     unsigned grid[3], block[3];
     unsigned shared_bytes; /* of shared memory, beside what the kernel declares */
+    int overlaps;          /* it may begin before the one before it has ended */
     int first, count; /* operands, of lwc_places */
 } lwc_launch;
 
@@ -183,7 +184,7 @@ static int lwc_add_launches(LWC(context) *c, lwc_graph *g, int timed) {
     const lwc_edge programmatic = {.from_port = LWC_CU_PROGRAMMATIC, .type = LWC_CU_PROGRAMMATIC};
     void *last = NULL, *event;
     for (int i = 0; i < LWC_LAUNCHES; i++) {
-        const int overlaps = c->overlapping && !timed && i > 0;
+        const int overlaps = c->overlapping && !timed && i > 0 && lwc_launches[i].overlaps;
         lwc_described launch;
         lwc_describe(c, &lwc_launches[i], g->tensors, &launch);
         if (timed) {
