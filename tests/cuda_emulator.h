@@ -12,6 +12,8 @@
 #include <string.h>
 #include <ucontext.h>
 #include <algorithm>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #define __global__
@@ -75,6 +77,10 @@ static int waiting(int first, int size, Wait what) {
     return found;
 }
 
+/* Which thread copies to a word, and after how many barriers of the block it started. */
+static std::unordered_map<uintptr_t, std::pair<int, int>> copied;
+static int barriers;
+
 static void run_block(uint3 size, bool backwards) {
     count = (int)(size.x * size.y * size.z);
     for (int i = 0; i < count; i++) {
@@ -100,8 +106,10 @@ static void run_block(uint3 size, bool backwards) {
         }
         if (moved) continue;
         if (waiting(0, count, FOR_BLOCK) != count) { fprintf(stderr, "threads miss a barrier\n"); abort(); }
+        barriers++;
         for (int i = 0; i < count; i++) resume(backwards ? count - 1 - i : i);
     }
+    barriers++;
 }
 
 static void launch(const unsigned *grid, const unsigned *block, bool backwards) {
@@ -114,6 +122,14 @@ static void launch(const unsigned *grid, const unsigned *block, bool backwards) 
 
 static void start_copy(void *to, const void *from, int exists, int size) {
     if ((uintptr_t)to % size || (uintptr_t)from % size) { fprintf(stderr, "a copy is not aligned\n"); abort(); }
+    for (uintptr_t word = (uintptr_t)to; word < (uintptr_t)to + size; word += 4) {
+        const auto found = copied.find(word);
+        if (found != copied.end() && found->second.first != current && found->second.second == barriers) {
+            fprintf(stderr, "two threads copy to the same place\n");
+            abort();
+        }
+        copied[word] = {current, barriers};
+    }
     threads[current].copies.push_back({to, exists ? from : NULL, size, threads[current].groups});
 }
 

@@ -53,6 +53,7 @@ class Process:
                 start_new_session=True, env=environment,
             )  # fmt: skip
         self._said: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._early: list[dict[str, Any]] = []  # what it found before it was ready
         assert self._process.stdout is not None
         self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
         self._listener.start()
@@ -66,11 +67,17 @@ class Process:
 
     def wait_ready(self, seconds: float) -> str | None:
         """Waits until it is ready; gives the reason why it is not."""
-        try:
-            said = self._said.get(timeout=max(0.0, seconds))
-        except queue.Empty:
-            return _LATE
-        return None if said == _READY else said["missing"] if said else self._last_words()
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                said = self._said.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                return _LATE
+            if said is None or "missing" in said:
+                return said["missing"] if said else self._last_words()
+            if said == _READY:
+                return None
+            self._early.append(said)
 
     def measure(self, seconds: float) -> Iterator[dict[str, Any]]:
         """Lets it go on; what it finds, and in the end perhaps the reason why there is no more, as `missing`."""
@@ -79,6 +86,7 @@ class Process:
         with suppress(BrokenPipeError):  # it has ended: what it said, or its last words, say why
             self._process.stdin.write("go\n")
             self._process.stdin.flush()
+        yield from self._early
         while True:
             try:
                 said = self._said.get(timeout=max(0.0, end - time.monotonic()))

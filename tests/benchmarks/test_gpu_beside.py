@@ -58,6 +58,12 @@ def test_one_that_fails_says_why(tmp_path) -> None:
     assert found["layers"] == [{"name": "all", "missing": "ZeroDivisionError: division by zero"}]
 
 
+def test_what_is_found_before_all_are_ready_counts(tmp_path) -> None:
+    found = measured(tmp_path, first="print(json.dumps({'compile': 'a graph break'}))")
+    assert [row["compile"] for row in found["networks"]] == ["a graph break"] * 3
+    assert [row["job"] for row in found["networks"]] == ["2 float32", "0 float32", "2 float16"]
+
+
 def test_when_the_time_is_up(tmp_path) -> None:
     found = measured(tmp_path, until=4.0, then="time.sleep(100 if job == '0 float32' else 0)")
     assert [row.get("missing") for row in found["networks"]] == [None, "the time was up", "the time was up"]

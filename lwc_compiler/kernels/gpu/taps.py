@@ -227,8 +227,11 @@ class _Copies:
         down = threads // across
         with b.loop("i", 0, ceil_div(positions, across)) as i:
             element = b.let("element", i * across + thread)
-            with b.when(element < positions if positions % across else True):
-                *before, column = unravel(b, element * t.vector, t.window)
+            *before, column = unravel(b, element * t.vector, t.window)
+            copied = element < positions
+            if t.overlap:  # the thread that has the end of the row before copies them
+                copied = tirx.all(copied, tirx.any(element < t.window[-1], column >= t.overlap))
+            with b.when(copied if t.overlap or positions % across else True):
                 first = chunk * t.channels + b.block[2] * g.group_inputs
                 from_ = self._image * t.x_strides[0] + first * t.x_strides[1]
                 inside = None

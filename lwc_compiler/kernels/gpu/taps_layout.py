@@ -107,6 +107,11 @@ class TapTile:
         return max(0, min(before, self.window[-1] - before - g.in_size[-1]))
 
     @property
+    def overlap(self) -> int:
+        """Columns of a row that have the place of columns of the next one."""
+        return max(0, self.window[-1] - self.pitch) if self.shared_columns else 0
+
+    @property
     def pitch(self) -> int:
         """Elements of a row in shared memory: the fewest with which the lanes of a warp read different banks."""
         least = self.half * self.geometry.strides[-1] - self.shared_columns

@@ -136,11 +136,11 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   lwc_inputs_ready();
   int cse_v8 = (((int)threadIdx.x) % 64);
   int element_3 = (((int)threadIdx.x) % 64);
+  int cse_v13 = ((((int)threadIdx.x) % 64) % 6);
+  int i_3 = ((((int)threadIdx.x) % 64) % 6);
+  int cse_v14 = ((((int)threadIdx.x) % 64) / 6);
+  int i_4 = ((((int)threadIdx.x) % 64) / 6);
   if ((((int)threadIdx.x) % 64) < 60) {
-    int cse_v13 = ((((int)threadIdx.x) % 64) % 6);
-    int i_3 = ((((int)threadIdx.x) % 64) % 6);
-    int cse_v14 = ((((int)threadIdx.x) % 64) / 6);
-    int i_4 = ((((int)threadIdx.x) % 64) / 6);
     int position = (((((int)threadIdx.x) % 64) / 6) - 1);
     int cse_v16 = ((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6));
     int position_1 = (((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6)) - 1);
