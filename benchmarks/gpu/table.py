@@ -1,13 +1,32 @@
-"""The results of `make gpu` as Markdown."""
+"""The results of `make gpu` as Markdown.
+
+`python -m benchmarks.gpu.table RESULTS.json --pytorch OTHER.json` prints the tables with PyTorch's times of another run.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.goals import WAYS, beside, best_of_lwc, best_of_torch, goals, share_of_copy
 
 _WORST = 5
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Prints the results of `make gpu`.")
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--pytorch", type=Path, help="results of another run, whose times of PyTorch are taken")
+    options = parser.parse_args()
+    results = json.loads(options.results.read_text(encoding="utf-8"))
+    if options.pytorch is not None:
+        results["torch"] = json.loads(options.pytorch.read_text(encoding="utf-8"))["torch"]
+        results["missing"]["torch"] = f"its times are those of another run, {options.pytorch.name}"
+    print(markdown(results), end="")
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -164,3 +183,7 @@ def _rows(head: Iterable[str], body: Iterable[Iterable[Any]]) -> list[str]:
     head = list(head)
     lines = [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
     return lines + [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in body]
+
+
+if __name__ == "__main__":
+    main()

@@ -43,7 +43,7 @@ class Launch:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int = 0
-    overlaps: bool = True
+    overlaps: bool = False
 
     @property
     def dynamic_bytes(self) -> int:
