@@ -9,6 +9,7 @@ import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
+import onnx
 import pytest
 import yaml
 
@@ -131,12 +132,28 @@ def test_the_action_builds(project):
     assert "max_bytes" in runner.files["GITHUB_STEP_SUMMARY"].read_text()
 
 
+def test_the_action_says_which_node_is_refused(project):
+    (project / "recipe.toml").write_text(RECIPE.replace("mlp.onnx", "no.onnx"))
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[2, 3] x) => (float[N, 2] y) '
+        "{ n = NonZero(x) y = Cast<to=1>(n) }"
+    )
+    onnx.save(model, project / "no.onnx")
+    runner = Runner(project, sarif="refused.sarif")
+    done = runner.step("build")
+    assert done.returncode == int(runner.outputs["exit-code"]) > 0
+    results = json.loads((project / "refused.sarif").read_text())["runs"][0]["results"]
+    assert [result["message"]["text"] for result in results]
+
+
 def test_inputs_of_the_action_are_options(project):
     program(project / "bin" / "lwc", 'printf "%s\\n" "$@"; exit 4')
     inputs = {"recipe": "a b.toml", "output": "$(touch x)", "allow-code": "true", "cache": "false", "timeout": "7"}
+    inputs["sarif"] = "re fused.sarif"
     runner = Runner(project, **inputs)
     done = runner.step("build")
-    options = ["--output", "$(touch x)", "--force", "--timeout", "7", "--allow-code", "--no-cache", "--", "a b.toml"]
+    options = ["--output", "$(touch x)", "--force", "--timeout", "7", "--allow-code", "--sarif", "re fused.sarif"]
+    options += ["--no-cache", "--", "a b.toml"]
     assert (done.returncode, done.stdout.splitlines()) == (4, ["build", *options])
     assert runner.outputs == {"directory": "$(touch x)", "exit-code": "4"}
     assert not (project / "x").exists()
