@@ -1,6 +1,6 @@
 """The results of `make gpu` as Markdown.
 
-`python -m benchmarks.gpu.table RESULTS.json --pytorch OTHER.json` prints the tables with PyTorch's times of another run.
+`python -m benchmarks.gpu.table RESULTS.json --pytorch OTHER.json` prints them with PyTorch's times of another run.
 """
 
 from __future__ import annotations
