@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from harness import check_same_kernels, sparse, variant
-from test_conv import CONVOLUTIONS, conv, make_case, random_layouts, weight_shape
+from test_conv import CONVOLUTIONS, conv, make_case, random_layout, random_layouts, weight_shape
 from test_matmul import PRODUCTS
 from test_matmul import make_case as make_product
 
@@ -36,6 +36,10 @@ def planes(geometry: ConvGeometry) -> tuple[ConvGeometry, tuple[int, ...], tuple
 
 def tap_tiles(geometry: ConvGeometry, _target):
     return planning._tap_tiles(*planes(geometry), 0.3, GPU.gpu)
+
+
+def block_tiles(geometry: ConvGeometry, _target):
+    return planning._tap_tiles(*planes(geometry), 0.3, GPU.gpu, 4)
 
 
 def planned_taps(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
@@ -67,6 +71,10 @@ def make_cases():
     cases += [make_product(i, *s, *variant(i, 1), plan_matmul) for i, s in enumerate(PRODUCTS)]
     cases += random_layouts(full[::2], 1, tap_tiles, planned_taps)
     cases += random_layouts(full[1::3], 3, gemm_tiles, planned_gemm)
+    fours = [g for g in full if g.group_outputs % 4 == 0 and any(block_tiles(g, GPU))]
+    for i, g in enumerate(fours[::2]):
+        layout = random_layout(i, block_tiles, planned_taps)
+        cases.append(make_case(i, g, "blocks", variant(i, 3)[1], layout))
     depthwise = [g for g in CONVOLUTIONS if g.groups == g.in_channels]
     cases += [make_case(i, g, *variant(i, 2), plan_conv) for i, g in enumerate(depthwise)]
     few = [(1, 1, 1), (1, 13000, 5), (2, 7000, 17), (3, 65, 63), (5, 64, 100), (8, 1031, 33), (1, 700, 150)]
@@ -167,6 +175,16 @@ def test_the_density_decides(density: float, format_: str, rows: int) -> None:
     plan = plan_matmul(weight, rows, Epilogue(), GPU)
     assert plan.format == format_
     assert {trial.name.split()[0] for trial in plan.trials} == {"csr", "dense"}
+
+
+def test_blocks_of_output_channels_are_rows() -> None:
+    geometry = conv(4, 128, (28, 28), 128, (3, 3), pads=(1, 1, 1, 1))
+    generator = np.random.default_rng(0)
+    mask = np.repeat(generator.random((32, *weight_shape(geometry)[1:])) < 0.1, 4, axis=0)
+    weight = (generator.standard_normal(mask.shape) * mask).astype(np.float32)
+    assert plan_conv(weight, geometry, Epilogue(), GPU).format == "4x1"
+    moved = np.roll(weight, 1, axis=0)  # other places in every four
+    assert plan_conv(np.ascontiguousarray(moved), geometry, Epilogue(), GPU).format == "csr"
 
 
 def epilogue(channels: int) -> Epilogue:

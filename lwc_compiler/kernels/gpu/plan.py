@@ -51,7 +51,9 @@ _BLOCK_BYTES = 1024  # of shared memory, that a block takes for itself
 _DEPTHWISE_SECONDS = 1.5e-6  # of every kernel; only one is offered, and nothing depends on its time
 _FEW_ROWS = 8  # of a product that reads its weights once for all of them
 _TAP_SHARE = 0.93  # of shared memory that is planned with; what is left is for rows with more taps than most
-_TAP_BYTES = 6 * 1.1  # of a tap in shared memory: offset and value; lists are filled to steps
+_TAP_BYTES = 1.1  # of shared memory for a tap, of a word of a step; lists are filled to steps
+_HEIGHTS = (1, 4)  # output channels that share their taps' places
+_MOST_FILLED = 1.05  # weights that are stored then, of those that are kept
 # Warps of a block, output channels of a warp, and warps that share an output channel.
 _TAP_CUTS = (
     (4, 1, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 8, 1), (16, 1, 1), (16, 2, 1), (16, 4, 1), (8, 1, 2), (8, 2, 2),
@@ -149,8 +151,14 @@ def _candidates(
     if np.all(weight):
         return candidates
     kept = int(np.count_nonzero(weight))
-    tiles = _tap_tiles(geometry, x_strides, y_strides, kept / weight.size, gpu)
-    return [*candidates, *(_sparse(weight, kept, tile, epilogue, gpu) for tile in tiles)]
+    for height in _HEIGHTS:
+        if geometry.group_outputs % height:
+            continue
+        taps = int(np.count_nonzero((weight.reshape(-1, height, *weight.shape[1:]) != 0).any(axis=1)))
+        if taps * height <= _MOST_FILLED * kept:
+            tiles = _tap_tiles(geometry, x_strides, y_strides, taps * height / weight.size, gpu, height)
+            candidates += [_sparse(weight, taps, tile, epilogue, gpu) for tile in tiles]
+    return candidates
 
 
 def _product_tiles(
@@ -181,21 +189,26 @@ def _fits(t: ProductTile) -> bool:
 
 
 def _tap_tiles(
-    geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], density: float, gpu: Gpu
+    geometry: ConvGeometry,
+    x_strides: tuple[int, ...],
+    y_strides: tuple[int, ...],
+    density: float,
+    gpu: Gpu,
+    height: int = 1,
 ) -> Iterator[TapTile]:
     """Cuts that waste few lanes; a block declares its shared memory, or has half of a multiprocessor's, or all."""
     budgets = _shared_budgets(gpu)
     flat = geometry.out_size[-2] == 1
-    inputs, outputs = geometry.in_channels // geometry.groups, geometry.out_channels // geometry.groups
+    inputs, outputs = geometry.group_inputs, geometry.group_outputs // height
     width = geometry.out_size[-1]
     across = (8, 16, 32, 64, 128) if flat else sorted({4, 8, 16, 32, ceil_div(width, ceil_div(width, WARP))})
     for columns in across:
         for pixels in (ceil_div(columns, WARP),) if flat else (1, 2, 4, 8):
             for warps, many, parts in _TAP_CUTS:
-                if pixels * many * warps > 256 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
+                if pixels * many * height * warps > 256 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
                     continue
                 rows = WARP // min(columns, WARP) * (1 if flat else pixels)
-                one = TapTile(geometry, x_strides, y_strides, rows, columns, 1, warps, many, parts)
+                one = TapTile(geometry, x_strides, y_strides, rows, columns, 1, warps, many, parts, height)
                 full = replace(one, steps=one.lists * ceil_div(math.prod(geometry.kernel), TAP_STEP) + ALIKE)
                 for budget in budgets:
                     if full.shared_bytes > budget:
@@ -215,7 +228,7 @@ def _shared_budgets(gpu: Gpu) -> list[int]:
 def _tap_channels(t: TapTile, density: float, budget: int) -> int:
     """Input channels of which a block has the window and the taps: all in one stage, or as many as two stages hold."""
     inputs = t.geometry.group_inputs
-    channel = 4 * t.plane + t.per_block * math.prod(t.geometry.kernel) * density * _TAP_BYTES
+    channel = 4 * t.plane + t.per_block * math.prod(t.geometry.kernel) * density * t.step_words * _TAP_BYTES
     fixed = 4 * t.plane + 12 * t.lists
     if inputs * channel + fixed <= _TAP_SHARE * budget:
         return inputs
@@ -247,18 +260,22 @@ def _placed(step: Step, seconds: float, gpu: Gpu) -> Step:
     return replace(step, kernel=replace(step.kernel, launch=replace(launch, overlaps=overlaps)))
 
 
-def _sparse(weight: NDArray[np.float32], kept: int, t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
-    seconds = taps_seconds(t, steps_of(t, kept), gpu)
-    name = f"csr {t.rows}x{t.columns} pixels, {t.warps}x{t.outputs} channels of {t.channels}"
+def _sparse(weight: NDArray[np.float32], taps: int, t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+    seconds = taps_seconds(t, steps_of(t, taps), gpu)
+    name = f"{_format_of(t)} {t.rows}x{t.columns} pixels, {t.warps}x{t.outputs} channels of {t.channels}"
     name += f", {t.parts} parts" * (t.parts > 1)
-    return _candidate("csr", name, seconds, gpu, lambda: _tap_plan(weight, t, epilogue))
+    return _candidate(_format_of(t), name, seconds, gpu, lambda: _tap_plan(weight, t, epilogue))
+
+
+def _format_of(t: TapTile) -> str:
+    return f"{t.height}x1" if t.height > 1 else "csr"
 
 
 def _tap_plan(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue) -> Plan:
     t = fitted(weight, t)
     constants, stored = pack_taps(weight, t)
     pixels = t.geometry.batch * math.prod(t.geometry.out_size)
-    return _plan(taps_kernel("gpu_taps", t, epilogue), constants, epilogue, "csr", stored, 2 * stored * pixels)
+    return _plan(taps_kernel("gpu_taps", t, epilogue), constants, epilogue, _format_of(t), stored, 2 * stored * pixels)
 
 
 def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:

@@ -7,6 +7,9 @@ computes these, the next input channels are on their way. Each warp goes through
 at a time, which all its lanes share; every lane has the sums of a few pixels in registers. Shared memory serves 32
 neighbouring pixels in a cycle however they are shifted, so taps of any kernel position cost the same.
 
+Where neighbouring output channels have their weights at the same places (r x 1 blocks), they are a row: they share the
+offsets of their taps, and every input that is read from shared memory is multiplied r times.
+
 Where a layer has too few pixels and output channels for all warps of a GPU, several warps share the taps of an output
 channel, each those of some input channels, and add their sums up through shared memory.
 
@@ -62,15 +65,17 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
     b.inputs_ready()
     copies.start_window(0, 0)
     b.commit()
-    sums = [[b.register(1) for _ in range(t.pixels)] for _ in slots]
-    for slot, registers in zip(slots, sums, strict=True):
-        start = splat(0.0, 1)
-        if bias is not None:
-            start = b.let("start", b.load(bias, b.load(channels, b.block[2] * t.slots + slot)))
-            if t.parts > 1:
-                start = tirx.if_then_else(part == 0, start, splat(0.0, 1))
-        for register in registers:
-            register.set(start)
+    # Of each row the sums of its output channels, one after the other, for each pixel.
+    sums = [[[b.register(1) for _ in range(t.pixels)] for _ in range(t.height)] for _ in slots]
+    for slot, row_sums in zip(slots, sums, strict=True):
+        for number, registers in enumerate(row_sums):
+            start = splat(0.0, 1)
+            if bias is not None:
+                start = b.let("start", b.load(bias, b.load(channels, b.block[2] * t.slots + slot) + number))
+                if t.parts > 1:
+                    start = tirx.if_then_else(part == 0, start, splat(0.0, 1))
+            for register in registers:
+                register.set(start)
 
     with b.loop("chunk", 0, t.chunks) as chunk:
         stage = 0
@@ -84,54 +89,63 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
         b.barrier()
         here = b.let("here", base + stage * t.stage_elements)
         first_step = b.let("first_step", b.load(copies.starts, stage * (t.lists + 1)))
-        for i, registers in enumerate(sums):
+        for i, row_sums in enumerate(sums):
             at = b.let("list", stage * (t.lists + 1) + part * t.per_block + i * across + place)
             first = b.let("first", b.load(copies.starts, at) - first_step)
             last = b.let("last", b.load(copies.starts, at + 1) - first_step)
             with b.loop("step", first, last) as step:
-                _multiply(b, t, copies, b.let("at", stage * t.steps + step), here, registers)
+                _multiply(b, t, copies, b.let("at", stage * t.steps + step), here, row_sums)
         if t.chunks > 1:
             b.barrier()
 
     if t.parts > 1:
-        _add_parts(b, t, copies.window, sums, part, place, lane)
-    for slot, registers in zip(slots, sums, strict=True):
-        works = tirx.all(part == 0, slot < g.group_outputs)
+        registers = [register for row_sums in sums for registers in row_sums for register in registers]
+        _add_parts(b, t, copies.window, registers, part, place, lane)
+    for slot, row_sums in zip(slots, sums, strict=True):
+        works = tirx.all(part == 0, slot < t.group_rows)
         with b.when(tirx.all(works, lane < t.lane_rows * t.lane_columns) if t.idle else works):
-            output = b.let("output", b.load(channels, b.block[2] * t.slots + slot))
-            to = image * t.y_strides[0] + output * t.y_strides[1]
-            for axis in range(n - 2):
-                to = to + corner[axis] * t.y_strides[2 + axis]
-            to = b.let("to", to)
-            for pixel, register in enumerate(registers):
-                rows, columns = t.step(pixel)
-                at_row, at_column = corner[-2] + row + rows, corner[-1] + column + columns
-                with b.when(tirx.all(at_row < g.out_size[-2], at_column < g.out_size[-1])):
-                    result = b.let("result", to + at_row * t.y_strides[-2] + at_column * t.y_strides[-1])
-                    store_result(b, y, result, register.get(), residual, epilogue.activation)
+            first_output = b.let("first_output", b.load(channels, b.block[2] * t.slots + slot))
+            for number, registers in enumerate(row_sums):
+                to = image * t.y_strides[0] + (first_output + number) * t.y_strides[1]
+                for axis in range(n - 2):
+                    to = to + corner[axis] * t.y_strides[2 + axis]
+                to = b.let("to", to)
+                for pixel, register in enumerate(registers):
+                    rows, columns = t.step(pixel)
+                    at_row, at_column = corner[-2] + row + rows, corner[-1] + column + columns
+                    with b.when(tirx.all(at_row < g.out_size[-2], at_column < g.out_size[-1])):
+                        result = b.let("result", to + at_row * t.y_strides[-2] + at_column * t.y_strides[-1])
+                        store_result(b, y, result, register.get(), residual, epilogue.activation)
     return b.finished(name)
 
 
-def _multiply(b: DeviceBuilder, t: TapTile, copies: _Copies, step: Expr, here: Expr, sums: list[Register]) -> None:
-    """Adds the products of a step's taps to the sums of a lane's pixels."""
-    where, held = b.register(OFFSET_WORDS, "uint32"), b.register(TAP_STEP)
+def _multiply(
+    b: DeviceBuilder, t: TapTile, copies: _Copies, step: Expr, here: Expr, sums: list[list[Register]]
+) -> None:
+    """Adds the products of a step's taps to a row's sums."""
+    where, held = b.register(OFFSET_WORDS, "uint32"), [b.register(TAP_STEP) for _ in range(t.height)]
     where.set(b.load(copies.offsets, step * OFFSET_WORDS, OFFSET_WORDS))
-    held.set(b.load(copies.values, step * TAP_STEP, TAP_STEP))
+    for number, register in enumerate(held):
+        register.set(b.load(copies.values, (step * t.height + number) * TAP_STEP, TAP_STEP))
     for tap in range(TAP_STEP):
         word = where.part(tap // 2, 1)
         offset = word >> tirx.const(16, "uint32") if tap % 2 else word & tirx.const(0xFFFF, "uint32")
         at = b.let("at", offset.astype("int32") + here)
-        for pixel, register in enumerate(sums):
+        for pixel in range(t.pixels):
             rows, columns = t.step(pixel)
-            moved = rows * t.geometry.strides[-2] * t.pitch + columns
-            register.set(register.get() + held.part(tap, 1) * b.load(copies.window, at + moved))
+            value = b.load(copies.window, at + rows * t.geometry.strides[-2] * t.pitch + columns)
+            if t.height > 1:
+                value = b.let("value", value)
+            for number, registers in enumerate(sums):
+                vector, part = divmod(tap * t.height + number, TAP_STEP)
+                register = registers[pixel]
+                register.set(register.get() + held[vector].part(part, 1) * value)
 
 
 def _add_parts(
-    b: DeviceBuilder, t: TapTile, shared: Expr, sums: list[list[Register]], part: Expr, row: Expr, lane: Expr
+    b: DeviceBuilder, t: TapTile, shared: Expr, registers: list[Register], part: Expr, row: Expr, lane: Expr
 ) -> None:
     """Adds to the sums of a block's first warps those of the others, in their order."""
-    registers = [register for registers in sums for register in registers]
     across = t.warps // t.parts
 
     def place(of_part: Expr, number: int) -> Expr:
@@ -163,7 +177,7 @@ class _Copies:
     ) -> None:
         self._b, self._t, self._pointers, self._image, self._corner = b, t, pointers, image, corner
         self.window = b.shared("window", t.window_elements)
-        self.values = b.shared("held", t.stages * t.steps * TAP_STEP)
+        self.values = b.shared("held", t.stages * t.steps * TAP_STEP * t.height)
         self.offsets = b.shared("where", t.stages * t.steps * OFFSET_WORDS, "uint32")
         self.starts = b.shared("lists", t.stages * (t.lists + 1), "int32")
         # The first step of the chunk that is copied next, and the one after its last: loaded a chunk before.
@@ -205,7 +219,9 @@ class _Copies:
             b.copy(self.starts, stage * (t.lists + 1) + number, starts, lists + number, 1)
         first = b.let("first", self._first.get())
         for step in self._each(b.let("count", self._last.get() - first), t.steps):
-            b.copy(self.values, (stage * t.steps + step) * TAP_STEP, values, (first + step) * TAP_STEP, TAP_STEP)
+            for number in range(t.height):
+                to = ((stage * t.steps + step) * t.height + number) * TAP_STEP
+                b.copy(self.values, to, values, ((first + step) * t.height + number) * TAP_STEP, TAP_STEP)
             to = (stage * t.steps + step) * OFFSET_WORDS
             b.copy(self.offsets, to, offsets, (first + step) * OFFSET_WORDS, OFFSET_WORDS)
         if t.chunks > 1:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _REGISTERS = 65536 // 64  # threads of a multiprocessor that have the registers they need
 _WARPS = 64  # of a multiprocessor
 _BLOCK_BYTES = 1024  # of shared memory, that a block takes for itself
-_LIST_WAVEFRONTS, _STEP_WAVEFRONTS = 3, 2  # accesses to shared memory of a list's ends, and of a step's taps
+_LIST_WAVEFRONTS = 3  # accesses to shared memory, of a list's ends
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ FITTED = TapCosts(
 )
 
 
-def steps_of(t: TapTile, kept: int) -> float:
-    """Steps of a block's taps in all chunks together, where every list has about as many of `kept` taps."""
+def steps_of(t: TapTile, taps: int) -> float:
+    """Steps of a block's taps in all chunks together, where every list has about as many of them."""
     g = t.geometry
     lists = g.groups * t.chunks * t.row_blocks * t.lists
-    taps = kept / lists
-    return t.chunks * t.lists * (taps / TAP_STEP + 0.375 * -math.expm1(-taps))
+    each = taps / lists
+    return t.chunks * t.lists * (each / TAP_STEP + 0.375 * -math.expm1(-each))
 
 
 def taps_seconds(t: TapTile, steps: float, gpu: Gpu, costs: TapCosts = FITTED) -> float:
@@ -94,18 +94,21 @@ def taps_seconds(t: TapTile, steps: float, gpu: Gpu, costs: TapCosts = FITTED) -
     window = t.geometry.group_inputs * math.prod(t.window)
     own = steps / t.warps  # steps of a warp
     copies = window / t.vector / (t.warps * WARP)
-    tap_copies = 2 * steps / (t.warps * WARP)
+    tap_copies = (1 + t.height) * steps / (t.warps * WARP)
     issued = t.warps * (
         30 * t.chunks
         + copies * costs.copy_instructions
         + tap_copies * 8
         + lists * costs.list_instructions
-        + own * (costs.step_instructions + 2 * TAP_STEP * t.pixels)
-        + t.outputs * t.pixels * costs.sum_instructions
+        + own * (costs.step_instructions + t.height - 1 + (1 + t.height) * TAP_STEP * t.pixels)
+        + t.outputs * t.height * t.pixels * costs.sum_instructions
     )
-    accesses = t.warps * (lists * _LIST_WAVEFRONTS + own * (_STEP_WAVEFRONTS + TAP_STEP * t.pixels) + copies * t.vector)
+    of_step = 1 + t.height + TAP_STEP * t.pixels  # offsets, values, inputs
+    accesses = t.warps * (lists * _LIST_WAVEFRONTS + own * of_step + copies * t.vector)
     waited = costs.block_cycles + t.chunks * costs.chunk_cycles + lists * costs.list_cycles + own * costs.step_cycles
-    shared = t.shared_bytes if t.steps else t.shared_bytes + 4 * t.stages * 6 * math.ceil(1.1 * steps / t.chunks)
+    shared = (
+        t.shared_bytes if t.steps else t.shared_bytes + 4 * t.stages * t.step_words * math.ceil(1.1 * steps / t.chunks)
+    )
     there = max(
         1,
         min(
@@ -116,7 +119,7 @@ def taps_seconds(t: TapTile, steps: float, gpu: Gpu, costs: TapCosts = FITTED) -
     )
     each = ceil_div(blocks, gpu.multiprocessors)
     rounds = ceil_div(each, min(there, each))
-    moved = blocks * (4 * window + 24 * steps) / costs.bytes_a_nanosecond * gpu.gigahertz
+    moved = blocks * 4 * (window + t.step_words * steps) / costs.bytes_a_nanosecond * gpu.gigahertz
     parts = (each * max(issued / costs.issued, accesses), rounds * waited, moved)
     cycles = math.fsum(part**costs.sharpness for part in parts) ** (1 / costs.sharpness)
     return float(1e-6 * costs.launch + cycles / (gpu.gigahertz * 1e9))

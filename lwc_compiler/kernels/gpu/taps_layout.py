@@ -1,7 +1,7 @@
 """How the taps of a layer are cut into blocks, and laid out in memory: for the kernel of `taps.py`.
 
-The output channels are sorted by their number of taps: those of a block have about as many, so that none waits long at
-a barrier, and the longest begin first.
+Rows, of one output channel or of several that share their taps' places, are sorted by their number of taps: those of a
+block have about as many, so that none waits long at a barrier, and the longest begin first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 TAP_STEP = 4  # taps that are read at a time
 OFFSET_WORDS = TAP_STEP // 2  # of a step's offsets, of 16 bits each
-_STEP_WORDS = TAP_STEP + OFFSET_WORDS
 _VECTOR = 4
 ALIKE = 16  # steps, to a multiple of which those of a kernel are rounded up
 
@@ -42,8 +41,9 @@ class TapTile:
         columns: of the tile; at most a warp, or several.
         channels: input channels in shared memory at a time.
         warps: of a block.
-        outputs: output channels of a warp.
-        parts: warps that share an output channel; divides `warps`.
+        outputs: rows of a warp: of so many output channels as share their taps' places.
+        parts: warps that share a row; divides `warps`.
+        height: output channels of a row, neighbours; divides those of a group.
         most_bytes: of shared memory, that a block may take.
         steps: most steps of a block's taps in shared memory at a time; `fitted` knows them.
     """
@@ -57,6 +57,7 @@ class TapTile:
     warps: int
     outputs: int
     parts: int = 1
+    height: int = 1
     most_bytes: int = STATIC_SHARED_BYTES
     steps: int = 0
 
@@ -139,18 +140,23 @@ class TapTile:
         return ceil_div(self.geometry.group_inputs, self.channels)
 
     @property
+    def group_rows(self) -> int:
+        """Rows of a group."""
+        return self.geometry.group_outputs // self.height
+
+    @property
     def per_block(self) -> int:
-        """Output channels of a block."""
+        """Rows of a block."""
         return self.warps // self.parts * self.outputs
 
     @property
     def row_blocks(self) -> int:
-        """Blocks over the output channels of a group."""
-        return ceil_div(self.geometry.group_outputs, self.per_block)
+        """Blocks over the rows of a group."""
+        return ceil_div(self.group_rows, self.per_block)
 
     @property
     def slots(self) -> int:
-        """Places for output channels of a group."""
+        """Places for rows of a group."""
         return self.row_blocks * self.per_block
 
     @property
@@ -176,14 +182,19 @@ class TapTile:
     @property
     def window_elements(self) -> int:
         """Of shared memory for all chunks at once; the sums of all parts but one take their place."""
-        sums = (self.parts - 1) * self.per_block * self.pixels * WARP
+        sums = (self.parts - 1) * self.per_block * self.height * self.pixels * WARP
         return max(self.stages * self.stage_elements, sums)
 
     @property
     def shared_bytes(self) -> int:
         """Of shared memory that a block uses, with its taps."""
-        taps = self.steps * _STEP_WORDS + self.lists + 1
+        taps = self.steps * self.step_words + self.lists + 1
         return 4 * (self.window_elements + self.stages * taps) + 4 * SHARED_ALIGNMENT_BYTES
+
+    @property
+    def step_words(self) -> int:
+        """Words of shared memory for a step's taps."""
+        return TAP_STEP * self.height + OFFSET_WORDS
 
     @property
     def vector(self) -> int:
@@ -236,25 +247,26 @@ def fitted(weight: NDArray[np.float32], t: TapTile) -> TapTile:
 
 @dataclass(frozen=True)
 class _Places:
-    """The non-zeros of a weight: which list each is in, its channel and its position; and the order of the outputs."""
+    """The taps of a weight: which list each is in, its channel, its position, its values; and the order of the rows."""
 
     lists: NDArray[np.int64]
     channel: NDArray[np.int64]
     position: list[NDArray[np.int64]]
-    values: NDArray[np.float32]
+    values: NDArray[np.float32]  # (taps, height)
     order: NDArray[np.int64]
 
 
 def _places(weight: NDArray[np.float32], t: TapTile) -> _Places:
     g = t.geometry
-    rows = weight.reshape(g.groups, g.group_outputs, *weight.shape[1:])
-    counts = np.count_nonzero(rows.reshape(g.groups, g.group_outputs, -1), axis=2)
+    rows = np.moveaxis(weight.reshape(g.groups, t.group_rows, t.height, *weight.shape[1:]), 2, -1)
+    taken = (rows != 0).any(axis=-1)
+    counts = np.count_nonzero(taken.reshape(g.groups, t.group_rows, -1), axis=2)
     order = np.argsort(-counts, axis=1, kind="stable")
-    group, output, channel, *position = np.nonzero(rows)
-    block, slot = np.divmod(np.argsort(order, axis=1)[group, output], t.per_block)
+    group, row, channel, *position = np.nonzero(taken)
+    block, slot = np.divmod(np.argsort(order, axis=1)[group, row], t.per_block)
     blocks = (group * t.chunks + channel // t.channels) * t.row_blocks + block
     lists = (blocks * t.parts + channel % t.channels % t.parts) * t.per_block + slot
-    return _Places(lists, channel, position, rows[np.nonzero(rows)], order)
+    return _Places(lists, channel, position, rows[taken], order)
 
 
 def _list_steps(places: _Places, t: TapTile) -> NDArray[np.int64]:
@@ -264,10 +276,10 @@ def _list_steps(places: _Places, t: TapTile) -> NDArray[np.int64]:
 
 
 def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], int]:
-    """Starts (in steps), output channels, offsets and values, as the kernel reads them, and how many taps there are.
+    """Starts (in steps), first output channels of rows, offsets and values, as the kernel reads them; and the weights.
 
     Lists are filled to whole steps with taps of the channel of zeros. They are in the order (group, chunk, block of
-    output channels, part, output channel).
+    rows, part, row). What comes last is how many weights are stored.
 
     Args:
         weight: float32 (O, C / groups, *kernel).
@@ -275,7 +287,7 @@ def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], 
     """
     g, places = t.geometry, _places(weight, t)
     channels = np.zeros((g.groups, t.slots), np.int32)
-    channels[:, : g.group_outputs] = places.order + np.arange(g.groups)[:, None] * g.group_outputs
+    channels[:, : t.group_rows] = places.order * t.height + np.arange(g.groups)[:, None] * g.group_outputs
     starts = np.concatenate([[0], np.cumsum(_list_steps(places, t))])
     column = places.position[-1] * g.dilations[-1]
     at = places.channel % t.channels * t.plane + column % g.strides[-1] * t.half + column // g.strides[-1]
@@ -286,7 +298,7 @@ def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], 
     number = np.arange(lists.size) - np.searchsorted(lists, lists)
     to = starts[lists] * TAP_STEP + number
     taken = max(1, int(starts[-1])) * TAP_STEP  # an array of nothing has no address
-    offsets, values = np.full(taken, t.channels * t.plane, np.uint16), np.zeros(taken, np.float32)
+    offsets, values = np.full(taken, t.channels * t.plane, np.uint16), np.zeros((taken, t.height), np.float32)
     offsets[to], values[to] = at[sorted_], places.values[sorted_]
     arrays = (starts.astype(np.int32), channels.reshape(-1), offsets.view(np.uint32), values)
-    return [Constant(array) for array in arrays], lists.size
+    return [Constant(array) for array in arrays], lists.size * t.height
