@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.choice import Task
     from lwc_compiler.targets.target import Target
 
-_STRUCTURES, _GPU_STRUCTURES = ("element", "4x1"), ("element",)  # that the target has kernels for
+_STRUCTURES, _GPU_STRUCTURES = ("element", "4x1"), ("element",)  # by default; on a GPU, one that takes half the time
 _MAIN = 0.9  # what networks are pruned to most often: the sparsity that is looked at first
 _FORMS, _FORMS_OF_SMALL = 0.4, 0.7  # share of the time for looking at whole networks, where kernels are to be measured
 _PLANS = 0.6  # and after which no more densities are planned
