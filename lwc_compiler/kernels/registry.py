@@ -50,6 +50,7 @@ KERNELS = (
     Entry("transpose", "", "turns the input and the output of a sparse product of many rows"),
     Entry("gemm_batched", "", "products of two computed matrices"),
     Entry("gpu_taps", "csr", "GPU: convolution or product of many rows, single non-zeros", _GPU),
+    Entry("gpu_blocks", "4x1", "GPU: the same with blocks of four output channels", _GPU),
     Entry("gpu_gemm", "dense", "GPU: convolution or product of many rows with every weight", _GPU),
     Entry("gpu_mma", "dense", "GPU: the same on tensor cores", _GPU),
     Entry("gpu_mma_sparse", "2:4", "GPU: the same with two of four input channels, on sparse tensor cores", _GPU),

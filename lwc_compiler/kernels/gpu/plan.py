@@ -275,7 +275,8 @@ def _tap_plan(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue) -> Pl
     t = fitted(weight, t)
     constants, stored = pack_taps(weight, t)
     pixels = t.geometry.batch * math.prod(t.geometry.out_size)
-    return _plan(taps_kernel("gpu_taps", t, epilogue), constants, epilogue, _format_of(t), stored, 2 * stored * pixels)
+    kernel = taps_kernel("gpu_blocks" if t.height > 1 else "gpu_taps", t, epilogue)
+    return _plan(kernel, constants, epilogue, _format_of(t), stored, 2 * stored * pixels)
 
 
 def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
