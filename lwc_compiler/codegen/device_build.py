@@ -173,9 +173,9 @@ def check_launches(kernels: Mapping[str, Kernel]) -> None:
         UnsupportedError: a tensor is so large that a kernel has too many blocks.
     """
     for kernel in kernels.values():
-        assert kernel.launch is not None
-        if any(blocks > most for blocks, most in zip(kernel.launch.grid, _MOST_BLOCKS, strict=True)):
-            grid, most = (" x ".join(map(str, sizes)) for sizes in (kernel.launch.grid, _MOST_BLOCKS))
+        launched = _launch(kernel).grid
+        if any(blocks > most for blocks, most in zip(launched, _MOST_BLOCKS, strict=True)):
+            grid, most = (" x ".join(map(str, sizes)) for sizes in (launched, _MOST_BLOCKS))
             raise UnsupportedError(
                 f"{kernel.name} would be launched with {grid} blocks, and a GPU takes at most {most}: compile the "
                 "model for a smaller batch"

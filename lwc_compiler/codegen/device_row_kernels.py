@@ -27,7 +27,7 @@ from lwc_compiler.codegen.schedules_expressions import (
 from lwc_compiler.codegen.schedules_expressions import variables as variables_of
 from lwc_compiler.codegen.schedules_stages import is_zero
 from lwc_compiler.kernels.builder import divide, modulo
-from lwc_compiler.kernels.gpu.builder import COMBINED, WARP, DeviceBuilder, ceil_div
+from lwc_compiler.kernels.gpu.builder import COMBINED, WARP, DeviceBuilder, both, ceil_div
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -184,7 +184,7 @@ class _Writer:
         b = self.b
 
         def store(at: Expr, exists: Expr, values: list[Expr]) -> None:
-            with b.when(_both(exists, self.row_exists)):
+            with b.when(both(exists, self.row_exists)):
                 pointer, offset = self.pointers[phase.target], self.placed(phase, phase.offset, at)
                 if len(values) > 1 and self.apart(phase, phase.offset) == 1:
                     together = b.register(len(values))
@@ -336,10 +336,3 @@ def _narrow(e: Expr, places: dict[Var, Expr]) -> Expr:
     if isinstance(e, tirx.Cast):
         return _narrow(e.value, places)
     return with_children(e, [_narrow(part, places) for part in children(e)])
-
-
-def _both(one: Expr, other: Expr) -> Expr:
-    """Both conditions; True is none."""
-    if one is True or other is True:
-        return other if one is True else one
-    return tirx.all(one, other)

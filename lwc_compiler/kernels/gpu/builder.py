@@ -18,10 +18,13 @@ from lwc_compiler.kernels.kernel import Kernel, Launch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lwc_compiler.targets.target import Gpu
+
 Expr = Any
 
 WARP = 32
 SHARED_ALIGNMENT_BYTES = 64  # of every array in shared memory
+_BLOCK_BYTES = 1024  # of shared memory, that a block takes for itself
 # Attributes of a function: numbers of its parameters that no kernel writes; and whether it calls `inputs_ready`.
 CONSTANTS, WAITS = "lwc.constants", "lwc.waits"
 
@@ -171,6 +174,33 @@ class DeviceBuilder(KernelBuilder):
         attributes = {"tirx.noalias": True, CONSTANTS: self._constants, WAITS: self._waits}
         func = tirx.PrimFunc(self._pointers, body).with_attr(attributes)
         return Kernel(name, func, 1, launch=Launch(self._grid, (*self._threads, 1), self._shared_bytes))
+
+
+def both(one: Expr, other: Expr) -> Expr:
+    """Both conditions; True is none."""
+    if one is True or other is True:
+        return other if one is True else one
+    return tirx.all(one, other)
+
+
+def half_of(words: Register, number: int) -> Expr:
+    """One of the numbers of 16 bits that are two in each word of a register, as int32."""
+    word = words.part(number // 2, 1)
+    half = word >> tirx.const(16, "uint32") if number % 2 else word & tirx.const(0xFFFF, "uint32")
+    return half.astype("int32")
+
+
+def blocks_at_once(gpu: Gpu, shared_bytes: int, threads: int, most_threads: int = 1024) -> int:
+    """Blocks that a multiprocessor has at the same time, at least one.
+
+    Args:
+        gpu: whose.
+        shared_bytes: of a block.
+        threads: of a block.
+        most_threads: that have the registers they need; by default 64 each.
+    """
+    shared = (gpu.block_shared_bytes + _BLOCK_BYTES) // (shared_bytes + _BLOCK_BYTES)
+    return max(1, min(shared, most_threads // threads))
 
 
 def ceil_div(a: int, b: int) -> int:

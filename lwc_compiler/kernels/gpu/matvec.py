@@ -17,7 +17,7 @@ import numpy as np
 from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, splat
-from lwc_compiler.kernels.gpu.builder import SHARED_ALIGNMENT_BYTES, WARP, DeviceBuilder, ceil_div
+from lwc_compiler.kernels.gpu.builder import SHARED_ALIGNMENT_BYTES, WARP, DeviceBuilder, ceil_div, half_of
 from lwc_compiler.kernels.gpu.precision import round_to
 from lwc_compiler.kernels.kernel import Constant
 from lwc_compiler.kernels.layer import store_result
@@ -300,9 +300,7 @@ class _Weights:
     def _inputs(self, inputs: Expr, row: int, step: Expr, i: int) -> list[Expr]:
         b = self._b
         if self._indices is not None:
-            words = [self._where[i].part(j // 2, 1) for j in range(STEP)]
-            halves = [word >> 16 if j % 2 else word & 0xFFFF for j, word in enumerate(words)]
-            return [b.load(inputs, row + half.astype("int32")) for half in halves]
+            return [b.load(inputs, row + half_of(self._where[i], j)) for j in range(STEP)]
         neighbours = b.register(STEP)
         neighbours.set(b.load(inputs, row + step * STEP, STEP))
         return [neighbours.part(j, 1) for j in range(STEP)]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, Pick, conv_task, matmul_task, predicted
-from lwc_compiler.kernels.gpu.builder import WARP, ceil_div, strides_of
+from lwc_compiler.kernels.gpu.builder import WARP, blocks_at_once, ceil_div, strides_of
 from lwc_compiler.kernels.gpu.depthwise import depthwise_kernel
 from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm
 from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, pack_matvec
@@ -46,15 +46,13 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Gpu, Target
 
 _SHORT_SECONDS = 3e-6
-_RESIDENT_THREADS = 1024  # of a multiprocessor, with 64 registers each
-_BLOCK_BYTES = 1024  # of shared memory, that a block takes for itself
 _DEPTHWISE_SECONDS = 1.5e-6  # of every kernel; only one is offered, and nothing depends on its time
 _FEW_ROWS = 8  # of a product that reads its weights once for all of them
 _TAP_SHARE = 0.93  # of shared memory that is planned with; what is left is for rows with more taps than most
 _TAP_BYTES = 1.1  # of shared memory for a tap, of a word of a step; lists are filled to steps
 _HEIGHTS = (1, 4)  # output channels that share their taps' places
 _MOST_FILLED = 1.05  # weights that are stored then, of those that are kept
-# Warps of a block, output channels of a warp, and warps that share an output channel.
+# Warps of a block, rows of a warp, and warps that share a row.
 _TAP_CUTS = (
     (4, 1, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 8, 1), (16, 1, 1), (16, 2, 1), (16, 4, 1), (8, 1, 2), (8, 2, 2),
     (8, 2, 4), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
@@ -252,11 +250,8 @@ def _placed(step: Step, seconds: float, gpu: Gpu) -> Step:
     """
     launch = step.kernel.launch
     assert launch is not None
-    threads = math.prod(launch.block)
-    fit = min(
-        (gpu.block_shared_bytes + _BLOCK_BYTES) // (launch.shared_bytes + _BLOCK_BYTES), _RESIDENT_THREADS // threads
-    )
-    overlaps = seconds <= _SHORT_SECONDS or fit <= 1 or math.prod(launch.grid) > gpu.multiprocessors * fit
+    fit = blocks_at_once(gpu, launch.shared_bytes, math.prod(launch.block))
+    overlaps = seconds <= _SHORT_SECONDS or fit == 1 or math.prod(launch.grid) > gpu.multiprocessors * fit
     return replace(step, kernel=replace(step.kernel, launch=replace(launch, overlaps=overlaps)))
 
 

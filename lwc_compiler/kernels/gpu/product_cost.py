@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lwc_compiler.kernels.gpu.builder import WARP, ceil_div
+from lwc_compiler.kernels.gpu.builder import WARP, blocks_at_once, ceil_div
 from lwc_compiler.kernels.gpu.gemm import GemmTile
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Gpu
 
 _GEMM_THREADS, _MMA_THREADS = 819, 1024  # of a multiprocessor, that have the registers they need
-_BLOCK_BYTES = 1024  # of shared memory, that a block takes for itself
 _TENSOR_ROWS, _TENSOR_CHANNELS = 16, 8  # output channels, and input channels or pixels, of an instruction
 _BANDWIDTH = 0.85  # share of the memory's that is reached
 
@@ -71,8 +70,7 @@ def product_seconds(t: GemmTile | MmaTile, gpu: Gpu, costs: ProductCosts = FITTE
     """The time of a layer, with that of adding the parts of sums up where there are such."""
     g, blocks = t.geometry, math.prod(t.grid)
     threads = _GEMM_THREADS if isinstance(t, GemmTile) else _MMA_THREADS
-    shared = 4 * t.stages * (t.slice_words + t.right) + _BLOCK_BYTES
-    there = max(1, min((gpu.block_shared_bytes + _BLOCK_BYTES) // shared, threads // t.threads))
+    there = blocks_at_once(gpu, 4 * t.stages * (t.slice_words + t.right), t.threads, threads)
     at_a_time = min(ceil_div(blocks, gpu.multiprocessors), there)
     turns = ceil_div(blocks, gpu.multiprocessors * at_a_time)
     copied = (t.slice_words / 4 + t.right / t.vector) / WARP * costs.copy_cycles

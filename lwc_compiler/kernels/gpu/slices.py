@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, smaller, unravel
-from lwc_compiler.kernels.gpu.builder import ceil_div
+from lwc_compiler.kernels.gpu.builder import both, ceil_div
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,7 +128,7 @@ class Slices:
         def of_row(done: int) -> tuple[Expr, Expr]:
             exists = channel < t.geometry.group_inputs if t.geometry.group_inputs % t.depth else True
             if t.all_pixels % t.pixels:
-                exists = _all(exists, self._first_pixel + self._row + done < t.all_pixels)
+                exists = both(exists, self._first_pixel + self._row + done < t.all_pixels)
             return base + done * t.x_strides[-1], exists
 
         return of_row
@@ -145,7 +145,7 @@ class Slices:
 
             def of_row(done: int) -> tuple[Expr, Expr]:
                 exists = channel + done < g.group_inputs if g.group_inputs % t.depth else True
-                return from_ + done * t.x_strides[1], _all(inside, exists)
+                return from_ + done * t.x_strides[1], both(inside, exists)
 
             return of_row
 
@@ -156,8 +156,8 @@ class Slices:
             from_, inside = self._at(channel, position)
             exists = product < t.products if t.products % t.depth else True
             if g.group_inputs % t.block:
-                exists = _all(exists, channel < g.group_inputs)
-            return b.let("from", from_), _all(inside, exists)
+                exists = both(exists, channel < g.group_inputs)
+            return b.let("from", from_), both(inside, exists)
 
         return of_any_row
 
@@ -170,12 +170,5 @@ class Slices:
             from_ = from_ + moved * t.x_strides[2 + axis]
             if g.kernel[axis] > 1 or g.pads[axis] or g.pads[axis + len(g.in_size)]:
                 place = b.let("place", corner + moved)
-                inside = _all(inside, tirx.all(place >= 0, place < g.in_size[axis]))
+                inside = both(inside, tirx.all(place >= 0, place < g.in_size[axis]))
         return from_, inside
-
-
-def _all(first: Expr, second: Expr) -> Expr:
-    """Whether both hold."""
-    if first is True or second is True:
-        return second if first is True else first
-    return tirx.all(first, second)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, smaller, splat, unravel
-from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, ceil_div
+from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, ceil_div, half_of
 from lwc_compiler.kernels.gpu.taps_layout import OFFSET_WORDS, TAP_STEP
 from lwc_compiler.kernels.layer import store_result
 
@@ -128,9 +128,7 @@ def _multiply(
     for number, register in enumerate(held):
         register.set(b.load(copies.values, (step * t.height + number) * TAP_STEP, TAP_STEP))
     for tap in range(TAP_STEP):
-        word = where.part(tap // 2, 1)
-        offset = word >> tirx.const(16, "uint32") if tap % 2 else word & tirx.const(0xFFFF, "uint32")
-        at = b.let("at", offset.astype("int32") + here)
+        at = b.let("at", half_of(where, tap) + here)
         for pixel in range(t.pixels):
             rows, columns = t.step(pixel)
             value = b.load(copies.window, at + rows * t.geometry.strides[-2] * t.pitch + columns)

@@ -11,16 +11,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lwc_compiler.kernels.gpu.builder import WARP, ceil_div
+from lwc_compiler.kernels.gpu.builder import WARP, blocks_at_once, ceil_div
 from lwc_compiler.kernels.gpu.taps_layout import TAP_STEP
 
 if TYPE_CHECKING:
     from lwc_compiler.kernels.gpu.taps_layout import TapTile
     from lwc_compiler.targets.target import Gpu
 
-_REGISTERS = 65536 // 64  # threads of a multiprocessor that have the registers they need
-_WARPS = 64  # of a multiprocessor
-_BLOCK_BYTES = 1024  # of shared memory, that a block takes for itself
 _LIST_WAVEFRONTS = 3  # accesses to shared memory, of a list's ends
 
 
@@ -109,14 +106,7 @@ def taps_seconds(t: TapTile, steps: float, gpu: Gpu, costs: TapCosts = FITTED) -
     shared = (
         t.shared_bytes if t.steps else t.shared_bytes + 4 * t.stages * t.step_words * math.ceil(1.1 * steps / t.chunks)
     )
-    there = max(
-        1,
-        min(
-            (gpu.block_shared_bytes + _BLOCK_BYTES) // (shared + _BLOCK_BYTES),
-            _WARPS // t.warps,
-            _REGISTERS // (t.warps * WARP),
-        ),
-    )
+    there = blocks_at_once(gpu, shared, t.warps * WARP)
     each = ceil_div(blocks, gpu.multiprocessors)
     rounds = ceil_div(each, min(there, each))
     moved = blocks * 4 * (window + t.step_words * steps) / costs.bytes_a_nanosecond * gpu.gigahertz
