@@ -171,19 +171,22 @@ def gate_artifact(
     Args:
         directory: the artifact.
         gates: limits.
-        against: the model before pruning; None: only sizes are judged.
+        against: the model before pruning; None: only bytes are judged.
         data: what accuracy is measured on.
         via: where to time the code; None: here, where this machine can.
 
     Raises:
         OptionError: there is no gate, or one needs `against` or `data`.
+        ArtifactError: the baseline cannot be read, or is not of a run.
         LwcError: the artifact, the model or the data cannot be read, or do not fit each other.
     """
     if not any(limit is not None for name, limit in gates if name != "seconds"):
         raise OptionError("there is no gate to judge: give one, for example --max-bytes")
     artifact = read_artifact(directory)
-    judged = any(limit is not None for limit in (gates.max_accuracy_drop, gates.min_metric, gates.max_disagreement))
-    wanted = any(limit is not None for limit in (gates.max_latency_ms, gates.min_speedup))
+    baseline = None if gates.baseline is None else read_figures(Path(gates.baseline))
+    on_data = (gates.max_accuracy_drop, gates.min_metric, gates.max_disagreement, gates.max_accuracy_regression)
+    judged = any(limit is not None for limit in on_data)
+    wanted = any(limit is not None for limit in (gates.max_latency_ms, gates.min_speedup, gates.max_latency_regression))
     if judged and data is None:
         raise OptionError("a gate on accuracy needs --data to measure on")
     if (judged or wanted) and against is None:
@@ -198,8 +201,17 @@ def gate_artifact(
         _check_metric(found.metric, gates)
         quality = found.judge(load_model(artifact.model).proto)
     figures, _ = measure(artifact, against if wanted else None, via, gates.seconds)
-    name = artifact.manifest.target
-    return judge(gates, {name: gates}, Figures(quality, None, {name: figures}), None)
+    name = _name_in(baseline, figures)
+    return judge(gates, {name: gates}, Figures(quality, None, {name: figures}), baseline)
+
+
+def _name_in(baseline: Figures | None, figures: TargetFigures) -> str:
+    """What the recipe of a baseline calls the target of an artifact; the target's own name where it has none."""
+    alike = (
+        {} if baseline is None else {n: t.artifact for n, t in baseline.targets.items() if t.target == figures.target}
+    )
+    names = [name for name, artifact in alike.items() if artifact == figures.artifact] or list(alike)
+    return names[0] if len(names) == 1 else figures.target
 
 
 def artifact_name(target: str) -> str:
