@@ -237,7 +237,7 @@ class _Estimator:
             density = goal.densities[site.weight]
             matrix = random_weights(site.matrix_shape, density, goal.structure, seed, site.positions)
             tensors[site.weight].ClearField("float_data")
-            tensors[site.weight].raw_data = site.from_matrix(matrix).astype("<f4").tobytes()
+            tensors[site.weight].raw_data = site.from_matrix(matrix).astype("<f4", copy=False).tobytes()
         model = Model(proto, self.model.name)
         return compact(model) if self._is_small() else model
 
