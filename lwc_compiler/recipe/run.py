@@ -18,7 +18,7 @@ from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.pipeline import check_complete, check_lowerable, make_artifact, pruned_and_retrained, timed
 from lwc_compiler.passes.reuse import Reuse
 from lwc_compiler.recipe.options import RetrainOptions
-from lwc_compiler.report.document import REPORT, read_report, source_of, to_json
+from lwc_compiler.report.document import read_report, source_of, to_json
 from lwc_compiler.report.outputs import write_outputs
 from lwc_compiler.runtime.artifact import Artifact, check_place, read_artifact, sha256_of, written_whole
 from lwc_compiler.targets import find_target, host_cpu, missing_features
@@ -298,9 +298,12 @@ def _why_not_timed(target: Target, via: str | None) -> str:
         return ""
     if target.source:
         return "C source is as fast as the compiler that takes it"
-    missing = missing_features(target)
-    where = "" if target.os == "none" else "; 'via' says where to time it"
-    return f"this machine cannot run code for {target.name}: no {', '.join(missing)}{where}" if missing else ""
+    if target.os == "none":
+        return f"code for {target.name} becomes part of your program, which lwc does not time"
+    missing = ", ".join(missing_features(target))
+    return (
+        f"this machine cannot run code for {target.name}: no {missing}; 'via' says where to time it" if missing else ""
+    )
 
 
 def _speed(times: Bench, processor: str) -> Speed:
@@ -335,6 +338,6 @@ def check_build_destination(directory: Path, *, force: bool) -> None:
 
 def _is_run(directory: Path) -> bool:
     try:
-        return next(directory.iterdir(), None) is None or read_figures(directory / REPORT) is not None
+        return next(directory.iterdir(), None) is None or read_figures(directory) is not None
     except (OSError, ArtifactError):
         return False
