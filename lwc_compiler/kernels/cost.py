@@ -327,7 +327,9 @@ def cost_of(problem: Problem, tiling: Tiling, target: Target) -> Cost:
     layout, p, t = TapLayout(problem, tiling), problem, tiling
     wide, vectors = t.lanes > 8, layout.vectors
     positions = p.height.kernel * p.width.kernel
-    split = float(((layout.offsets[:positions, None] + np.array(layout.reads)) % LINE + t.lanes > LINE).mean())
+    reads = layout.reads
+    ends = [(offset + read) % LINE + t.lanes for offset in layout.plane_offsets for read in reads]
+    split = sum(end > LINE for end in ends) / len(ends)
     c = (
         (_SCALAR_SINGLE if t.rows == 1 else _SCALAR_BLOCK)
         if t.lanes == 1
@@ -340,7 +342,7 @@ def cost_of(problem: Problem, tiling: Tiling, target: Target) -> Cost:
     missed = min(1.0, max(0.0, c.full * 4 * layout.packed / target.l1_bytes - c.room))
     load = vectors * (c.load + c.split * split + c.missed * missed)
     if t.lanes == 1:
-        load += sum(read > _SCALAR_REACH for read in layout.reads) + (t.tile_vectors == 1) * vectors / 2
+        load += sum(read > _SCALAR_REACH for read in reads) + (t.tile_vectors == 1) * vectors / 2
     if t.rows == 1:
         tap = c.tap + max(load, latency)
     else:
