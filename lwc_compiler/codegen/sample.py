@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING, Any, cast
@@ -64,20 +64,19 @@ class Planned(Plan):
     Attributes:
         task: what it computes.
         share: of the task's outputs that it computes.
-        others: the other ways to compute the task, the most promising ones first; none where `share` is less than 1.
+        candidates: all ways to compute the task; none where `share` is less than 1.
     """
 
     task: Task = _NOTHING
     share: float = 1.0
-    others: tuple[Candidate, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
 
 def record(task: Task, candidates: Sequence[Candidate]) -> Plan:
     """A `Pick` of what is predicted to be the fastest, which notes the task; of very large products it plans a part."""
     plan, share = _part(task, candidates)
-    others = promising([c for c in candidates if c.name != plan.trials[0].name], SPARSE - 1) if share == 1 else ()
     every = {each.name: getattr(plan, each.name) for each in fields(Plan)}
-    return Planned(**every, task=task, share=share, others=tuple(others))
+    return Planned(**every, task=task, share=share, candidates=tuple(candidates) if share == 1 else ())
 
 
 def planned_of(plan: Plan) -> Planned:
@@ -209,17 +208,18 @@ class Sampler:
 
         Kernels one after the other stay a way to compute the chain; several layers would not become one again.
         """
-        if self.measures and task.parts:
-            together = [c for c in promising(candidates, len(candidates)) if c.format != "separate"]
-            candidates = together or candidates
-        return record(task, candidates)
+        together = [c for c in promising(candidates, len(candidates)) if c.format != "separate"]
+        if not (self.measures and task.parts and together):
+            return record(task, candidates)
+        return replace(cast("Planned", record(task, together)), candidates=tuple(candidates))
 
     def take(self, plan: Planned) -> None:
         """Notes the plan of a layer whose weights stay as they are."""
         if plan.task.layer not in self._as_it_is:
-            trial = plan.trials[0]
-            candidates = (Candidate(plan.format, trial.name, trial.cycles, lambda: plan), *plan.others)
-            self._as_it_is[plan.task.layer] = [self._way(plan.task, each, plan.share) for each in candidates]
+            best = plan.trials[0]
+            others = promising([c for c in plan.candidates if c.name != best.name], SPARSE - 1)
+            ways = (Candidate(plan.format, best.name, best.cycles, lambda: plan), *others)
+            self._as_it_is[plan.task.layer] = [self._way(plan.task, way, plan.share) for way in ways]
 
     def plan(self, task: Task, structure: str, density: float) -> None:
         """Plans a layer with weights drawn at random, unless it was planned at about that density before."""
@@ -247,17 +247,26 @@ class Sampler:
         task.again(redraw, note)
         inner, candidates = met[-1]  # a chain's layers come before it
         share = 1.0 if outputs is None else outputs[0] / outputs[1]
+        knots[density] = self._knot(inner, candidates, share, knots.values())
+
+    def know(self, plan: Planned, structure: str) -> None:
+        """Notes how a layer was planned in a network with weights drawn at random."""
+        knots = self._knots[plan.task.layer][structure]
+        if plan.share == 1 and _near(plan.task.density, knots) is None:
+            knots[plan.task.density] = self._knot(plan.task, plan.candidates, 1.0, knots.values())
+
+    def _knot(self, task: Task, candidates: Sequence[Candidate], share: float, others: Iterable[_Knot]) -> _Knot:
         unique = list({candidate.name: candidate for candidate in candidates}.values())
         sparse = [candidate for candidate in unique if candidate.format not in _WHOLE]
         whole = [candidate for candidate in unique if candidate.format in _WHOLE]
-        known = {way.candidate.name for knot in knots.values() for way in knot.sparse[:1]}
+        known = {way.candidate.name for knot in others for way in knot.sparse[:1]}
         chosen = promising(sparse, SPARSE)
         # A kernel that is compiled for another density need not be compiled again.
         enough = _COMPILED * min((candidate.cycles for candidate in chosen), default=0.0)
         chosen = sorted(chosen, key=lambda c: c.name not in known or c.cycles > enough)
-        knots[density] = _Knot(
-            tuple(self._way(inner, candidate, share) for candidate in chosen),
-            tuple(self._way(inner, candidate, share) for candidate in promising(whole, 1)),
+        return _Knot(
+            tuple(self._way(task, candidate, share) for candidate in chosen),
+            tuple(self._way(task, candidate, share) for candidate in promising(whole, 1)),
         )
 
     def as_it_is(self, task: Task, rank: int) -> list[Way]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.choice import Task
 
 _STRUCTURES, _GPU_STRUCTURES = ("element", "4x1"), ("element",)  # by default; on a GPU, one that takes half the time
-_FORMS, _FORMS_OF_SMALL = 0.4, 0.7  # share of the time for looking at whole networks, where kernels are to be measured
+_FORMS, _FORMS_OF_SMALL = 0.4, 0.85  # share of the time for looking at whole networks, where kernels are to be measured
 _PLANS = 0.6  # and after which no more densities are planned
 _LEAST = 0.2  # of that time is for measurements, also where a large network took longer to look at
 _PAIR_BYTES = 6  # of a kept weight and its index
@@ -69,7 +69,9 @@ def estimate(model: Model, options: EstimateOptions) -> Estimate:
     forms = Forms(network, goals, target, lowering, sampler)
     clock = _Clock(begin, options.seconds)
     looks, plans = (_FORMS_OF_SMALL if network.is_small else _FORMS, _PLANS) if sampler.measures else (1.0, 1.0)
-    _look(forms, goals, main, clock, looks)
+    # Zeros at random cut channels off a small network, most where it is sparsest.
+    needed = list(dict.fromkeys((*main, *_last_of_each(goals)))) if network.is_small else main
+    _look(forms, goals, needed, clock, looks)
     _measure(forms, sampler, _plan(forms, sampler, goals, main, clock, plans), main, clock.end(_LEAST))
     points = Points(network, forms, target, measured=sampler.measures)
     return Estimate(
@@ -110,15 +112,18 @@ def _near_main(goals: Sequence[Goal]) -> list[Goal]:
     return [min((g for g in goals if g.structure == s), key=lambda g: abs(g.sparsity - MAIN)) for s in structures]
 
 
-def _look(forms: Forms, goals: Sequence[Goal], main: Sequence[Goal], clock: _Clock, share: float) -> None:
-    """Looks at the whole network at the main goals, and at others as there is time."""
-    spent = 0.0  # on the last one
-    for goal in (*main, *(goal for goal in goals if goal not in main)):
-        late = clock.past(share, spent)
-        if forms.made and late and (goal not in main or clock.past(share)):
+def _look(forms: Forms, goals: Sequence[Goal], needed: Sequence[Goal], clock: _Clock, share: float) -> None:
+    """Looks at the whole network at the goals that are needed until a share of the time is over, then at the others.
+
+    Libraries are made as long as there is time for one at each goal that is left.
+    """
+    order, spent = (*needed, *(goal for goal in reversed(goals) if goal not in needed)), 0.0  # on the last one
+    for done, goal in enumerate(order):
+        if done and clock.past(share, 0.0 if goal in needed else spent):
             return
+        lower = not done or not clock.past(share, spent * (len(needed if goal in needed else order) - done))
         start = time.monotonic()
-        forms.make(goal, lower=not late or not forms.made)
+        forms.make(goal, lower=lower)
         spent = time.monotonic() - start
 
 

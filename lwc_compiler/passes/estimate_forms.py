@@ -85,11 +85,13 @@ class Forms:
         self.made[goal] = self._form(goal, lower=lower)
 
     def at(self, goal: Goal) -> list[Form]:
-        """The form of a goal, or else those of its structure."""
+        """The form of a goal, or else those it may have: of its structure, where zeros cut off channels the nearest."""
         if goal in self.made:
             return [self.made[goal]]
-        like = [form for other, form in self.made.items() if other.structure == goal.structure]
-        return like or list(self.made.values())
+        like = [other for other in self.made if other.structure == goal.structure] or list(self.made)
+        if self._network.is_small:
+            like = [min(like, key=lambda other: abs(other.sparsity - goal.sparsity))]
+        return [self.made[other] for other in like]
 
     def lowered_like(self, structure: str, sparsity: float) -> Form:
         """A form with a library, at best of this structure and near this sparsity."""
@@ -149,6 +151,8 @@ class Forms:
             plan = planned_of(layer.plan)
             if goal is None or plan.task.again is None or not self._network.is_pruned(layer.nodes):
                 self._sampler.take(plan)
+            else:
+                self._sampler.know(plan, goal.structure)
         lowered = lower_parts(model, self._target, self._options, chosen) if lower else None
         return Form(layers, self._rest(parts, targets[-1]), lowered)
 
