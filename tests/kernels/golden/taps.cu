@@ -126,16 +126,19 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   if (((int)threadIdx.x) < count) {
     int cse_v6 = (((int)threadIdx.x) * 4);
     lwc_copy_16((&(held_ptr[(((int)threadIdx.x) * 4)])), (&(values[((first * 4) + (((int)threadIdx.x) * 4))])), 1);
+  }
+  int element_2 = ((int)threadIdx.x);
+  if (((int)threadIdx.x) < count) {
     int cse_v7 = (((int)threadIdx.x) * 2);
     lwc_copy_8((&(where_ptr[(((int)threadIdx.x) * 2)])), (&(offsets[((first * 2) + (((int)threadIdx.x) * 2))])), 1);
   }
-  int element_2 = ((int)threadIdx.x);
+  int element_3 = ((int)threadIdx.x);
   if (((int)threadIdx.x) < 120) {
     window_ptr[(((int)threadIdx.x) + 960)] = 0x0p+0f/*0.000000e+00*/;
   }
   lwc_inputs_ready();
   int cse_v8 = (((int)threadIdx.x) % 64);
-  int element_3 = (((int)threadIdx.x) % 64);
+  int element_4 = (((int)threadIdx.x) % 64);
   int cse_v14 = ((((int)threadIdx.x) % 64) % 6);
   int i_3 = ((((int)threadIdx.x) % 64) % 6);
   int cse_v15 = ((((int)threadIdx.x) % 64) / 6);
@@ -149,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
     int to = ((((((int)threadIdx.x) % 64) / 6) * 12) + ((((int)threadIdx.x) % 64) % 6));
     for (int j = 0; j < 4; ++j) {
       int cse_v9 = (((int)threadIdx.x) / 64);
-      int channel = ((j * 2) + (((int)threadIdx.x) / 64));
+      int unit = ((j * 2) + (((int)threadIdx.x) / 64));
       lwc_copy_4((&(window_ptr[((((j * 240) + ((((int)threadIdx.x) / 64) * 120)) + (((((int)threadIdx.x) % 64) / 6) * 12)) + ((((int)threadIdx.x) % 64) % 6))])), (&(x[(((((j * 72) + ((((int)threadIdx.x) / 64) * 36)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 64)) - 7)])), ((int)((((6 <= (((int)threadIdx.x) % 64)) && ((((int)threadIdx.x) % 64) < 42)) && (1 <= ((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6)))) && (((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6)) < 7))));
     }
   }
@@ -171,8 +174,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   r_ptr_2[0] = (r_ptr_2[0] + condval);
   lwc_wait_0();
   __syncthreads();
-  int here = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
   int first_step = lists_ptr[0];
+  int here = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
   int list = (((int)threadIdx.x) / 32);
   int first_1 = (lists_ptr[(((int)threadIdx.x) / 32)] - first_step);
   int last = (lists_ptr[((((int)threadIdx.x) / 32) + 1)] - first_step);
