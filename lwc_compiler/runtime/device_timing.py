@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _LEAST_LAUNCHES = 8  # in a graph that is timed
 _MOST_SETS = 64
+_SLACK_BYTES = 256  # that a kernel may read past the end of a buffer
 
 
 def sets_of(l2_bytes: int, size: int) -> int:
@@ -63,7 +64,7 @@ class Buffers:
 
     def place(self, size: int, contents: NDArray[Any] | None = None) -> int:
         """The address of new memory, with its contents, if there are any."""
-        address = self.take(size)
+        address = self.take(size + _SLACK_BYTES)
         if contents is not None:
             self._gpu.upload(address, contents)
         return address

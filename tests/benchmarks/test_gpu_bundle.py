@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,10 +14,10 @@ from benchmarks.gpu.bundle import Bundle, Writer
 from benchmarks.gpu.layers import Layer
 from benchmarks.gpu.table import markdown
 from benchmarks.models import Network as Graph
-from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.kernels.layer import ConvGeometry
 from lwc_compiler.runtime.device_driver import GpuError
 from lwc_compiler.targets import find_target
+from tests.driver_harness import build_driver
 from tests.opencl_harness import Device
 
 TARGET = find_target("h100")
@@ -29,7 +28,6 @@ LAYERS = (
     Layer("single weights", geometry=replace(SQUARE, batch=1, kernel=(1, 1), pads=(0,) * 4)),
 )
 CASES = 3 * layers._CANDIDATES
-DRIVER = Path(__file__).parents[1] / "runtime" / "fake_driver.c"
 
 
 class OnProcessor:
@@ -162,10 +160,7 @@ def test_writes_around_a_buffer_are_seen(bundle, compiled) -> None:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("driver")
-    command = [*find_compiler().command, "-shared", "-fPIC", "-O1", str(DRIVER), "-o", str(folder / "libcuda.so.1")]
-    subprocess.run(command, check=True)
-    return folder
+    return build_driver(tmp_path_factory.mktemp("driver"))
 
 
 def played(bundle, driver, tmp_path, *arguments):
