@@ -1,8 +1,8 @@
 """Picks the kernels of layers by measurement on this machine's GPU, and remembers what was measured.
 
-Making machine code takes most of the time, and more of it for one kernel after the other. So a network's layers are
-gone through twice: first to gather what has to be measured, which is compiled together for this GPU alone, and then to
-take what was the fastest. The timings lie where those of processors do, see `tune.py`.
+Making machine code takes most of the time, and more of it for one kernel after the other. So a network with layers that
+were not measured is gone through twice: first to gather them, so that their kernels are compiled together, for this GPU
+alone, and then to take what was the fastest. The timings lie where those of processors do, see `tune.py`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from lwc_compiler.kernels.choice import Candidate, Task
     from lwc_compiler.kernels.kernel import Kernel, Plan, Step
+    from lwc_compiler.targets import target as targets
     from lwc_compiler.targets.target import Target
 
 _SECONDS, _WARM_UP = 0.03, 0.2  # of a kernel's timing, and of work before the first, for the clocks to rise
@@ -56,7 +57,10 @@ class _Waiting:
 
 
 class DeviceTuner:
-    """A `Pick` of what is the fastest on this machine's GPU, for networks that were gone through with `gather` before.
+    """A `Pick` of what is the fastest on this machine's GPU.
+
+    Of a layer that was not measured it gives any plan: when all layers of a network were asked for, `measure` says
+    whether they have to be asked for again.
 
     Args:
         target: what the library is for; this machine's GPU runs its code.
@@ -72,18 +76,22 @@ class DeviceTuner:
         self._gpu, (self._architecture, self._ptx), self._name = target.gpu, code, str(gpu["name"])
         self._count = count
         self._timings = Timings(target, nvrtc_version())
-        self._waiting: dict[str, _Waiting] = {}
+        self._waiting: dict[tuple[str, str], _Waiting] = {}
+        self._any = False  # plan that was given without having been measured
 
     def __call__(self, task: Task, candidates: Sequence[Candidate]) -> Plan:
-        """The plan of the fastest candidate.
+        """The plan of the fastest candidate; any, where that is not known.
 
         Raises:
-            TargetError: the GPU launches none.
+            TargetError: the GPU launches none; or as `measure`, where much was waiting.
         """
         if len(candidates) == 1:
             return predicted(task, candidates)
-        seconds = self._timings.of(_told_apart(task, candidates))
-        tried = promising(candidates, self._count)
+        told, tried = _told_apart(task, candidates), promising(candidates, self._count)
+        seconds = self._timings.of(told)
+        missing = [candidate for candidate in tried if candidate.name not in seconds]
+        if missing:
+            return self._gathered(told, missing)
         launched = [candidate for candidate in tried if seconds[candidate.name] != _CANNOT]
         if not launched:
             raise TargetError(
@@ -93,31 +101,33 @@ class DeviceTuner:
         plan = fastest_of(task, launched, seconds, {}, self._name)
         return overlapping(plan, plan.seconds, self._gpu)
 
-    def gather(self, task: Task, candidates: Sequence[Candidate]) -> Plan:
-        """A `Pick` that notes what has to be measured; the plan is any.
+    def _gathered(self, task: Task, candidates: Sequence[Candidate]) -> Plan:
+        """Any plan of a layer that has to be measured."""
+        self._any = True
+        key = task.layer, task.densities
+        if key not in self._waiting:
+            plans = {candidate.name: candidate.build() for candidate in candidates}
+            self._waiting[key] = _Waiting(task, plans)
+        plan = next(iter(self._waiting[key].plans.values()))
+        if sum(plan.constant_bytes for each in self._waiting.values() for plan in each.plans.values()) > _MOST_BYTES:
+            self._measure()
+        return plan
 
-        Raises:
-            TargetError: as `measure`, where much was waiting.
-        """
-        told = _told_apart(task, candidates)
-        key, known = f"{told.layer}; {told.densities}", self._timings.of(told)
-        missing = [candidate for candidate in promising(candidates, self._count) if candidate.name not in known]
-        if len(candidates) == 1 or not missing or key in self._waiting:
-            return candidates[0].build()
-        plans = {candidate.name: candidate.build() for candidate in missing}
-        self._waiting[key] = _Waiting(told, plans)
-        waiting = [plan for each in self._waiting.values() for plan in each.plans.values()]
-        if sum(plan.constant_bytes for plan in waiting) > _MOST_BYTES:
-            self.measure()
-        return next(iter(plans.values()))
+    def measure(self) -> bool:
+        """Measures the layers that have to be; what is measured is remembered, also if an error ends it.
 
-    def measure(self) -> None:
-        """Measures what was gathered; what is measured is remembered, also if an error ends it.
+        Returns:
+            Whether there was one, so that plans that were given are not of what is the fastest.
 
         Raises:
             TargetError: the GPU has too little memory, or failed.
             ToolchainError: NVRTC refuses the kernels.
         """
+        self._measure()
+        given, self._any = self._any, False
+        return given
+
+    def _measure(self) -> None:
         layers = list(self._waiting.values())
         self._waiting.clear()
         if not layers:
@@ -152,25 +162,54 @@ class DeviceTuner:
         """Times the plans of layers; `functions` are those of one after the other."""
         cold = True
         for layer in layers:
-            seconds, inputs = {}, _inputs(layer.task)
+            stopwatch, seconds = _Stopwatch(gpu, layer.task, self._gpu), {}
             for name, plan in layer.plans.items():
-                launches = list(map(_launch, plan.steps, next(functions)))
+                launched = next(functions)
                 if cold:
-                    _seconds(gpu, plan, launches, layer.task, inputs, _WARM_UP)
+                    stopwatch.seconds(plan, launched, _WARM_UP)
                     cold = False
-                seconds[name] = _seconds(gpu, plan, launches, layer.task, inputs, _SECONDS)
+                seconds[name] = stopwatch.seconds(plan, launched, _SECONDS)
             self._timings.remember(layer.task, self._timings.of(layer.task) | seconds)
 
 
-def _told_apart(task: Task, candidates: Sequence[Candidate]) -> Task:
-    """The task, with what its weights allow: zeros in blocks, or 2:4, make others of its kernels, too, faster."""
-    formats = ", ".join(dict.fromkeys(candidate.format for candidate in candidates))
-    return replace(task, layer=f"{task.layer}; {formats}")
+class _Stopwatch:
+    """Times plans of a layer.
 
+    Args:
+        gpu: where.
+        task: the layer.
+        planned_for: what says which launches overlap.
+    """
 
-def _inputs(task: Task) -> dict[Hashable, NDArray[np.float32]]:
-    generator = np.random.default_rng(0)
-    return {Input(i): generator.standard_normal(size // 4, np.float32) for i, size in enumerate(task.inputs)}
+    def __init__(self, gpu: Gpu, task: Task, planned_for: targets.Gpu) -> None:
+        generator = np.random.default_rng(0)
+        self._gpu, self._task, self._planned_for = gpu, task, planned_for
+        self._inputs = [generator.standard_normal(size // 4, np.float32) for size in task.inputs]
+
+    def seconds(self, plan: Plan, functions: Sequence[ctypes.c_void_p], budget: float) -> float:
+        """What a plan takes with launches that overlap as they then will, `_CANNOT` where the GPU does not launch it.
+
+        Args:
+            plan: of the layer.
+            functions: its kernels.
+            budget: seconds that may be spent.
+        """
+        contents: dict[Hashable, NDArray[Any]] = {Input(number): array for number, array in enumerate(self._inputs)}
+        contents |= {
+            operand: operand.array for step in plan.steps for operand in step.args if isinstance(operand, Constant)
+        }
+        written: dict[Hashable, int] = {Scratch(number): size for number, size in enumerate(plan.scratch)}
+        written[Output(0)] = self._task.output
+        size = sum(self._task.inputs) + self._task.output + plan.constant_bytes
+        with Buffers(self._gpu, contents, written, sets_of(self._gpu.l2_bytes, size)) as buffers:
+            try:
+                launches = list(map(_launch, plan.steps, functions))
+                self._gpu.once([launch.at(buffers.sets[0]) for launch in launches])
+                seconds = buffers.seconds(launches, budget)
+                others = list(map(_launch, overlapping(plan, seconds, self._planned_for).steps, functions))
+                return seconds if launches == others else buffers.seconds(others, budget)
+            except LaunchError:
+                return _CANNOT
 
 
 def _launch(step: Step, function: ctypes.c_void_p) -> LaunchOf:
@@ -179,25 +218,7 @@ def _launch(step: Step, function: ctypes.c_void_p) -> LaunchOf:
     return LaunchOf(function, launch.grid, launch.block, launch.dynamic_bytes, launch.overlaps, step.args)
 
 
-def _seconds(
-    gpu: Gpu,
-    plan: Plan,
-    launches: Sequence[LaunchOf],
-    task: Task,
-    inputs: Mapping[Hashable, NDArray[np.float32]],
-    budget: float,
-) -> float:
-    """What a plan takes, `_CANNOT` where it takes no launch."""
-    contents: dict[Hashable, NDArray[Any]] = dict(inputs)
-    contents |= {
-        operand: operand.array for step in plan.steps for operand in step.args if isinstance(operand, Constant)
-    }
-    written: dict[Hashable, int] = {Scratch(number): size for number, size in enumerate(plan.scratch)}
-    written[Output(0)] = task.output
-    sets = sets_of(gpu.l2_bytes, sum(task.inputs) + task.output + plan.constant_bytes)
-    with Buffers(gpu, contents, written, sets) as buffers:
-        try:
-            gpu.once([launch.at(buffers.sets[0]) for launch in launches])
-            return buffers.seconds(launches, budget)
-        except LaunchError:
-            return _CANNOT
+def _told_apart(task: Task, candidates: Sequence[Candidate]) -> Task:
+    """The task, with what its weights allow: zeros in blocks, or 2:4, make others of its kernels, too, faster."""
+    formats = ", ".join(dict.fromkeys(candidate.format for candidate in candidates))
+    return replace(task, layer=f"{task.layer}; {formats}")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from lwc_compiler.codegen.batch import Part
     from lwc_compiler.codegen.link import Compiler
     from lwc_compiler.codegen.program import Stage
-    from lwc_compiler.kernels.choice import Pick
     from lwc_compiler.model import Model
     from lwc_compiler.recipe.options import LowerOptions
     from lwc_compiler.targets.target import Target
@@ -66,7 +65,6 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     check_estimate(model, target, options.weight_type)
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
-    from lwc_compiler.codegen.batch import cut_batch
     from lwc_compiler.codegen.frontend import check_supported
     from lwc_compiler.codegen.link import find_compiler
     from lwc_compiler.codegen.nvrtc import nvrtc_version
@@ -80,7 +78,7 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     chosen = []
     for variant in target.variants or (target,):
         asked = replace(variant, threads=options.threads, weight_type=options.weight_type)
-        chosen.append((variant, cut_batch(model, asked, _pick(model, asked, options, compiler))))
+        chosen.append((variant, _cut(model, asked, options, compiler)))
     lowered = lower_parts(model, target, options, chosen)
     size, tensors = len(lowered.library or b""), (*lowered.inputs, *lowered.outputs)
     if target.gpu is not None:  # its memory holds weights and workspace
@@ -89,8 +87,8 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     return lowered
 
 
-def _pick(model: Model, target: Target, options: LowerOptions, compiler: Compiler | None) -> Pick:
-    """How one of the ways to compute a layer is picked."""
+def _cut(model: Model, target: Target, options: LowerOptions, compiler: Compiler | None) -> list[Part]:
+    """The stages of a network, whose kernels are predicted or measured."""
     from lwc_compiler.codegen.batch import cut_batch
     from lwc_compiler.codegen.device_tune import DeviceTuner
     from lwc_compiler.codegen.tune import Tuner
@@ -98,15 +96,14 @@ def _pick(model: Model, target: Target, options: LowerOptions, compiler: Compile
 
     count = measured_candidates(options, target)
     if options.weight_type != "float32":
-        return narrowest
+        return cut_batch(model, target, narrowest)
     if not count or compiler is None:
-        return predicted
+        return cut_batch(model, target, predicted)
     if target.gpu is None:
-        return Tuner(target, count, compiler)
+        return cut_batch(model, target, Tuner(target, count, compiler))
     tuner = DeviceTuner(target, count)
-    cut_batch(model, target, tuner.gather)
-    tuner.measure()
-    return tuner
+    parts = cut_batch(model, target, tuner)
+    return cut_batch(model, target, tuner) if tuner.measure() else parts
 
 
 def lower_parts(

@@ -122,7 +122,7 @@ def tuned(offered, candidates):
     """What a tuner takes."""
 
     def run(tuner: DeviceTuner) -> Plan:
-        tuner.gather(offered[0], candidates)
+        tuner(offered[0], candidates)
         tuner.measure()
         return tuner(offered[0], candidates)
 
@@ -165,12 +165,12 @@ def test_another_gpu_or_driver_is_measured_again(tmp_path, monkeypatch, tuned, o
 def test_zeros_in_a_pattern_are_another_layer(tmp_path) -> None:
     """A kernel for single weights takes other times where these lie in blocks."""
     tuner = DeviceTuner(TARGET, COUNT)
-    plan(tuner.gather)
+    plan(tuner)
     tuner.measure()
     calls(tmp_path)
     tuner, blocks = DeviceTuner(TARGET, COUNT), weight().reshape(16, 4, 32, 3, 3)
     blocks = np.repeat(blocks[:, :1], 4, axis=1).reshape(64, 32, 3, 3)
-    plan_conv(blocks, GEOMETRY, Epilogue(), TARGET, tuner.gather)
+    plan_conv(blocks, GEOMETRY, Epilogue(), TARGET, tuner)
     tuner.measure()
     assert "cuEventElapsedTime" in names(calls(tmp_path))
 
@@ -179,10 +179,10 @@ def test_layers_are_compiled_together(tmp_path) -> None:
     """As many as have a text's number of kernels, and equal ones once."""
     tuner = DeviceTuner(TARGET, 2)
     for kind in ("relu", "relu", "gelu", "hard_swish"):
-        plan(tuner.gather, epilogue=Epilogue(activation=Activation(kind)))
+        plan(tuner, epilogue=Epilogue(activation=Activation(kind)))
     for density in (0.1, 0.11):
-        plan(tuner.gather, density)
-    plan_matmul(weight().reshape(64, -1).T.copy(), 1, Epilogue(), TARGET, tuner.gather)
+        plan(tuner, density)
+    plan_matmul(weight().reshape(64, -1).T.copy(), 1, Epilogue(), TARGET, tuner)
     assert "cuDevicePrimaryCtxRetain" not in names(calls(tmp_path))  # nothing is measured yet
     tuner.measure()
     done = calls(tmp_path)
@@ -196,7 +196,7 @@ def test_layers_are_compiled_together(tmp_path) -> None:
 def test_no_more_weights_wait_than_memory_has_room_for(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("lwc_compiler.codegen.device_tune._MOST_BYTES", 1)
     tuner = DeviceTuner(TARGET, 2)
-    plan(tuner.gather)
+    plan(tuner)
     assert "cuEventElapsedTime" in names(calls(tmp_path))
 
 
@@ -246,7 +246,7 @@ def test_an_error_in_between_is_told_and_nothing_is_kept(
 ) -> None:
     """And the next one measures as if nothing had been."""
     tuner = DeviceTuner(TARGET, COUNT)
-    tuner.gather(offered[0], candidates)
+    tuner(offered[0], candidates)
     calls(tmp_path)
     monkeypatch.setenv("FAKE_FAIL", f"{call} {number} {code}")
     said = rf"kernels cannot be timed on Fake GPU: .*error {code} of the fake \(CUDA's error {code}\); tune 0 takes"
@@ -258,21 +258,25 @@ def test_an_error_in_between_is_told_and_nothing_is_kept(
 
 
 def test_layers_before_an_error_are_not_measured_again(tmp_path, monkeypatch) -> None:
+    first = DeviceTuner(TARGET, 2)
+    plan(first, 0.1)
+    assert first.measure()
+    graphs = names(calls(tmp_path)).count("cuStreamBeginCapture_v2")
+    monkeypatch.setenv("LWC_CACHE", str(tmp_path / "another"))
     tuner = DeviceTuner(TARGET, 2)
-    plan(tuner.gather, 0.1)
-    plan(tuner.gather, 0.5)
-    calls(tmp_path)
-    monkeypatch.setenv("FAKE_FAIL", "cuStreamBeginCapture_v2 5 700")  # warm-up, two of the first layer, and of the next
+    plan(tuner, 0.1)
+    plan(tuner, 0.5)
+    monkeypatch.setenv("FAKE_FAIL", f"cuStreamBeginCapture_v2 {graphs + 1} 700")
     with pytest.raises(TargetError):
         tuner.measure()
     monkeypatch.delenv("FAKE_FAIL")
     calls(tmp_path)
     again = DeviceTuner(TARGET, 2)
-    plan(again.gather, 0.1)
-    again.measure()
+    plan(again, 0.1)
+    assert not again.measure()
     assert "cuMemAlloc_v2" not in names(calls(tmp_path))
-    plan(again.gather, 0.5)
-    again.measure()
+    plan(again, 0.5)
+    assert again.measure()
     assert "cuMemAlloc_v2" in names(calls(tmp_path))
 
 
@@ -283,6 +287,8 @@ def test_measured_times_decide_about_overlapping_launches(tmp_path, told_apart, 
     best = tuned(DeviceTuner(TARGET, COUNT))
     assert best.trials[0].name == told_apart[first].name
     assert best.steps[0].kernel.launch.overlaps == overlaps
+    launched = [call for call in calls(tmp_path) if call.startswith("cuLaunchKernelEx") and f" {first} " in call]
+    assert launched[-1].endswith(f" {overlaps:d}")  # and it was timed so
 
 
 @pytest.mark.parametrize(("capability", "code"), [(86, 86), (121, 120), (130, 0)])
@@ -290,7 +296,7 @@ def test_kernels_are_compiled_as_the_library_has_them(tmp_path, monkeypatch, cap
     monkeypatch.setenv("FAKE_CAPABILITY", str(capability))
     every = find_target("cuda")
     tuner = DeviceTuner(replace(every, gpu=replace(every.gpu, precision="float16")), 2)
-    plan(tuner.gather)
+    plan(tuner)
     tuner.measure()
     (loaded,) = {call.split()[1] for call in calls(tmp_path) if call.startswith("cuModuleLoadData")}
     assert (0 if loaded == "ptx" else int(loaded) >> 8 & 255) == code  # the file's flags have the architecture there
