@@ -243,24 +243,32 @@ def _tap_channels(t: TapTile, density: float, budget: int) -> int:
 
 def _candidate(format_: str, name: str, seconds: float, gpu: Gpu, build: Callable[[], Plan]) -> Candidate:
     def placed() -> Plan:
-        plan = build()
-        return replace(plan, steps=tuple(_placed(step, seconds, gpu) for step in plan.steps))
+        return overlapping(build(), seconds, gpu)
 
     return Candidate(format_, name, seconds * gpu.gigahertz * 1e9, placed)
 
 
-def _placed(step: Step, seconds: float, gpu: Gpu) -> Step:
-    """The step, with what it is predicted to gain by beginning before the kernel before it has ended.
+def overlapping(plan: Plan, seconds: float, gpu: Gpu) -> Plan:
+    """The plan, whose kernels begin before the ones before them have ended where that gains something.
 
     Blocks that are placed while others still run are not spread evenly: a multiprocessor that is free gets as many as
     fit. Unless one alone fits, or more wait than fit, or the kernel is short, that costs more than the gap between two
     launches.
+
+    Args:
+        plan: of a layer.
+        seconds: that it takes, predicted or measured.
+        gpu: what it runs on.
     """
-    launch = step.kernel.launch
-    assert launch is not None
-    fit = blocks_at_once(gpu, launch.shared_bytes, math.prod(launch.block))
-    overlaps = seconds <= _SHORT_SECONDS or fit == 1 or math.prod(launch.grid) > gpu.multiprocessors * fit
-    return replace(step, kernel=replace(step.kernel, launch=replace(launch, overlaps=overlaps)))
+
+    def placed(step: Step) -> Step:
+        launch = step.kernel.launch
+        assert launch is not None
+        fit = blocks_at_once(gpu, launch.shared_bytes, math.prod(launch.block))
+        overlaps = seconds <= _SHORT_SECONDS or fit == 1 or math.prod(launch.grid) > gpu.multiprocessors * fit
+        return replace(step, kernel=replace(step.kernel, launch=replace(launch, overlaps=overlaps)))
+
+    return replace(plan, steps=tuple(map(placed, plan.steps)))
 
 
 def _sparse(weight: NDArray[np.float32], taps: int, t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
