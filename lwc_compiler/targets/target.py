@@ -37,7 +37,7 @@ class Core:
 
 
 # Shared memory that a block can have (CUDA C++ Programming Guide, Technical Specifications per Compute Capability).
-_BLOCK_KILOBYTES = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
+BLOCK_KILOBYTES = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Gpu:
     @property
     def block_shared_bytes(self) -> int:
         """Shared memory that a block can have on each of the architectures."""
-        return min(_BLOCK_KILOBYTES[architecture] for architecture in self.architectures) << 10
+        return min(BLOCK_KILOBYTES[architecture] for architecture in self.architectures) << 10
 
 
 @dataclass(frozen=True)

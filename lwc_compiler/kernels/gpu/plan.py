@@ -55,7 +55,7 @@ _MOST_FILLED = 1.05  # weights that are stored then, of those that are kept
 # Warps of a block, rows of a warp, and warps that share a row.
 _TAP_CUTS = (
     (4, 1, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 8, 1), (16, 1, 1), (16, 2, 1), (16, 4, 1), (8, 1, 2), (8, 2, 2),
-    (8, 2, 4), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
+    (8, 2, 4), (16, 8, 1), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
 )  # fmt: skip
 # Warps of a block, warps that share an output, outputs of these, steps that a lane reads at a time.
 _MATVEC_CUTS = (
@@ -211,7 +211,7 @@ def _tap_tiles(
     for columns in across:
         for pixels in (ceil_div(columns, WARP),) if flat else (1, 2, 4, 8):
             for warps, many, parts in _TAP_CUTS:
-                if pixels * many * height * warps > 256 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
+                if pixels * many * height * warps > 512 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
                     continue
                 rows = WARP // min(columns, WARP) * (1 if flat else pixels)
                 one = TapTile(geometry, x_strides, y_strides, rows, columns, 1, warps, many, parts, height)
