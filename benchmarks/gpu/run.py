@@ -27,10 +27,10 @@ from typing import Any
 
 from benchmarks.gpu.beside import Beside, Job
 from benchmarks.gpu.bundle import Bundle
-from benchmarks.gpu.driver import Gpu, GpuError
 from benchmarks.gpu.kernels import run_cases
 from benchmarks.gpu.networks import NAMES, run_network
 from benchmarks.gpu.table import goal_lines, markdown
+from lwc_compiler.runtime.device_driver import Gpu, GpuError
 
 _COPY_BYTES = 1 << 28
 _TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
@@ -110,18 +110,19 @@ def main() -> None:
         gpu = Gpu()
     except GpuError as error:
         sys.exit(str(error))
-    if options.only_checks:
-        rows = run_cases(gpu, bundle, "checks")
-        wrong = sum("wrong" in row for row in rows)
-        print(f"{wrong} of {len(rows)} are wrong")
-        sys.exit(wrong > 0)
-    run = Run(bundle, options.output, options.minutes)
-    if options.only_layers:
-        run.part("gpu", gpu.describe)
-        run.part("layers", lambda: run_layers(run, gpu))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        measure(run, gpu, options.precisions, Path(folder))
+    with gpu:
+        if options.only_checks:
+            rows = run_cases(gpu, bundle, "checks")
+            wrong = sum("wrong" in row for row in rows)
+            print(f"{wrong} of {len(rows)} are wrong")
+            sys.exit(wrong > 0)
+        run = Run(bundle, options.output, options.minutes)
+        if options.only_layers:
+            run.part("gpu", gpu.describe)
+            run.part("layers", lambda: run_layers(run, gpu))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            measure(run, gpu, options.precisions, Path(folder))
     print("\n".join(goal_lines(run.results)))
     print((f"{run.wrong} results are wrong" if run.wrong else "all results are right"), flush=True)
     sys.exit(run.wrong > 0)

@@ -1,6 +1,7 @@
 """Networks for GPUs: what is launched computes what ONNX Runtime does; what is not lowered is refused in words."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from lwc_compiler.kernels.kernel import Kernel, Launch
 from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import _specs, lower
 from lwc_compiler.passes.normalize import normalize
+from lwc_compiler.passes.pipeline import check_lowerable
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.recipe.options import LowerOptions, PruneOptions
 from lwc_compiler.runtime.reference import random_inputs, reference_session
@@ -97,6 +99,7 @@ NETWORKS = {
     "small_resnet, dense": (small_resnet, 0.0, 1),
     "small_mobilenet, sparse": (small_mobilenet, 0.6, 2),
     "bert, sparse": (lambda: bert(1, 128, 2, 72), 0.9, 1),
+    "bert, dense": (lambda: bert(1, 64, 2, 40), 0.0, 2),
     "operators": (operators, 0.0, 1),
     "alexnet, sparse": (alexnet, 0.9, 1),
     "mobilenet_v2, sparse": (mobilenet_v2, 0.9, 1),
@@ -131,6 +134,15 @@ def test_launches_compute_what_onnx_runtime_does(device, name) -> None:
         assert relative_error(outputs[output], values) <= TOLERANCE
 
 
+@pytest.mark.parametrize(("name", "turned"), [("bert, sparse", 2), ("bert, dense", 0)])
+def test_products_take_transpositions_in(name, turned: int) -> None:
+    """Heads stay where they are: what is turned is for sparse layers, behind what is not turned yet."""
+    stage = assembled(network(*NETWORKS[name]))
+    names = [call.info.kernel for call in stage.calls]
+    assert names.count("gpu_batched") == 2
+    assert sum(name.startswith("transpose") for name in names) == turned
+
+
 @pytest.mark.parametrize("name", ["small_resnet, sparse", "bert, sparse", "operators", "mobilenet_v2, sparse"])
 def test_networks_compile_without_spills(name) -> None:
     stage = assembled(network(*NETWORKS[name]))
@@ -155,7 +167,7 @@ def test_artifact(lwc, mlp, tmp_path) -> None:
     assert "_WORKSPACE_" not in header
 
 
-@pytest.mark.skipif(cuda._capability() is not None, reason="there is a GPU here")
+@pytest.mark.skipif(cuda.host_gpu() is not None, reason="there is a GPU here")
 def test_without_a_gpu_an_artifact_is_refused_in_words(lwc, mlp, tmp_path) -> None:
     out = tmp_path / "mlp.lwc"
     assert lwc("compile", mlp, "-o", out, "--target", "t4").code == 0
@@ -209,9 +221,13 @@ def test_a_precision_reaches_the_kernels(lwc, mlp, tmp_path) -> None:
     assert manifest["verification"]["tolerance"] == 2**-4
 
 
-def test_measuring_is_refused() -> None:
-    with pytest.raises(OptionError, match="tune 3: kernels for GPUs are not measured; tune 0"):
-        lower(one_node((2, 3)), LowerOptions(target="a100", tune=3))
+@pytest.mark.parametrize("gpu", [None, {"capability": 75}])
+def test_measuring_needs_a_gpu_that_runs_the_code(monkeypatch, gpu) -> None:
+    monkeypatch.setattr(cuda, "host_gpu", lambda: gpu)
+    asked = LowerOptions(target="a100", tune=3)
+    for refuses in (lower, partial(check_lowerable, thorough=False)):  # the latter before any training
+        with pytest.raises(OptionError, match="tune 3: this machine cannot measure kernels for a100, it lacks sm_80; "):
+            refuses(one_node((2, 3)), asked)
 
 
 def test_more_blocks_than_a_gpu_takes_are_refused() -> None:
