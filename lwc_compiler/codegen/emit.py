@@ -290,6 +290,11 @@ class _Arrays(Weights):
         return with_math("\n".join(lines))
 
 
+def workspace_bytes(target: Target, program: Program, threads: int) -> int:
+    """Bytes of the workspace of a program for so many threads, without its C text."""
+    return _ProgramText(0, target, program, Weights(), whole=False).workspace_bytes(threads)
+
+
 class _ProgramText:
     """The C text of one program."""
 

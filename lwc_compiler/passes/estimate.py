@@ -115,16 +115,15 @@ def _near_main(goals: Sequence[Goal]) -> list[Goal]:
 def _look(forms: Forms, goals: Sequence[Goal], needed: Sequence[Goal], clock: _Clock, share: float) -> None:
     """Looks at the whole network at the goals that are needed until a share of the time is over, then at the others.
 
-    Libraries are made as long as there is time for one at each goal that is left.
+    The library is made for the first one, and for the others as long as there is time for one at each that is left.
     """
-    order, spent = (*needed, *(goal for goal in reversed(goals) if goal not in needed)), 0.0  # on the last one
+    order, most = (*needed, *(goal for goal in reversed(goals) if goal not in needed)), 0.0  # seconds that one took
     for done, goal in enumerate(order):
-        if done and clock.past(share, 0.0 if goal in needed else spent):
+        if done and clock.past(share, 0.0 if goal in needed else most):
             return
-        lower = not done or not clock.past(share, spent * (len(needed if goal in needed else order) - done))
         start = time.monotonic()
-        forms.make(goal, lower=lower)
-        spent = time.monotonic() - start
+        forms.make(goal, lower=not done or not clock.past(share, most * (len(order) - done)))
+        most = max(most, time.monotonic() - start)
 
 
 def _plan(

@@ -16,6 +16,7 @@ from lwc_compiler.passes.lower import assemble_parts, lower_parts
 if TYPE_CHECKING:
     from lwc_compiler.codegen.batch import Part
     from lwc_compiler.codegen.layers import Layer
+    from lwc_compiler.codegen.program import Stage
     from lwc_compiler.codegen.result import Lowered
     from lwc_compiler.codegen.sample import Sample, Sampler
     from lwc_compiler.kernels.choice import Task
@@ -31,11 +32,13 @@ class Form:
     Attributes:
         layers: those with weights, and how often each runs for a batch.
         rest: time of all other steps together.
+        workspace_bytes: that a run needs; None where only the library would tell.
         lowered: the library; None where it was not made.
     """
 
     layers: tuple[tuple[Layer, int], ...]
     rest: float
+    workspace_bytes: int | None
     lowered: Lowered | None
 
     @property
@@ -140,6 +143,8 @@ class Forms:
 
     def _form(self, goal: Goal | None, *, lower: bool) -> Form:
         from lwc_compiler.codegen.batch import cut_batch
+        from lwc_compiler.codegen.emit import workspace_bytes
+        from lwc_compiler.codegen.program import Program
         from lwc_compiler.codegen.sample import planned_of
 
         model = self._network.model if goal is None else self._network.drawn(goal)
@@ -154,12 +159,18 @@ class Forms:
             else:
                 self._sampler.know(plan, goal.structure)
         lowered = lower_parts(model, self._target, self._options, chosen) if lower else None
-        return Form(layers, self._rest(parts, targets[-1]), lowered)
+        stages = assemble_parts(parts, "rest", targets[-1])
+        workspace = None
+        if lowered is not None:
+            workspace = lowered.workspace_bytes
+        elif goal is not None and self._target.gpu is None and len(targets) == 1:
+            workspace = workspace_bytes(self._target, Program(tuple(stages)), self._options.threads)
+        return Form(layers, self._rest(parts, stages), workspace, lowered)
 
-    def _rest(self, parts: Sequence[Part], target: Target) -> float:
+    def _rest(self, parts: Sequence[Part], stages: Sequence[Stage]) -> float:
         """Time of all steps but those of layers with weights."""
         total = self._sampler.copies(self.around)
-        for part, stage in zip(parts, assemble_parts(parts, "rest", target), strict=True):
+        for part, stage in zip(parts, stages, strict=True):
             with_weights = {node for layer in part.layers if layer.decisions for node in layer.nodes}
             calls = [call for call in stage.calls if call.info.node not in with_weights]
             total += part.runs * self._sampler.calls(stage, calls)

@@ -47,7 +47,7 @@ class Points:
         best = min(range(len(forms)), key=totals.__getitem__)
         timed = sum(runs * sample.time for runs, sample in sums[best] if sample.measured)
         timed += forms[best].rest if self._measured else 0.0
-        like = self._forms.made.get(goal) if goal else None
+        like = own = self._forms.made.get(goal) if goal else None
         more = 0.0
         if like is None or like.lowered is None or not like.whole:  # the code is about the same
             like = self._forms.lowered_like(structure, MAIN)
@@ -57,7 +57,8 @@ class Points:
         file_bytes = round(_file_bytes(like.lowered) + more)
         footprint = like.lowered.footprint
         static = file_bytes if footprint is None else footprint.static_ram
-        ram_bytes = static + like.lowered.workspace_bytes + self._forms.around
+        workspace = own.workspace_bytes if own else None
+        ram_bytes = static + (like.lowered.workspace_bytes if workspace is None else workspace) + self._forms.around
         cycles, seconds = self._times(totals[best])
         return Point(
             structure=goal.structure if goal else "",
