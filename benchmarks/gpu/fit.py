@@ -143,7 +143,13 @@ def _checked(
     layer: Layer, task: Made, plan: Plan, kind: str, tile: Any, further: dict[str, Any], precision: str = "float32"
 ) -> Checked:
     # So many bytes that one copy of them is timed: in a network, level-2 cache has what the kernel before wrote.
-    about = {"layer": f"{layer.name} {precision}", "kind": kind, "tile": dataclasses.asdict(tile), "bytes": 1 << 40}
+    about = {
+        "layer": f"{layer.name} {precision}",
+        "kind": kind,
+        "tile": dataclasses.asdict(tile),
+        "bytes": 1 << 40,
+        "purpose": "",
+    }
     tolerance = 1e-5 if precision == "float32" else tolerance_of(precision)
     return task.checked(f"{layer.name}: {kind}", plan, tolerance, about | further)
 
