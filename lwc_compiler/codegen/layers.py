@@ -23,8 +23,9 @@ from lwc_compiler.codegen.converters import input_name
 from lwc_compiler.codegen.result import LayerDecision
 from lwc_compiler.kernels.choice import Pick, predicted
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
-from lwc_compiler.kernels.gpu.batched import Matrix, Products, plan_products
+from lwc_compiler.kernels.gpu.batched import Products, plan_products
 from lwc_compiler.kernels.gpu.builder import strides_of
+from lwc_compiler.kernels.gpu.factors import Matrix
 from lwc_compiler.kernels.kernel import Plan, Share
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul, plan_transpose

@@ -12,8 +12,9 @@ from test_matmul import BATCHED, make_batched
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import batched
-from lwc_compiler.kernels.gpu.batched import BatchedTile, Matrix, Products, batched_kernel, batched_tile, plan_products
+from lwc_compiler.kernels.gpu.batched import BatchedTile, Products, batched_kernel, batched_tile, plan_products
 from lwc_compiler.kernels.gpu.builder import strides_of
+from lwc_compiler.kernels.gpu.factors import Matrix
 from lwc_compiler.kernels.kernel import Input, Output, Plan, Step
 from lwc_compiler.targets import find_target
 from tests.cuda_harness import Emulator
@@ -67,7 +68,7 @@ def make_cases() -> list[Case]:
         cases.append(make_case(f"{shape} {orders}", shape, orders, scale, lambda p: plan_products(p, GPU.gpu)))
     for number, (cut, depth) in enumerate(itertools.product(batched._CUTS, batched._DEPTHS)):
         shape, orders = SHAPES[number % len(SHAPES)], ORDERS[number % 4]
-        tile = BatchedTile(make_products(shape, orders, 1.0), *cut, depth)
+        tile = BatchedTile(make_products(shape, orders, 1.0), cut, depth)
         if tile.stages > 1:
             cases.append(make_case(f"{cut} {depth}", shape, orders, 0.5, lambda p, tile=tile: of_tile(p, tile)))
     return cases
@@ -121,5 +122,5 @@ def test_what_is_not_finite_stays_in_its_row(device) -> None:
 def test_few_products_have_smaller_blocks() -> None:
     """So that every multiprocessor has some."""
     many, few = (batched_tile(make_products((1, n, 128, 64, 128), ORDERS[1], 1.0), GPU.gpu) for n in (192, 12))
-    assert many.rows * many.columns > few.rows * few.columns
+    assert many.cut.rows * many.cut.columns > few.cut.rows * few.cut.columns
     assert math.prod(few.grid) >= GPU.gpu.multiprocessors / 2
