@@ -150,7 +150,6 @@ def batched_kernel(name: str, t: BatchedTile) -> Kernel:
     product.start(left, right)
     product.finish(left, right)
     if p.scale != 1:
-        for register in itertools.chain(*product.sums):
-            register.set(register.get() * splat(p.scale, VECTOR))
+        product.multiply([splat(p.scale, VECTOR)] * (cut.each_columns // VECTOR))
     product.store(y, p.y, batch, firsts, left, right)
     return b.finished(name)

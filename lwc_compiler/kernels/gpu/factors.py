@@ -323,6 +323,12 @@ class Product:
                 for register, place in zip(sums, places, strict=True):
                     register.set(register.get() + b.load(self._shared, place, VECTOR))
 
+    def multiply(self, factors: list[Expr]) -> None:
+        """Multiplies every sum by the factor of its column; these are vectors of four."""
+        for registers in self.sums:
+            for register, factor in zip(registers, factors, strict=True):
+                register.set(register.get() * factor)
+
     def store(
         self, y: Expr, matrix: Matrix, batch: list[Expr], firsts: tuple[Expr, Expr], left: Factors, right: Factors
     ) -> None:
