@@ -1,7 +1,4 @@
-"""The results of `make gpu` as Markdown.
-
-`python -m benchmarks.gpu.table RESULTS.json --pytorch OTHER.json` prints them with PyTorch's times of another run.
-"""
+"""The results of `make gpu` as Markdown: `python -m benchmarks.gpu.table RESULTS.json` prints them."""
 
 from __future__ import annotations
 
@@ -20,13 +17,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Prints the results of `make gpu`.")
     parser.add_argument("results", type=Path)
-    parser.add_argument("--pytorch", type=Path, help="results of another run, whose times of PyTorch are taken")
-    options = parser.parse_args()
-    results = json.loads(options.results.read_text(encoding="utf-8"))
-    if options.pytorch is not None:
-        results["torch"] = json.loads(options.pytorch.read_text(encoding="utf-8"))["torch"]
-        results["missing"]["torch"] = f"its times are those of another run, {options.pytorch.name}"
-    print(markdown(results), end="")
+    print(markdown(json.loads(parser.parse_args().results.read_text(encoding="utf-8"))), end="")
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -164,7 +155,7 @@ def _layers(results: dict[str, Any]) -> list[str]:
 
 
 def _candidates(rows: Sequence[dict[str, Any]]) -> list[str]:
-    lines = ["", "## Candidates", "", "`*`: the one that lwc takes.", ""]
+    lines = ["", "## Candidates", "", f"`*`: the one that lwc takes. {_tuning(rows)}".rstrip(), ""]
     body = []
     for row in rows:
         rates = ["", ""]
@@ -173,6 +164,22 @@ def _candidates(rows: Sequence[dict[str, Any]]) -> list[str]:
         name, error = row["candidate"] + " *" * row["chosen"], row.get("wrong") or f"{row['error']:.1e}"
         body.append((row["layer"], name, error, _ms(row.get("ms")), _ms(row["predicted_ms"]), *rates))
     return [*lines, *_rows(("layer", "candidate", "error", "ms", "predicted", "GB/s", "GFLOP/s"), body)]
+
+
+def _tuning(rows: Sequence[dict[str, Any]]) -> str:
+    """What measuring would gain: `lwc compile --tune` takes the fastest candidate, and without it the predicted one."""
+    longer = []
+    for taken in (row for row in rows if row["chosen"] and "ms" in row):
+        layer = taken["layer"], taken["precision"]
+        times = [row["ms"] for row in rows if (row["layer"], row["precision"]) == layer and "ms" in row]
+        if len(times) > 1:
+            longer.append(taken["ms"] / min(times) - 1)
+    if not longer:
+        return ""
+    mean, most = sum(longer) / len(longer), max(longer)
+    return (
+        f"It takes {mean:.1%} longer than the fastest, on the average of {len(longer)} layers, and {most:.1%} at most."
+    )
 
 
 def _ms(value: float | None) -> str:

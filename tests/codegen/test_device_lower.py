@@ -173,7 +173,7 @@ def test_artifact(lwc, mlp, tmp_path) -> None:
     assert "_WORKSPACE_" not in header
 
 
-@pytest.mark.skipif(cuda._capability() is not None, reason="there is a GPU here")
+@pytest.mark.skipif(cuda.host_gpu() is not None, reason="there is a GPU here")
 def test_without_a_gpu_an_artifact_is_refused_in_words(lwc, mlp, tmp_path) -> None:
     out = tmp_path / "mlp.lwc"
     assert lwc("compile", mlp, "-o", out, "--target", "t4").code == 0
@@ -227,8 +227,10 @@ def test_a_precision_reaches_the_kernels(lwc, mlp, tmp_path) -> None:
     assert manifest["verification"]["tolerance"] == 2**-4
 
 
-def test_measuring_is_refused() -> None:
-    with pytest.raises(OptionError, match="tune 3: kernels for GPUs are not measured; tune 0"):
+@pytest.mark.parametrize("gpu", [None, {"capability": 75}])
+def test_measuring_needs_a_gpu_that_runs_the_code(monkeypatch, gpu) -> None:
+    monkeypatch.setattr(cuda, "host_gpu", lambda: gpu)
+    with pytest.raises(OptionError, match="tune 3: this machine cannot measure kernels for a100, it lacks sm_80; tune"):
         lower(one_node((2, 3)), LowerOptions(target="a100", tune=3))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, Pick, conv_task, matmul_task, predicted
 from lwc_compiler.kernels.gpu.builder import WARP, blocks_at_once, ceil_div, strides_of
-from lwc_compiler.kernels.gpu.depthwise import depthwise_kernel
+from lwc_compiler.kernels.gpu.depthwise import depthwise_kernel, rows_of_thread
 from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm
 from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.gpu.matvec_cost import matvec_seconds
@@ -55,7 +55,7 @@ _MOST_FILLED = 1.05  # weights that are stored then, of those that are kept
 # Warps of a block, rows of a warp, and warps that share a row.
 _TAP_CUTS = (
     (4, 1, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 8, 1), (16, 1, 1), (16, 2, 1), (16, 4, 1), (8, 1, 2), (8, 2, 2),
-    (8, 2, 4), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
+    (8, 2, 4), (16, 8, 1), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
 )  # fmt: skip
 # Warps of a block, warps that share an output, outputs of these, steps that a lane reads at a time.
 _MATVEC_CUTS = (
@@ -85,11 +85,10 @@ def plan_conv(
     g = geometry
     task = conv_task(weight, g, epilogue, lambda drawn, pick: plan_conv(drawn, g, epilogue, target, pick))
     if g.in_channels == g.groups:
-        return pick(task, [_depthwise(weight, g, epilogue, _gpu(target))])
-    plain = _as_planes(g)
-    x_strides, y_strides = strides_of(plain.in_shape), strides_of(plain.out_shape)
+        return pick(task, [_depthwise(weight, g, rows_of_thread(g, _gpu(target)), epilogue, _gpu(target))])
+    plain, x_strides = _without_gaps(_as_planes(g))
     taps = weight.reshape(*weight.shape[:2], *plain.kernel)
-    return pick(task, _candidates(taps, plain, x_strides, y_strides, epilogue, _gpu(target)))
+    return pick(task, _candidates(taps, plain, x_strides, strides_of(plain.out_shape), epilogue, _gpu(target)))
 
 
 def plan_matmul(
@@ -131,6 +130,15 @@ def _as_planes(g: ConvGeometry) -> ConvGeometry:
         g, in_size=(1, *g.in_size), kernel=(1, *g.kernel), strides=(1, *g.strides), dilations=(1, *g.dilations),
         pads=(0, g.pads[0], 0, g.pads[1]),
     )  # fmt: skip
+
+
+def _without_gaps(g: ConvGeometry) -> tuple[ConvGeometry, tuple[int, ...]]:
+    """The same convolution, and the strides of its input: those of what it reads, if it is pointwise."""
+    strides = strides_of(g.in_shape)
+    if set(g.kernel) != {1} or any(g.pads):
+        return g, strides
+    read = tuple(stride * step for stride, step in zip(strides[2:], g.strides, strict=True))
+    return replace(g, in_size=g.out_size, strides=(1,) * len(g.strides)), (*strides[:2], *read)
 
 
 def _candidates(
@@ -203,7 +211,7 @@ def _tap_tiles(
     for columns in across:
         for pixels in (ceil_div(columns, WARP),) if flat else (1, 2, 4, 8):
             for warps, many, parts in _TAP_CUTS:
-                if pixels * many * height * warps > 256 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
+                if pixels * many * height * warps > 512 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
                     continue
                 rows = WARP // min(columns, WARP) * (1 if flat else pixels)
                 one = TapTile(geometry, x_strides, y_strides, rows, columns, 1, warps, many, parts, height)
@@ -235,24 +243,32 @@ def _tap_channels(t: TapTile, density: float, budget: int) -> int:
 
 def _candidate(format_: str, name: str, seconds: float, gpu: Gpu, build: Callable[[], Plan]) -> Candidate:
     def placed() -> Plan:
-        plan = build()
-        return replace(plan, steps=tuple(_placed(step, seconds, gpu) for step in plan.steps))
+        return overlapping(build(), seconds, gpu)
 
     return Candidate(format_, name, seconds * gpu.gigahertz * 1e9, placed)
 
 
-def _placed(step: Step, seconds: float, gpu: Gpu) -> Step:
-    """The step, with what it is predicted to gain by beginning before the kernel before it has ended.
+def overlapping(plan: Plan, seconds: float, gpu: Gpu) -> Plan:
+    """The plan, whose kernels begin before the ones before them have ended where that gains something.
 
     Blocks that are placed while others still run are not spread evenly: a multiprocessor that is free gets as many as
     fit. Unless one alone fits, or more wait than fit, or the kernel is short, that costs more than the gap between two
     launches.
+
+    Args:
+        plan: of a layer.
+        seconds: that it takes, predicted or measured.
+        gpu: what it runs on.
     """
-    launch = step.kernel.launch
-    assert launch is not None
-    fit = blocks_at_once(gpu, launch.shared_bytes, math.prod(launch.block))
-    overlaps = seconds <= _SHORT_SECONDS or fit == 1 or math.prod(launch.grid) > gpu.multiprocessors * fit
-    return replace(step, kernel=replace(step.kernel, launch=replace(launch, overlaps=overlaps)))
+
+    def placed(step: Step) -> Step:
+        launch = step.kernel.launch
+        assert launch is not None
+        fit = blocks_at_once(gpu, launch.shared_bytes, math.prod(launch.block))
+        overlaps = seconds <= _SHORT_SECONDS or fit == 1 or math.prod(launch.grid) > gpu.multiprocessors * fit
+        return replace(step, kernel=replace(step.kernel, launch=replace(launch, overlaps=overlaps)))
+
+    return replace(plan, steps=tuple(map(placed, plan.steps)))
 
 
 def _sparse(weight: NDArray[np.float32], taps: int, t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
@@ -340,12 +356,12 @@ def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu:
     return _candidate(format_, name, matvec_seconds(t, stored, gpu), gpu, plan)
 
 
-def _depthwise(weight: NDArray[np.float32], g: ConvGeometry, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+def _depthwise(weight: NDArray[np.float32], g: ConvGeometry, rows: int, epilogue: Epilogue, gpu: Gpu) -> Candidate:
     moved = 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
     seconds = _DEPTHWISE_SECONDS + moved / (gpu.gigabytes_a_second * 1e9)
 
     def plan() -> Plan:
-        kernel = depthwise_kernel("gpu_depthwise", g, epilogue)
+        kernel = depthwise_kernel("gpu_depthwise", g, rows, epilogue)
         flops = 2 * weight.size * g.batch * math.prod(g.out_size)
         return _plan(kernel, [Constant(weight)], epilogue, "dense", weight.size, flops)
 

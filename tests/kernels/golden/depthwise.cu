@@ -14,6 +14,31 @@ typedef unsigned long long uint64_t;
 #define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
 #define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
 
+#if __CUDA_ARCH__ == 750
+#define LWC_BLOCK_KILOBYTES 64
+#endif
+#if __CUDA_ARCH__ == 800
+#define LWC_BLOCK_KILOBYTES 163
+#endif
+#if __CUDA_ARCH__ == 860
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#if __CUDA_ARCH__ == 870
+#define LWC_BLOCK_KILOBYTES 163
+#endif
+#if __CUDA_ARCH__ == 890
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#if __CUDA_ARCH__ == 900
+#define LWC_BLOCK_KILOBYTES 227
+#endif
+#if __CUDA_ARCH__ == 1000
+#define LWC_BLOCK_KILOBYTES 227
+#endif
+#if __CUDA_ARCH__ == 1200
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#define LWC_BLOCKS(bytes) (2 * ((bytes) + 1024) <= 1024 * (LWC_BLOCK_KILOBYTES + 1) ? 2 : 1)
 /* Launches that overlap (PTX ISA, griddepcontrol): from Hopper on, kernel N + 1 of a network may be launched while kernel N
  * still runs, once every block of N has called lwc_launch_next, and lwc_inputs_ready waits until all blocks of N have ended
  * and what they wrote can be read. Every thread of every kernel waits before it reads or writes what others write or read,
@@ -30,8 +55,8 @@ static __device__ __forceinline__ void lwc_launch_next() {}
 static __device__ __forceinline__ void lwc_inputs_ready() {}
 #endif
 
-extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* x, float* residual, float* weights, float* bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* x, float* residual, float* weights, float* bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(0)) depthwise(float* x, float* residual, float* weights, float* bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(0)) depthwise(float* x, float* residual, float* weights, float* bias, float* __restrict__ y) {
   lwc_launch_next();
   int number = ((int)threadIdx.x);
   int existing = ((int)threadIdx.x);
@@ -42,6 +67,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* x, float* 
   int i_2 = ((((int)threadIdx.x) % 16) / 4);
   int cse_v2 = (((int)threadIdx.x) / 16);
   int i_3 = (((int)threadIdx.x) / 16);
+  int first_row = ((((int)threadIdx.x) % 16) / 4);
   int cse_v4 = ((((int)threadIdx.x) / 16) * 9);
   int first = ((((int)threadIdx.x) / 16) * 9);
   alignas(64) float r_ptr[1];
@@ -68,18 +94,26 @@ extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* x, float* 
   int channel = (((int)threadIdx.x) / 16);
   int corner = ((((int)threadIdx.x) % 16) / 4);
   int corner_1 = (((int)threadIdx.x) % 4);
-  int cse_v5 = ((((int)threadIdx.x) / 16) * 36);
-  int plane = ((((int)threadIdx.x) / 16) * 36);
-  int cse_v6 = ((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4));
-  r_ptr_9[0] = (r_ptr_9[0] + (x[((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4))] * r_ptr[0]));
-  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 1)] * r_ptr_1[0]));
-  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 2)] * r_ptr_2[0]));
-  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 6)] * r_ptr_3[0]));
-  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 7)] * r_ptr_4[0]));
-  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 8)] * r_ptr_5[0]));
-  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 12)] * r_ptr_6[0]));
-  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 13)] * r_ptr_7[0]));
-  r_ptr_9[0] = (r_ptr_9[0] + (x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 14)] * r_ptr_8[0]));
+  int cse_v5 = ((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4));
+  int base = ((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4));
+  float value = x[((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4))];
+  r_ptr_9[0] = (r_ptr_9[0] + (value * r_ptr[0]));
+  float value_1 = x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 1)];
+  r_ptr_9[0] = (r_ptr_9[0] + (value_1 * r_ptr_1[0]));
+  float value_2 = x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 2)];
+  r_ptr_9[0] = (r_ptr_9[0] + (value_2 * r_ptr_2[0]));
+  float value_3 = x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 6)];
+  r_ptr_9[0] = (r_ptr_9[0] + (value_3 * r_ptr_3[0]));
+  float value_4 = x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 7)];
+  r_ptr_9[0] = (r_ptr_9[0] + (value_4 * r_ptr_4[0]));
+  float value_5 = x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 8)];
+  r_ptr_9[0] = (r_ptr_9[0] + (value_5 * r_ptr_5[0]));
+  float value_6 = x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 12)];
+  r_ptr_9[0] = (r_ptr_9[0] + (value_6 * r_ptr_6[0]));
+  float value_7 = x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 13)];
+  r_ptr_9[0] = (r_ptr_9[0] + (value_7 * r_ptr_7[0]));
+  float value_8 = x[(((((((int)threadIdx.x) / 16) * 36) + (((((int)threadIdx.x) % 16) / 4) * 6)) + (((int)threadIdx.x) % 4)) + 14)];
+  r_ptr_9[0] = (r_ptr_9[0] + (value_8 * r_ptr_8[0]));
   int to = ((int)threadIdx.x);
   y[((int)threadIdx.x)] = max((r_ptr_9[0] + residual[((int)threadIdx.x)]), 0x0p+0f/*0.000000e+00*/);
 }

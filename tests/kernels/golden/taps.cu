@@ -14,6 +14,31 @@ typedef unsigned long long uint64_t;
 #define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
 #define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
 
+#if __CUDA_ARCH__ == 750
+#define LWC_BLOCK_KILOBYTES 64
+#endif
+#if __CUDA_ARCH__ == 800
+#define LWC_BLOCK_KILOBYTES 163
+#endif
+#if __CUDA_ARCH__ == 860
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#if __CUDA_ARCH__ == 870
+#define LWC_BLOCK_KILOBYTES 163
+#endif
+#if __CUDA_ARCH__ == 890
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#if __CUDA_ARCH__ == 900
+#define LWC_BLOCK_KILOBYTES 227
+#endif
+#if __CUDA_ARCH__ == 1000
+#define LWC_BLOCK_KILOBYTES 227
+#endif
+#if __CUDA_ARCH__ == 1200
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#define LWC_BLOCKS(bytes) (2 * ((bytes) + 1024) <= 1024 * (LWC_BLOCK_KILOBYTES + 1) ? 2 : 1)
 /* Copies of 4, 8 or 16 bytes from the GPU's memory to shared memory (DeviceBuilder.copy): zeros where the source does not
  * exist. From Ampere on they are asynchronous (PTX ISA, cp.async): lwc_commit ends a group of them, and lwc_wait_N waits
  * until all but the last N groups of the thread are there.
@@ -84,8 +109,8 @@ static __device__ __forceinline__ void lwc_launch_next() {}
 static __device__ __forceinline__ void lwc_inputs_ready() {}
 #endif
 
-extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(4756)) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(4756)) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y) {
   lwc_launch_next();
   int cse_v1 = (((int)threadIdx.x) % 32);
   int lane = (((int)threadIdx.x) % 32);
@@ -97,9 +122,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   int cse_v3 = (((int)blockIdx.x) * 4);
   int corner = (((int)blockIdx.x) * 4);
   int cse_v4 = (((int)threadIdx.x) % 4);
-  int cse_v11 = ((((int)threadIdx.x) % 32) / 4);
-  int cse_v15 = (((((int)threadIdx.x) % 32) / 4) * 12);
-  int cse_v18 = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
+  int cse_v12 = ((((int)threadIdx.x) % 32) / 4);
+  int cse_v16 = (((((int)threadIdx.x) % 32) / 4) * 12);
+  int cse_v21 = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
   int base = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
   __shared__ alignas(64) float window_ptr[1080];
   __shared__ alignas(64) float held_ptr[64];
@@ -113,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   r_ptr_1[0] = starts[((((int)blockIdx.y) * 4) + 4)];
   int part = 0;
   int place = (((int)threadIdx.x) / 32);
-  int cse_v12 = ((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32));
+  int cse_v13 = ((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32));
   int slot = ((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32));
   int lists_1 = (((int)blockIdx.y) * 4);
   int element = ((int)threadIdx.x);
@@ -126,30 +151,33 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   if (((int)threadIdx.x) < count) {
     int cse_v6 = (((int)threadIdx.x) * 4);
     lwc_copy_16((&(held_ptr[(((int)threadIdx.x) * 4)])), (&(values[((first * 4) + (((int)threadIdx.x) * 4))])), 1);
+  }
+  int element_2 = ((int)threadIdx.x);
+  if (((int)threadIdx.x) < count) {
     int cse_v7 = (((int)threadIdx.x) * 2);
     lwc_copy_8((&(where_ptr[(((int)threadIdx.x) * 2)])), (&(offsets[((first * 2) + (((int)threadIdx.x) * 2))])), 1);
   }
-  int element_2 = ((int)threadIdx.x);
+  int element_3 = ((int)threadIdx.x);
   if (((int)threadIdx.x) < 120) {
     window_ptr[(((int)threadIdx.x) + 960)] = 0x0p+0f/*0.000000e+00*/;
   }
   lwc_inputs_ready();
   int cse_v8 = (((int)threadIdx.x) % 64);
-  int element_3 = (((int)threadIdx.x) % 64);
-  int cse_v13 = ((((int)threadIdx.x) % 64) % 6);
+  int element_4 = (((int)threadIdx.x) % 64);
+  int cse_v14 = ((((int)threadIdx.x) % 64) % 6);
   int i_3 = ((((int)threadIdx.x) % 64) % 6);
-  int cse_v14 = ((((int)threadIdx.x) % 64) / 6);
+  int cse_v15 = ((((int)threadIdx.x) % 64) / 6);
   int i_4 = ((((int)threadIdx.x) % 64) / 6);
   if ((((int)threadIdx.x) % 64) < 60) {
     int position = (((((int)threadIdx.x) % 64) / 6) - 1);
-    int cse_v16 = ((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6));
+    int cse_v17 = ((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6));
     int position_1 = (((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6)) - 1);
     int from = (((((int)blockIdx.x) * 4) + (((int)threadIdx.x) % 64)) - 7);
-    int cse_v17 = (((((int)threadIdx.x) % 64) / 6) * 12);
+    int cse_v18 = (((((int)threadIdx.x) % 64) / 6) * 12);
     int to = ((((((int)threadIdx.x) % 64) / 6) * 12) + ((((int)threadIdx.x) % 64) % 6));
     for (int j = 0; j < 4; ++j) {
       int cse_v9 = (((int)threadIdx.x) / 64);
-      int channel = ((j * 2) + (((int)threadIdx.x) / 64));
+      int unit = ((j * 2) + (((int)threadIdx.x) / 64));
       lwc_copy_4((&(window_ptr[((((j * 240) + ((((int)threadIdx.x) / 64) * 120)) + (((((int)threadIdx.x) % 64) / 6) * 12)) + ((((int)threadIdx.x) % 64) % 6))])), (&(x[(((((j * 72) + ((((int)threadIdx.x) / 64) * 36)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 64)) - 7)])), ((int)((((6 <= (((int)threadIdx.x) % 64)) && ((((int)threadIdx.x) % 64) < 42)) && (1 <= ((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6)))) && (((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6)) < 7))));
     }
   }
@@ -157,10 +185,18 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   alignas(64) float r_ptr_2[1];
   float start = bias[channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))]];
   r_ptr_2[0] = start;
+  int first_output = channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))];
+  int cse_v10 = (first_output * 36);
+  int to_1 = (first_output * 36);
+  int cse_v19 = ((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1));
+  int cse_v20 = (((((int)threadIdx.x) % 32) / 4) * 6);
+  if (((((int)threadIdx.x) % 32) < 24) && (((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1)) < 3)) {
+    r_ptr_2[0] = (r_ptr_2[0] + residual[((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))]);
+  }
   lwc_wait_0();
   __syncthreads();
-  int here = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
   int first_step = lists_ptr[0];
+  int here = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
   int list = (((int)threadIdx.x) / 32);
   int first_1 = (lists_ptr[(((int)threadIdx.x) / 32)] - first_step);
   int last = (lists_ptr[((((int)threadIdx.x) / 32) + 1)] - first_step);
@@ -171,21 +207,29 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
     *(uint2*)(r_ptr_3 + 0) = *(uint2*)(where_ptr + (step * 2));
     *(float4*)(r_ptr_4 + 0) = *(float4*)(held_ptr + (step * 4));
     int at_1 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[0] & (uint)65535))) + (((int)threadIdx.x) % 4));
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[0] * window_ptr[at_1]));
+    alignas(64) float r_ptr_5[1];
+    r_ptr_5[0] = window_ptr[at_1];
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[0] * r_ptr_5[0]));
     int at_2 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[0] >> (uint)16))) + (((int)threadIdx.x) % 4));
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[1] * window_ptr[at_2]));
+    alignas(64) float r_ptr_6[1];
+    r_ptr_6[0] = window_ptr[at_2];
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[1] * r_ptr_6[0]));
     int at_3 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[1] & (uint)65535))) + (((int)threadIdx.x) % 4));
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[2] * window_ptr[at_3]));
+    alignas(64) float r_ptr_7[1];
+    r_ptr_7[0] = window_ptr[at_3];
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[2] * r_ptr_7[0]));
     int at_4 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[1] >> (uint)16))) + (((int)threadIdx.x) % 4));
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[3] * window_ptr[at_4]));
+    alignas(64) float r_ptr_8[1];
+    r_ptr_8[0] = window_ptr[at_4];
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[3] * r_ptr_8[0]));
   }
-  int first_output = channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))];
-  int cse_v10 = (first_output * 36);
-  int to_1 = (first_output * 36);
+  int first_output_1 = channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))];
+  int cse_v11 = (first_output_1 * 36);
+  int to_2 = (first_output_1 * 36);
   if (((((int)threadIdx.x) % 32) < 24) && (((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1)) < 3)) {
-    int cse_v19 = ((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
-    int result = ((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
-    y[((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))] = max((r_ptr_2[0] + residual[((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))]), 0x0p+0f/*0.000000e+00*/);
+    int cse_v22 = ((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
+    int at_5 = ((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
+    y[((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))] = max(r_ptr_2[0], 0x0p+0f/*0.000000e+00*/);
   }
 }
 
