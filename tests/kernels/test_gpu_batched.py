@@ -53,7 +53,7 @@ def make_case(name: str, shape: tuple[int, ...], orders: tuple[tuple[int, ...], 
     inputs = [np.ascontiguousarray(each.transpose(order)) for each, order in zip((a, b), orders[:2], strict=True)]
     products = make_products(shape, orders, scale)
     bound = float(np.abs(expected).max())
-    return Case(name, lambda _: plan(products), inputs, expected.transpose(orders[2]), bound)
+    return Case(name, lambda _: plan(products), inputs, np.ascontiguousarray(expected.transpose(orders[2])), bound)
 
 
 def of_tile(products: Products, tile: BatchedTile) -> Plan:
