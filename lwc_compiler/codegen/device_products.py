@@ -59,7 +59,8 @@ class DeviceProducts:
     ) -> tuple[list[str], Plan] | None:
         """The same for a whole attention; None where the product does not begin one."""
         m, k, n = sizes
-        found = self._mixing(group, (*batch, m, n))
+        mask = self._mask(group.output, (*batch, m, n))
+        found = self._mixing(group.output if mask is None else mask[0].output[0], (*batch, m, n))
         if found is None:
             return None
         softmax, product, by_row = found
@@ -70,18 +71,33 @@ class DeviceProducts:
         if tile is None:
             return None
         (left, a), (right, b), (values, v) = (self._matrix(name) for name in (*group.nodes[0].input, values))
-        group.nodes += [softmax, product]
+        masks, added = ([], None) if mask is None else ([mask[1]], mask[2])
+        group.nodes += [softmax, product] if mask is None else [mask[0], softmax, product]
         y = self._result(group)
         if by_row:  # the kernel computes the transposed product
             left, a, right, b = right, b.transposed, left, a.transposed
-            v, y = v.transposed, y.transposed
-        whole = Attention(batch, keys, queries, k, features, a, b, v, y, scale)
-        return [left, right, values], plan_attention(whole, tile)
+            v, y, added = v.transposed, y.transposed, added and added.transposed
+        whole = Attention(batch, keys, queries, k, features, a, b, v, y, scale, added)
+        return [left, right, values, *masks], plan_attention(whole, tile)
 
-    def _mixing(self, group: _Group, scores: tuple[int, ...]) -> tuple[onnx.NodeProto, onnx.NodeProto, bool] | None:
+    def _mask(self, product: str, scores: tuple[int, ...]) -> tuple[onnx.NodeProto, str, Matrix] | None:
+        """The Add behind scores, what it adds, and how that lies in memory, with 0 along axes that share it."""
+        graph = self._graph
+        node = graph.reader(product)
+        if node is None or not _is(node, "Add") or graph.shape(node.output[0]) != scores:
+            return None
+        name = node.input[1] if node.input[0] == product else node.input[0]
+        shape = graph.shape(name)
+        if shape is None:
+            return None
+        shape = (1,) * (len(scores) - len(shape)) + shape
+        strides = tuple(0 if n == 1 else stride for n, stride in zip(shape, strides_of(shape), strict=True))
+        return node, name, Matrix(strides[:-2], *strides[-2:])
+
+    def _mixing(self, name: str, scores: tuple[int, ...]) -> tuple[onnx.NodeProto, onnx.NodeProto, bool] | None:
         """The Softmax of scores, the product of values with it, and whether it is along the scores' rows."""
         graph, rank = self._graph, len(scores)
-        softmax = graph.reader(group.output)
+        softmax = graph.reader(name)
         if softmax is None or not _is(softmax, "Softmax"):
             return None
         weights = softmax.output[0]

@@ -11,6 +11,8 @@ from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import attention
 from lwc_compiler.kernels.gpu.attention import Attention, AttentionTile, attention_tile, plan_attention
+from lwc_compiler.kernels.gpu.builder import strides_of
+from lwc_compiler.kernels.gpu.factors import Matrix
 from lwc_compiler.targets import find_target
 from tests.cuda_harness import Emulator
 from tests.opencl_harness import Device, run_plan
@@ -24,27 +26,36 @@ ORDERS = (
 )  # fmt: skip
 
 
-def make_case(name: str, shape: tuple[int, ...], orders: tuple[tuple[int, ...], ...], tile=None) -> Case:
+def make_case(
+    name: str, shape: tuple[int, ...], orders: tuple[tuple[int, ...], ...], tile=None, masked: tuple[int, ...] = ()
+) -> Case:
+    """`masked` are the axes along which the mask is not the same everywhere; without any there is none."""
     generator = np.random.default_rng(len(name))
     *batch, key_count, query_count, inner, features = shape
     sizes = ((key_count, inner), (inner, query_count), (features, key_count))
     keys, queries, values = (generator.standard_normal((*batch, *size)).astype(np.float32) for size in sizes)
     scores = 0.5 * (keys.astype(np.float64) @ queries)
+    mask = generator.standard_normal([n if axis in masked else 1 for axis, n in enumerate(scores.shape)])
+    mask = np.where(mask < -0.5, np.float32(-1e4), mask.astype(np.float32))
+    scores = scores + mask if masked else scores
     powers = np.exp(scores - scores.max(-2, keepdims=True))
     expected = values @ (powers / powers.sum(-2, keepdims=True))
     arrays = keys, queries, values, expected
     lie = [lying(array.shape, order) for array, order in zip(arrays, orders, strict=True)]
-    whole = Attention(tuple(batch), key_count, query_count, inner, features, *lie, 0.5)
+    strides = [stride * (axis in masked) for axis, stride in enumerate(strides_of(mask.shape))]
+    lies = Matrix(tuple(strides[:-2]), *strides[-2:]) if masked else None
+    whole = Attention(tuple(batch), key_count, query_count, inner, features, *lie, 0.5, lies)
     tile = tile or attention_tile(math.prod(batch), key_count, query_count, features, GPU.gpu)
     *inputs, expected = (np.ascontiguousarray(each.transpose(o)) for each, o in zip(arrays, orders, strict=True))
+    inputs += [mask] if masked else []
     return Case(name, lambda _: plan_attention(whole, tile), inputs, expected, float(np.abs(expected).max()))
 
 
 def make_cases() -> list[Case]:
-    cases = []
-    for number, shape in enumerate(SHAPES):
-        two = ORDERS[number], ORDERS[(number + 1) % len(ORDERS)]
-        cases += [make_case(f"{shape} {orders}", shape, orders) for orders in two]
+    cases = [make_case(f"{shape} {o}", shape, o) for shape, o in zip(SHAPES, ORDERS, strict=True)]
+    for number, masked in enumerate(((0, 2), (1, 2, 3), (0, 1, 2, 3), (3,))):
+        shape, orders = SHAPES[number], ORDERS[(number + 1) % len(ORDERS)]
+        cases.append(make_case(f"{shape} masked along {masked}", shape, orders, masked=masked))
     for number, (queries, (scores, depth, mixed)) in enumerate(attention._CUTS.items()):
         for stages, cut in zip((2, 3), mixed, strict=True):
             shape = (1, 2, 140, 70, 36, cut.rows - 3)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 from tvm import tirx
 
-from lwc_compiler.kernels.builder import divide, modulo, splat, unravel
+from lwc_compiler.kernels.builder import divide, modulo, smaller, splat, unravel
 from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, blocks_at_once, ceil_div
 from lwc_compiler.kernels.gpu.factors import VECTOR, CopiedFactors, Cut, Factors, Matrix, Product, Side
 from lwc_compiler.kernels.kernel import Input, Output, Plan, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from lwc_compiler.kernels.gpu.builder import Expr
     from lwc_compiler.kernels.kernel import Kernel
     from lwc_compiler.targets.target import Gpu
@@ -52,6 +54,7 @@ class Attention:
         values: likewise.
         y: likewise.
         scale: factor of the scores.
+        mask: how what is added to scaled scores (keys, queries) lies, with 0 along axes that share it, or None.
     """
 
     batch: tuple[int, ...]
@@ -64,6 +67,7 @@ class Attention:
     values: Matrix
     y: Matrix
     scale: float = 1.0
+    mask: Matrix | None = None
 
 
 @dataclass(frozen=True)
@@ -144,16 +148,19 @@ def attention_tile(heads: int, key_count: int, query_count: int, features: int, 
 
 
 def plan_attention(a: Attention, tile: AttentionTile) -> Plan:
-    """Plans attentions; inputs 0 to 2 are keys, queries and values, output 0 is y, all float32."""
-    step = Step(attention_kernel("gpu_attention", a, tile), (Input(0), Input(1), Input(2), Output(0)))
+    """Plans attentions; inputs are keys, queries, values and the mask if there is one, output 0 is y, all float32."""
+    inputs = [Input(i) for i in range(3 if a.mask is None else 4)]
+    step = Step(attention_kernel("gpu_attention", a, tile), (*inputs, Output(0)))
     return Plan((step,), flops=2 * math.prod(a.batch) * a.key_count * a.query_count * (a.inner + a.features))
 
 
 def attention_kernel(name: str, a: Attention, t: AttentionTile) -> Kernel:
-    """The kernel: keys, queries, values, y."""
+    """The kernel: keys, queries, values, [mask,] y."""
     grid = (*a.batch, ceil_div(a.query_count, t.queries))
     b = DeviceBuilder((math.prod(grid), 1, 1), t.threads)
-    keys, queries, values, y = (b.pointer(name) for name in ("keys", "queries", "values", "y"))
+    keys, queries, values = (b.pointer(name) for name in ("keys", "queries", "values"))
+    mask = b.pointer("mask") if a.mask is not None else None
+    y = b.pointer("y")
     scores = b.shared("scores", t.kept)
     slices = b.shared("slices", t.stages * t.stage)
     parts = b.shared("parts", 2 * t.threads)
@@ -183,14 +190,25 @@ def attention_kernel(name: str, a: Attention, t: AttentionTile) -> Kernel:
     )  # fmt: skip
     weights = Factors(b, Side.right(kept, a.query_count, a.key_count, t.mixed, t.depth), scores, mixed.own_column)
     mixed.start(left, weights)
-    _exponentiate(b, t, scores, parts)
+
+    def score(key: Expr, query: Expr) -> Expr:
+        value = b.load(scores, key * t.queries + query)
+        if a.mask is None:
+            return value
+        # What lies beyond the last key or query reads the mask of the last one, and is not used.
+        key, query = smaller(key, a.key_count - 1), smaller(first_query + query, a.query_count - 1)
+        return value + b.load(mask, a.mask.offset(batch, key, query))
+
+    _exponentiate(b, t, scores, parts, score)
     mixed.finish(left, weights)
     mixed.multiply([b.load(parts, place, VECTOR) for place in weights.places[::VECTOR]])
     mixed.store(y, a.y, batch, (0, first_query), left, weights)
     return b.finished(name)
 
 
-def _exponentiate(b: DeviceBuilder, t: AttentionTile, scores: Expr, parts: Expr) -> None:
+def _exponentiate(
+    b: DeviceBuilder, t: AttentionTile, scores: Expr, parts: Expr, score: Callable[[Expr, Expr], Expr]
+) -> None:
     """Makes the scores of each query powers of e, the largest 1; the inverse of their sum is where `parts` begins."""
     shares = t.threads // t.queries  # threads of a query
     query, share = b.let("query", modulo(b.thread, t.queries)), b.let("share", divide(b.thread, t.queries))
@@ -207,8 +225,7 @@ def _exponentiate(b: DeviceBuilder, t: AttentionTile, scores: Expr, parts: Expr)
     largest.set(nothing)
     with b.loop("step", 0, ceil_div(t.key_count, shares)) as step:
         key = b.let("key", step * shares + share)
-        score = b.load(scores, key * t.queries + query)
-        largest.set(tirx.max(largest.get(), tirx.Select(key < t.key_count, score, nothing)))
+        largest.set(tirx.max(largest.get(), tirx.Select(key < t.key_count, score(key, query), nothing)))
     b.store(parts, t.threads + b.thread, largest.get())
     b.barrier()
     most = b.let("most", combined(tirx.max, t.threads))
@@ -220,7 +237,7 @@ def _exponentiate(b: DeviceBuilder, t: AttentionTile, scores: Expr, parts: Expr)
         keys = [b.let("key", (step * together + i) * shares + share) for i in range(together)]
         powers = [b.register(1) for _ in keys]
         for key, power in zip(keys, powers, strict=True):
-            raised = tirx.exp(b.load(scores, key * t.queries + query) - most)
+            raised = tirx.exp(score(key, query) - most)
             power.set(tirx.Select(key < t.key_count, raised, tirx.const(0.0, "float32")))
             total.set(total.get() + power.get())
         for key, power in zip(keys, powers, strict=True):
