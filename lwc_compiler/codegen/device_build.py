@@ -18,6 +18,7 @@ from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, DeclBuffer, Evalua
 from lwc_compiler.codegen.device_row_kernels import rows_kernel
 from lwc_compiler.codegen.device_rows import read_points, read_rows
 from lwc_compiler.codegen.device_schedules import schedule_device
+from lwc_compiler.codegen.device_transposes import read_transposition, transpose_kernel
 from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, rewrite_statements, split_function
 from lwc_compiler.errors import UnsupportedError
 from lwc_compiler.kernels.gpu.builder import CONSTANTS, SHARED_ALIGNMENT_BYTES, WAITS, ceil_div
@@ -206,6 +207,9 @@ def split_device(name: str, func: PrimFunc, inputs: int) -> Plan:
     if rows is not None:
         operands = [Input(i) for i in range(inputs)] + [Output(i) for i in range(len(func.params) - inputs)]
         return Plan((Step(rows_kernel(name, rows), tuple(operands)),))
+    turned = read_transposition(func)
+    if turned is not None:
+        return Plan((Step(transpose_kernel(name, turned), (Input(0), Output(0))),))
     return split_function(name, schedule_device(func), inputs, _make_device_kernel)
 
 

@@ -58,5 +58,8 @@ KERNELS = (
     Entry("gpu_matvec_csr", "csr", "GPU: sparse matrix times a few vectors", _GPU),
     Entry("gpu_matvec_dense", "dense", "GPU: matrix with every weight times a few vectors", _GPU),
     Entry("gpu_batched", "", "GPU: products of two computed matrices", _GPU),
+    Entry(
+        "gpu_attention", "", "GPU: softmax of the products of keys and queries, and the product of values with it", _GPU
+    ),
     Entry("gpu_depthwise", "dense", "GPU: depthwise convolution with every weight", _GPU),
 )
