@@ -97,13 +97,14 @@ def networks_of(
 
 
 def test_cases(target: Target) -> list[Checked]:
-    """The cases of `tests/kernels/test_gpu.py` and `test_gpu_precision.py`, but for what the target does not have."""
+    """The cases of `tests/kernels/test_gpu*.py`, but for what the target does not have."""
     sys.path.insert(0, str(_TESTS))
     cases = [(c.name, c, c.plan(target)) for c in importlib.import_module("test_gpu").CASES]
     assert target.gpu is not None
-    for name, case in importlib.import_module("test_gpu_precision").CASES.items():
-        if target.gpu.architectures[0] >= _AMPERE or (name.endswith("-float16") and case.plan.format != "2:4"):
-            cases.append((name, case, case.plan))
+    for module in ("test_gpu_precision", "test_gpu_mma_blocks"):
+        for name, case in importlib.import_module(module).CASES.items():
+            if target.gpu.architectures[0] >= _AMPERE or (name.endswith("-float16") and case.plan.format != "2:4"):
+                cases.append((name, case, case.plan))
     return [
         Checked(name, plan, c.inputs, c.expected.shape, c.expected.astype(np.float32), c.scale, KERNEL_TOLERANCE, {})
         for name, c, plan in cases
