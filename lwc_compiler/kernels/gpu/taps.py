@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, splat, unravel
-from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, half_of
+from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, both, half_of
 from lwc_compiler.kernels.gpu.lists import Copies, add_parts
 from lwc_compiler.kernels.gpu.taps_layout import OFFSET_WORDS, TAP_STEP
 from lwc_compiler.kernels.layer import store_result
@@ -56,15 +56,34 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
     copies.begin()
     # Of each row the sums of its output channels, one after the other, for each pixel.
     sums = [[[b.register(1) for _ in range(t.pixels)] for _ in range(t.height)] for _ in slots]
+    starts_here = part == 0 if t.parts > 1 else True
+
+    def stored(slot: Expr) -> Iterator[tuple[int, int, Expr, Expr]]:
+        """Of each sum of a row: which of its output channels and pixels, where it goes, and whether that exists."""
+        first_output = b.let("first_output", b.load(channels, b.block[2] * t.slots + slot))
+        for number in range(t.height):
+            to = image * t.y_strides[0] + (first_output + number) * t.y_strides[1]
+            for axis in range(n - 2):
+                to = to + corner[axis] * t.y_strides[2 + axis]
+            to = b.let("to", to)
+            for pixel in range(t.pixels):
+                rows, columns = t.step(pixel)
+                at_row, at_column = corner[-2] + row + rows, corner[-1] + column + columns
+                exists = tirx.all(at_row < g.out_size[-2], at_column < g.out_size[-1])
+                yield number, pixel, to + at_row * t.y_strides[-2] + at_column * t.y_strides[-1], exists
+
     for slot, row_sums in zip(slots, sums, strict=True):
         for number, registers in enumerate(row_sums):
             start = splat(0.0, 1)
             if bias is not None:
-                start = b.let("start", b.load(bias, b.load(channels, b.block[2] * t.slots + slot) + number))
-                if t.parts > 1:
-                    start = tirx.if_then_else(part == 0, start, splat(0.0, 1))
+                start = b.load(bias, b.load(channels, b.block[2] * t.slots + slot) + number)
+                start = b.let("start", start if t.parts == 1 else tirx.if_then_else(starts_here, start, splat(0.0, 1)))
             for register in registers:
                 register.set(start)
+        if residual is not None:  # its loads are under way together, while the window is copied
+            for number, pixel, at, exists in stored(slot):
+                added = tirx.if_then_else(both(exists, starts_here), b.load(residual, at), splat(0.0, 1))
+                row_sums[number][pixel].set(row_sums[number][pixel].get() + added)
 
     for stage, first_step in copies.each_chunk():
         here = b.let("here", base + stage * t.stage_elements)
@@ -77,20 +96,11 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
         registers = [register for row_sums in sums for registers in row_sums for register in registers]
         add_parts(b, t, copies.window, registers, 1, (part, place, lane))
     for slot, row_sums in zip(slots, sums, strict=True):
-        works = tirx.all(part == 0, slot < t.group_rows)
-        with b.when(tirx.all(works, lane < t.lane_rows * t.lane_columns) if t.idle else works):
-            first_output = b.let("first_output", b.load(channels, b.block[2] * t.slots + slot))
-            for number, registers in enumerate(row_sums):
-                to = image * t.y_strides[0] + (first_output + number) * t.y_strides[1]
-                for axis in range(n - 2):
-                    to = to + corner[axis] * t.y_strides[2 + axis]
-                to = b.let("to", to)
-                for pixel, register in enumerate(registers):
-                    rows, columns = t.step(pixel)
-                    at_row, at_column = corner[-2] + row + rows, corner[-1] + column + columns
-                    with b.when(tirx.all(at_row < g.out_size[-2], at_column < g.out_size[-1])):
-                        result = b.let("result", to + at_row * t.y_strides[-2] + at_column * t.y_strides[-1])
-                        store_result(b, y, result, register.get(), residual, epilogue.activation)
+        works = both(slot < t.group_rows, starts_here)
+        with b.when(both(works, lane < t.lane_rows * t.lane_columns if t.idle else True)):
+            for number, pixel, at, exists in stored(slot):
+                with b.when(exists):
+                    store_result(b, y, b.let("at", at), row_sums[number][pixel].get(), None, epilogue.activation)
     return b.finished(name)
 
 
