@@ -11,6 +11,7 @@ How layers are cut and lists laid out is in `mma_blocks_layout.py`.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from tvm import tirx
@@ -23,6 +24,8 @@ from lwc_compiler.kernels.gpu.mma_blocks_layout import ACROSS, COLUMNS, DOWN, FR
 from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lwc_compiler.kernels.builder import Register
     from lwc_compiler.kernels.gpu.builder import Expr
     from lwc_compiler.kernels.gpu.mma_blocks_layout import MmaBlocksTile
@@ -56,11 +59,17 @@ def mma_blocks_kernel(name: str, t: MmaBlocksTile, epilogue: Epilogue) -> Kernel
     copies = Copies(b, t, x, (starts, offsets, weights), image, corner, picked)
     copies.begin()
     sums = [[[b.register(_SUMS) for _ in range(t.acrosses)] for _ in range(t.downs)] for _ in slots]
+    starts_here = part == 0 if t.parts > 1 else True
     for output, row_sums in zip(outputs, sums, strict=True):
         for down, registers in enumerate(row_sums):
-            start = _first_sums(b, t, bias, output + down * DOWN, part)
+            start = _first_sums(b, t, bias, output + down * DOWN, starts_here)
             for register in registers:
                 register.set(start.get())
+        if residual is not None:  # its loads are under way together, while the window is copied
+            for down, of_pixels, number, at, exists in _results(b, t, output, image, corner, column, 1):
+                value = tirx.if_then_else(both(exists, starts_here), b.load(residual, at), splat(0.0, 1))
+                register = row_sums[down][of_pixels]
+                register.set_part(number, register.part(number, 1) + value)
 
     base = b.let("base", row * t.column_pitch)
     for stage, first_step in copies.each_chunk():
@@ -76,33 +85,70 @@ def mma_blocks_kernel(name: str, t: MmaBlocksTile, epilogue: Epilogue) -> Kernel
     if t.parts > 1:
         every = [register for row_sums in sums for registers in row_sums for register in registers]
         add_parts(b, t, copies.window, every, _SUMS, (part, place, lane))
+    pairs = t.y_strides[-1] == 1 and not any(n % 2 for n in (g.out_size[-1], *t.y_strides[:-1]))
+    lanes = 2 if pairs else 1
     for slot, output, row_sums in zip(slots, outputs, sums, strict=True):
-        works = part == 0 if t.parts > 1 else True
-        with b.when(both(works, slot < t.group_rows if t.slots > t.group_rows else True)):
-            for down, registers in enumerate(row_sums):
-                for lower in range(2):
-                    channel = b.let("channel", output + (down * DOWN + lower * 8))
-                    exists = channel < (b.block[2] + 1) * g.group_outputs if g.group_outputs % t.height else True
-                    with b.when(exists):
-                        to = image * t.y_strides[0] + channel * t.y_strides[1]
-                        _store(b, t, (y, residual), to, (corner, column), (registers, lower * 2), epilogue)
+        with b.when(both(slot < t.group_rows if t.slots > t.group_rows else True, starts_here)):
+            for down, of_pixels, number, at, exists in _results(b, t, output, image, corner, column, lanes):
+                with b.when(exists):
+                    value = row_sums[down][of_pixels].part(number, lanes)
+                    store_result(b, y, b.let("at", at), value, None, epilogue.activation, lanes)
     return b.finished(name)
 
 
-def _first_sums(b: DeviceBuilder, t: MmaBlocksTile, bias: Expr | None, output: Expr, part: Expr) -> Register:
+def _first_sums(b: DeviceBuilder, t: MmaBlocksTile, bias: Expr | None, output: Expr, starts_here: Expr) -> Register:
     """The sums of an instruction before anything is added."""
     start = b.register(_SUMS)
     start.set(splat(0.0, _SUMS))
     if bias is not None:
-        with b.when(part == 0 if t.parts > 1 else True):
-            for lower in range(2):
-                channel = output + lower * 8
-                if t.geometry.group_outputs % t.height:
-                    channel = smaller(channel, t.geometry.out_channels - 1)
-                value = b.let("value", b.load(bias, channel))
-                for odd in range(2):
-                    start.set_part(lower * 2 + odd, value)
+        for lower in range(2):
+            channel = output + lower * 8
+            if t.geometry.group_outputs % t.height:
+                channel = smaller(channel, t.geometry.out_channels - 1)
+            value = b.load(bias, channel)
+            if t.parts > 1:
+                value = tirx.if_then_else(starts_here, value, splat(0.0, 1))
+            value = b.let("value", value)
+            for odd in range(2):
+                start.set_part(lower * 2 + odd, value)
     return start
+
+
+def _results(
+    b: DeviceBuilder, t: MmaBlocksTile, output: Expr, image: Expr, corner: list[Expr], column: Expr, lanes: int
+) -> Iterator[tuple[int, int, int, Expr, Expr]]:
+    """A lane's results of a row of the layer.
+
+    Args:
+        b: the kernel.
+        t: its tile.
+        output: the row's first output channel of the lane.
+        image: of the tile.
+        corner: the tile's first pixel.
+        column: of the lane.
+        lanes: neighbouring pixels that are taken together, 1 or 2.
+
+    Yields:
+        Instruction over the output channels and over the pixels, lane of its sums, place in the output, whether it
+        exists.
+    """
+    g = t.geometry
+    for down, lower in itertools.product(range(t.downs), range(2)):
+        channel = b.let("channel", output + (down * DOWN + lower * 8))
+        there = channel < (b.block[2] + 1) * g.group_outputs if g.group_outputs % t.height else True
+        to = image * t.y_strides[0] + channel * t.y_strides[1] + column * (2 * t.y_strides[-1])
+        for at, stride in zip(corner, t.y_strides[2:], strict=True):
+            to = to + at * stride
+        to = b.let("to", to)
+        for across, odd in itertools.product(range(t.acrosses), range(0, 2, lanes)):
+            rows, columns = divmod(across * ACROSS, t.columns)
+            exists = there
+            if g.out_size[-2] % t.rows:
+                exists = both(exists, corner[-2] + rows < g.out_size[-2])
+            if g.out_size[-1] % t.columns:
+                exists = both(exists, corner[-1] + columns + column * 2 + odd < g.out_size[-1])
+            further = rows * t.y_strides[-2] + (columns + odd) * t.y_strides[-1]
+            yield down, across, lower * 2 + odd, to + further, exists
 
 
 def _multiply(
@@ -133,41 +179,3 @@ def _multiply(
         for register, registers in zip(left, sums, strict=True):
             pointers = (registers[across].pointer, register.pointer, right.pointer)
             b.emit(Evaluate(tirx.call_extern("void", f"lwc_mma_{t.precision}", *pointers)))
-
-
-def _store(
-    b: DeviceBuilder,
-    t: MmaBlocksTile,
-    pointers: tuple[Expr, Expr | None],
-    to: Expr,
-    place: tuple[list[Expr], Expr],
-    sums: tuple[list[Register], int],
-    epilogue: Epilogue,
-) -> None:
-    """Stores a lane's sums of one output channel, of the pixels that exist.
-
-    Args:
-        b: the kernel.
-        t: its tile.
-        pointers: y and the residual.
-        to: where the output channel begins.
-        place: the tile's first pixel, and the lane's column.
-        sums: of each instruction over the pixels, and which of a register's lanes are of the channel, from there on.
-        epilogue: what is done to the sums.
-    """
-    (y, residual), (corner, column), (registers, start), g = pointers, place, sums, t.geometry
-    pair = 2 if t.y_strides[-1] == 1 and not any(n % 2 for n in (g.out_size[-1], *t.y_strides[:-1])) else 1
-    for at, stride in zip(corner, t.y_strides[2:], strict=True):
-        to = to + at * stride
-    to = b.let("to", to + column * (2 * t.y_strides[-1]))
-    for across, register in enumerate(registers):
-        rows, columns = divmod(across * ACROSS, t.columns)
-        for odd in range(0, 2, pair):
-            inside: Expr = True
-            if g.out_size[-2] % t.rows:
-                inside = corner[-2] + rows < g.out_size[-2]
-            if g.out_size[-1] % t.columns:
-                inside = both(inside, corner[-1] + columns + column * 2 + odd < g.out_size[-1])
-            with b.when(inside):
-                result = b.let("result", to + (rows * t.y_strides[-2] + (columns + odd) * t.y_strides[-1]))
-                store_result(b, y, result, register.part(start + odd, pair), residual, epilogue.activation, pair)

@@ -40,7 +40,7 @@ class MmaBlocksCosts:
     conflicts: float
 
 
-ESTIMATED = MmaBlocksCosts(step_instructions=16, step_cycles=110, list_cycles=100, conflicts=1.3)
+ESTIMATED = MmaBlocksCosts(step_instructions=16, step_cycles=110, list_cycles=100, conflicts=1.2)
 
 
 def list_steps(t: MmaBlocksTile, places: int) -> float:

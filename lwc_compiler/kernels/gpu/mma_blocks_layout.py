@@ -259,14 +259,28 @@ def _offsets(places: _Places, t: MmaBlocksTile) -> NDArray[np.int64]:
 def _sorted(
     lists: NDArray[np.int64], offset: NDArray[np.int64], t: MmaBlocksTile
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The order of all places, and their lists in it: four neighbours are of different quarters of the banks."""
-    quarter = offset % COLUMNS if t.by_channel else offset % _BANKS // ACROSS
-    of_quarter = lists * COLUMNS + quarter
-    first = np.lexsort((offset % ACROSS, of_quarter))
-    number = np.empty(lists.size, np.int64)
-    number[first] = np.arange(lists.size) - np.searchsorted(of_quarter[first], of_quarter[first])
-    order = np.lexsort((quarter, number, lists))
+    """The order of all places, and their lists in it: four neighbours are of different quarters of the banks.
+
+    Those come first that also begin at the same bank of their quarters.
+    """
+    quarter, start = offset % _BANKS // ACROSS, offset % ACROSS
+    if t.by_channel:
+        quarter, start = offset % COLUMNS, np.zeros_like(offset)
+    alike, of_quarter = lists * ACROSS + start, lists * COLUMNS + quarter
+    number = _numbered(alike * COLUMNS + quarter, start)
+    fours = np.bincount(alike * COLUMNS + quarter, minlength=(int(alike.max(initial=0)) + 1) * COLUMNS)
+    left = number >= fours.reshape(-1, COLUMNS).min(axis=1)[alike]
+    number = np.where(left, _numbered(of_quarter * 2 + left, start), number)
+    order = np.lexsort((quarter, number, np.where(left, 0, start), left, lists))
     return order, lists[order]
+
+
+def _numbered(keys: NDArray[np.int64], by: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The number of each among those of the same key, in the order of `by`."""
+    order = np.lexsort((by, keys))
+    number = np.empty(keys.size, np.int64)
+    number[order] = np.arange(keys.size) - np.searchsorted(keys[order], keys[order])
+    return number
 
 
 def _fragments(values: NDArray[np.float32], t: MmaBlocksTile) -> NDArray[np.uint32]:

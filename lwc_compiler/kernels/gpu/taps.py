@@ -24,6 +24,8 @@ from lwc_compiler.kernels.gpu.taps_layout import OFFSET_WORDS, TAP_STEP
 from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lwc_compiler.kernels.builder import Register
     from lwc_compiler.kernels.gpu.builder import Expr
     from lwc_compiler.kernels.gpu.taps_layout import TapTile
