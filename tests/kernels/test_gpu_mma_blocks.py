@@ -111,7 +111,7 @@ def test_inputs_reach_only_the_outputs_that_read_them(tmp_path) -> None:
 
 @pytest.mark.parametrize("precision", ["float16", "tf32"])
 def test_lanes_read_different_banks(precision: str) -> None:
-    """Mostly: of four random runs of 8 pixels 2.4 meet in a bank, in lists at most 1.5 on average."""
+    """Mostly: of four random runs of 8 pixels 2.4 meet in a bank, in lists at most 1.6 on average."""
     geometry = conv(1, 64, (28, 28), 64, (3, 3), pads=(1, 1, 1, 1))
     weight = blocks(np.random.default_rng(0), weight_shape(geometry), 0.1, 16)
     strides = strides_of(geometry.in_shape), strides_of(geometry.out_shape)
@@ -120,7 +120,7 @@ def test_lanes_read_different_banks(precision: str) -> None:
     offsets = pack_mma_blocks(weight, tile)[0][3].array.reshape(-1).view(np.uint16)
     at_once = offsets.reshape(-1, COLUMNS, 2 * tile.in_word).swapaxes(1, 2).reshape(-1, COLUMNS, 1)
     addresses = (at_once + np.arange(8)).reshape(len(at_once), -1)
-    assert np.mean([np.bincount(np.unique(lanes) % 32).max() for lanes in addresses]) <= 1.5
+    assert np.mean([np.bincount(np.unique(lanes) % 32).max() for lanes in addresses]) <= 1.6
 
 
 def test_blocks_are_found() -> None:

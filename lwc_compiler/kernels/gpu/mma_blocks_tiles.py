@@ -26,7 +26,7 @@ _MOST_FILLED = 1.05  # weights that are stored then, of those that are kept
 _COLUMNS, _FLAT_COLUMNS, _ROWS = (8, 16, 32, 64), (8, 16, 32, 64, 128), (1, 2, 4, 8, 16)
 _MOST_ACROSS = 16  # instructions over the pixels of a tile
 _MOST_SUMS, _MOST_PARTS = 64, 256  # sums of a lane, and of the lanes of all parts that are added up
-_REGISTERS, _OTHER_REGISTERS = 32768, 8  # of a block; half of a thread's are for its sums, less these
+_REGISTERS, _OTHER_REGISTERS = 32768, 12  # of a block; half of a thread's are for its sums, less these
 _SHARE = 0.93  # of shared memory that is planned with; what is left is for blocks with more places than most
 # Warps of a block, rows of a warp, and warps that share a row.
 _CUTS = (
