@@ -22,6 +22,7 @@ from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, rewrite
 from lwc_compiler.errors import UnsupportedError
 from lwc_compiler.kernels.gpu.builder import CONSTANTS, SHARED_ALIGNMENT_BYTES, WAITS, ceil_div
 from lwc_compiler.kernels.kernel import Input, Kernel, Launch, Output, Plan, Step
+from lwc_compiler.targets.target import BLOCK_KILOBYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,9 +58,16 @@ _TEXTS = resources.files("lwc_compiler.codegen")
 # What kernels call by name.
 _CALLED = {"cuda": ("precision.cuh", "copies.cuh", "launches.cuh"), "opencl": ("copies.cl", "launches.cl")}
 _SHARED = re.compile(r"__shared__ alignas\(\d+\) (\w+) (\w+)\[(\d+)\];")
+# Two blocks of so much shared memory, or one, fit a multiprocessor: that has a kilobyte more than a block can have.
+_BLOCKS = "".join(
+    f"#if __CUDA_ARCH__ == {10 * architecture}\n#define LWC_BLOCK_KILOBYTES {kilobytes}\n#endif\n"
+    for architecture, kilobytes in BLOCK_KILOBYTES.items()
+)
+_BLOCKS += "#define LWC_BLOCKS(bytes) (2 * ((bytes) + 1024) <= 1024 * (LWC_BLOCK_KILOBYTES + 1) ? 2 : 1)\n"
 _DYNAMIC = f"extern __shared__ __align__({SHARED_ALIGNMENT_BYTES}) uchar lwc_shared[];"
 _NAME = re.compile(r"\blwc_\w+")
 _ENTRY = 'extern "C" __global__'
+_BOUNDS = re.compile(r"__launch_bounds__\((\d+)\) (\w+)\(")
 _SIGNATURE = re.compile(rf"({_ENTRY} .*\b)(\w+)\(([^()]*)\)(;| {{)")
 
 _PASSES = tvm.ir.transform.Sequential(
@@ -102,13 +110,23 @@ def compile_device(kernels: Mapping[str, Kernel], language: Literal["cuda", "ope
     module = _PASSES(tvm.IRModule(functions))
     text = str(tvm.get_global_func(f"target.build.{language}")(module, target).inspect_source())
     if language == "cuda":
-        # Two blocks on a multiprocessor will do: with no number, NVIDIA's compiler spills registers to have four.
-        text = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 2)", text)
+        text = _BOUNDS.sub(lambda found: _bounded(found, kernels), text)
         text = _overlapping(text[text.find(_ENTRY) :], kernels)
     used = set(_NAME.findall(text))
     parts = [_TEXTS.joinpath(name).read_text(encoding="utf-8") for name in _CALLED[language]]
     called = "".join(part for part in parts if used & set(_NAME.findall(part)))
-    return (_CUDA_PROLOGUE if language == "cuda" else "") + called + text
+    return (_CUDA_PROLOGUE + _BLOCKS if language == "cuda" else "") + called + text
+
+
+def _bounded(found: re.Match[str], kernels: Mapping[str, Kernel]) -> str:
+    """A kernel's registers are for two blocks on a multiprocessor, or for one where its shared memory has no room.
+
+    With no number, NVIDIA's compiler spills registers to have four.
+    """
+    threads, symbol = found.groups()
+    launch = kernels[symbol].launch
+    assert launch is not None
+    return f"__launch_bounds__({threads}, LWC_BLOCKS({launch.shared_bytes})) {symbol}("
 
 
 def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
