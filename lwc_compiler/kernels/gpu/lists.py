@@ -152,6 +152,17 @@ class ListTile(ABC):
         return tuple((t - 1) * s + (k - 1) * d + 1 for t, s, k, d in parts)
 
     @property
+    def left(self) -> int:
+        """Columns of the window before those that a tile reads, so that copies of several are aligned."""
+        return 0
+
+    @property
+    def copiers(self) -> int:
+        """Threads that copy different positions of a channel."""
+        positions = math.prod(self.window) // self.vector
+        return min(self.warps * WARP, 1 << (positions - 1).bit_length())
+
+    @property
     def shared_columns(self) -> int:
         """Columns at the end of a row that are the first ones of the next row, too: zeros beside the input in both."""
         return 0
@@ -361,7 +372,7 @@ class Copies:
             across, thread_unit = t.warps * t.adjacent, divide(modulo(b.thread, WARP), t.adjacent)
             thread = divide(b.thread, WARP) * t.adjacent + modulo(b.thread, t.adjacent)
         else:
-            across = min(threads, 1 << (positions - 1).bit_length())
+            across = t.copiers
             thread, thread_unit = modulo(b.thread, across), divide(b.thread, across)
         down = threads // across
         with b.loop("i", 0, ceil_div(positions, across)) as i:
@@ -377,7 +388,8 @@ class Copies:
                 from_ = self._image * t.x_strides[0] + first * t.x_strides[1]
                 inside = None
                 for axis, (corner, at) in enumerate(zip(self._corner, (*before, column), strict=True)):
-                    position = b.let("position", corner * g.strides[axis] + at - g.pads[axis])
+                    before_first = g.pads[axis] + (t.left if axis == len(g.in_size) - 1 else 0)
+                    position = b.let("position", corner * g.strides[axis] + at - before_first)
                     within = tirx.all(position >= 0, position < g.in_size[axis])
                     inside = within if inside is None else tirx.all(inside, within)
                     from_ = from_ + position * t.x_strides[2 + axis]

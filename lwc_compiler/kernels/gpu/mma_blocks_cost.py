@@ -32,15 +32,17 @@ class MmaBlocksCosts:
         step_cycles: waited for in a step: its offsets, its inputs and its products, one after the other.
         list_cycles: waited for in a list.
         conflicts: accesses to shared memory for one of the inputs that a lane picks.
+        warp_issued: instructions of one warp in a cycle.
     """
 
     step_instructions: float
     step_cycles: float
     list_cycles: float
     conflicts: float
+    warp_issued: float
 
 
-ESTIMATED = MmaBlocksCosts(step_instructions=16, step_cycles=110, list_cycles=100, conflicts=1.2)
+ESTIMATED = MmaBlocksCosts(step_instructions=16, step_cycles=110, list_cycles=100, conflicts=1.2, warp_issued=0.25)
 
 
 def list_steps(t: MmaBlocksTile, places: int) -> float:
@@ -69,7 +71,9 @@ def mma_blocks_seconds(t: MmaBlocksTile, places: int, gpu: Gpu, costs: MmaBlocks
     all_steps = t.chunks * rows * steps  # of a block
     own = t.outputs * t.chunks * (steps / t.parts + (1 - 1 / t.parts) / 2)  # of a warp; parts are whole steps
     copied = t.picked * math.prod(t.window)  # words
-    input_copies = copied / (t.vector * t.unit) / WARP
+    positions = math.prod(t.window) // t.vector
+    idle = 1 if t.by_channel else t.copiers * ceil_div(positions, t.copiers) / positions
+    input_copies = copied / (t.vector * t.unit) / WARP * idle
     list_copies = all_steps * t.step_words / VECTOR / WARP
     loads = t.acrosses * 2 * t.in_word
     stored = rows * t.sums * (1 + (t.parts - 1) / 2)
@@ -90,9 +94,11 @@ def mma_blocks_seconds(t: MmaBlocksTile, places: int, gpu: Gpu, costs: MmaBlocks
     registers = _OTHER_REGISTERS + t.outputs * t.sums
     there = blocks_at_once(gpu, shared, t.warps * WARP, _REGISTERS // registers)
     each = ceil_div(blocks, gpu.multiprocessors)
-    rounds = ceil_div(each, min(there, each))
+    at_once = min(there, each)
+    rounds = ceil_div(each, at_once)
+    rate = min(taps.issued, at_once * t.warps * costs.warp_issued)
     moved = blocks * 4 * (copied + t.step_words * all_steps) / taps.bytes_a_nanosecond * gpu.gigahertz
-    cycles = each * max(issued / taps.issued, accesses, multiplied) + rounds * waited + moved
+    cycles = each * max(issued / rate, accesses, multiplied) + rounds * waited + moved
     weights = 4 * t.step_words * all_steps * t.row_blocks * t.geometry.groups
     read = weights + 4 * (math.prod(t.geometry.in_shape) + math.prod(t.geometry.out_shape))
     reading = read / (_BANDWIDTH * gpu.gigabytes_a_second * 1e9)

@@ -90,6 +90,22 @@ class MmaBlocksTile(ListTile):
         return least + (COLUMNS - least) % _BANKS if self.by_channel else 1
 
     @property
+    def vector(self) -> int:
+        g = self.geometry
+        if self.x_strides[-1] > 1 or g.strides[-1] > 1:
+            return 1
+        return next(n for n in (VECTOR, 2, 1) if not any(size % n for size in (*self.x_strides[:-1], g.in_size[-1])))
+
+    @property
+    def left(self) -> int:
+        return -self.geometry.pads[len(self.geometry.in_size) - 1] % self.vector
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        *before, columns = super().window
+        return (*before, ceil_div(self.left + columns, self.vector) * self.vector)
+
+    @property
     def unit(self) -> int:
         return VECTOR if self.by_channel and self.geometry.group_inputs % VECTOR == 0 else 1
 
@@ -248,7 +264,7 @@ def _offsets(places: _Places, t: MmaBlocksTile) -> NDArray[np.int64]:
     """Where each place's first pixel is in a stage."""
     g = t.geometry
     *before, column = np.unravel_index(places.position, g.kernel)
-    column = column * g.dilations[-1]
+    column = column * g.dilations[-1] + t.left
     phase = column % g.strides[-1] * t.half + column // g.strides[-1]
     at = places.local % t.channels * t.plane + phase * t.column_pitch
     for axis, place in enumerate(before):
