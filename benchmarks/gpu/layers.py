@@ -239,8 +239,10 @@ def _timed(layer: Layer, offered: list[Candidate], precision: Precision) -> list
     if layer.purpose:
         return [candidate for candidate in offered if candidate.format != "dense"][:_CANDIDATES]
     if layer.block > 1:
-        blocks = [candidate for candidate in offered if candidate.format != "dense"]
-        return [*blocks[:_BLOCK_CANDIDATES], *(c for c in offered if c.format == "dense")][:_CANDIDATES]
+        # Of different tiles of pixels.
+        blocks = {c.name.split(",")[0]: c for c in reversed(offered) if c.format != "dense"}
+        best = sorted(blocks.values(), key=lambda candidate: candidate.cycles)[:_BLOCK_CANDIDATES]
+        return [*best, *(c for c in offered if c.format == "dense")][:_CANDIDATES]
     if precision != "float32":
         return offered[:1]
     formats = {candidate.format: candidate for candidate in reversed(offered)}

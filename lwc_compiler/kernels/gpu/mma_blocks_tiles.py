@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.layer import ConvGeometry
     from lwc_compiler.targets.target import Gpu
 
-_HEIGHTS = (8, 16, 32, 64)  # of the blocks that are looked for
+_HEIGHTS = (4, 8, 16, 32, 64)  # of the blocks that are looked for
 _MOST_FILLED = 1.05  # weights that are stored then, of those that are kept
 _COLUMNS, _FLAT_COLUMNS, _ROWS = (8, 16, 32, 64), (8, 16, 32, 64, 128), (1, 2, 4, 8, 16)
 _MOST_ACROSS = 16  # instructions over the pixels of a tile
@@ -36,7 +36,7 @@ _CUTS = (
 
 
 def block_height(weight: NDArray[np.float32]) -> int:
-    """The most neighbouring output channels that have their weights at the same places; 0 for fewer than 8.
+    """The most neighbouring output channels that have their weights at the same places; 0 for fewer than 4.
 
     Args:
         weight: float32 (groups, O / groups, C / groups, positions of the kernel), some of it 0.
@@ -60,7 +60,7 @@ def mma_blocks_tiles(
     """Cuts, and the places of all their lists.
 
     Args:
-        weight: float32 (groups, O / groups, C / groups, positions of the kernel) with blocks of 8 output channels.
+        weight: float32 (groups, O / groups, C / groups, positions of the kernel); `block_height` is not 0.
         geometry: of two dimensions or more.
         strides: see `ListTile`: of the input and of the output.
         gpu: for which; its precision is less than float32.
