@@ -52,9 +52,10 @@ def planned(weight: np.ndarray, offered: list[MmaBlocksTile], number: int, epilo
 
 
 def convolution(number: int) -> Case:
-    g, generator = CONVOLUTIONS[number], np.random.default_rng(number)
+    turn, which = divmod(number, len(CONVOLUTIONS))
+    g, generator = CONVOLUTIONS[which], np.random.default_rng(number)
     precision = PRECISIONS[number % 3]
-    weight = blocks(generator, weight_shape(g), DENSITIES[number % 4], HEIGHTS[number // 2 % 4])
+    weight = blocks(generator, weight_shape(g), DENSITIES[(number + turn) % 4], HEIGHTS[(number // 2 + turn) % 4])
     x = generator.standard_normal(g.in_shape, np.float32)
     bias = generator.standard_normal(g.out_channels).astype(np.float32)
     residual = generator.standard_normal(g.out_shape, np.float32)
@@ -77,7 +78,7 @@ def product(number: int) -> Case:
     return Case(planned(weight, offered, number, Epilogue()), [x], expected, float(np.abs(expected).max()))
 
 
-CASES = {f"blocks conv{i}-{PRECISIONS[i % 3]}": convolution(i) for i in range(len(CONVOLUTIONS))}
+CASES = {f"blocks conv{i}-{PRECISIONS[i % 3]}": convolution(i) for i in range(2 * len(CONVOLUTIONS))}
 CASES |= {f"blocks product{i}-{PRECISIONS[i]}": product(i) for i in range(len(PRODUCTS))}
 
 

@@ -19,7 +19,7 @@ from tvm.tirx.stmt import Evaluate
 
 from lwc_compiler.kernels.builder import divide, modulo, smaller, splat, unravel
 from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, both, half_of
-from lwc_compiler.kernels.gpu.lists import Copies, add_parts
+from lwc_compiler.kernels.gpu.list_copies import Copies, add_parts
 from lwc_compiler.kernels.gpu.mma_blocks_layout import ACROSS, COLUMNS, DOWN, FRAGMENT_WORDS
 from lwc_compiler.kernels.layer import store_result
 
