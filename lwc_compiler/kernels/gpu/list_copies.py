@@ -53,13 +53,13 @@ class Copies:
         self.values = b.shared("held", t.stages * t.steps * t.value_words, str(lists[2].dtype))
         self.offsets = b.shared("where", t.stages * t.steps * t.offset_words, "uint32")
         self._starts = b.shared("lists", t.stages * (t.lists + 1), "int32")
-        self._picked = None if picked is None else b.shared("channels", t.chunks * t.units, "int32")
+        self._picked = None if picked is None else b.shared("channels", t.chunks * t.chunk_picks, "int32")
         # The first step of the chunk that is copied next, and the one after its last: loaded a chunk before.
         self._first, self._last = b.register(1, "int32"), b.register(1, "int32")
         self._find(0)
         if picked is not None:
-            first = (b.block[2] * t.row_blocks + b.block[1]) * (t.chunks * t.units)
-            for number in self._each(t.chunks * t.units):
+            first = (b.block[2] * t.row_blocks + b.block[1]) * (t.chunks * t.chunk_picks)
+            for number in self._each(t.chunks * t.chunk_picks):
                 b.copy(self._picked, number, picked, first + number, 1)
             b.commit()
 
@@ -145,17 +145,13 @@ class Copies:
 
         A thread copies the same positions of several channels, so that it works out their places once.
         """
-        b, t, x = self._b, self._t, self._x
-        g, threads, units, picked = t.geometry, t.warps * WARP, t.units, self._picked
-        positions = math.prod(t.window) // t.vector
+        b, t, g = self._b, self._t, self._t.geometry
+        positions, across = math.prod(t.window) // t.vector, t.copiers
         if t.by_channel:
-            # A warp writes some channels of as many pixels as are read together, to different banks.
-            across, thread_unit = t.warps * t.adjacent, divide(modulo(b.thread, WARP), t.adjacent)
+            thread_unit = divide(modulo(b.thread, WARP), t.adjacent)
             thread = divide(b.thread, WARP) * t.adjacent + modulo(b.thread, t.adjacent)
         else:
-            across = t.copiers
             thread, thread_unit = modulo(b.thread, across), divide(b.thread, across)
-        down = threads // across
         with b.loop("i", 0, ceil_div(positions, across)) as i:
             element = b.let("element", i * across + thread)
             *before, column = unravel(b, element * t.vector, t.window)
@@ -164,7 +160,7 @@ class Copies:
                 copied = tirx.all(copied, tirx.any(element < t.window[-1], column >= t.overlap))
             with b.when(copied if t.overlap or positions % across else True):
                 first = b.block[2] * g.group_inputs
-                if picked is None:
+                if self._picked is None:
                     first = chunk * t.channels + first
                 from_ = self._image * t.x_strides[0] + first * t.x_strides[1]
                 inside = None
@@ -179,18 +175,38 @@ class Copies:
                 for at, pitch in zip(before, t.row_pitches, strict=True):
                     to = to + at * pitch
                 from_, to = b.let("from", from_), b.let("to", to)
-                with b.loop("j", 0, ceil_div(units, down)) as j:
-                    unit = b.let("unit", j * down + thread_unit)
-                    with b.when(unit < units if units % down else True):
-                        channel, exists, there = unit * t.unit, inside, True
-                        if picked is not None:
-                            channel = b.let("channel", b.load(picked, chunk * units + unit))
-                            there = channel >= 0
-                        elif g.group_inputs % t.channels:
-                            exists = tirx.all(exists, chunk * t.channels + channel < g.group_inputs)
-                        with b.when(there):
-                            at, size = to + unit * (t.unit * t.plane), max(t.vector, t.unit)
-                            b.copy(self.window, at, x, from_ + channel * t.x_strides[1], size, exists)
+                if self._picked is None:
+                    self._copy_chunk(chunk, thread_unit, from_, to, inside)
+                else:
+                    self._copy_picked(chunk, thread_unit, from_, to, inside)
+
+    def _copy_chunk(self, chunk: Expr, thread_unit: Expr, from_: Expr, to: Expr, inside: Expr) -> None:
+        """Starts to copy a position of the chunk's channels."""
+        b, t, g = self._b, self._t, self._t.geometry
+        down = t.warps * WARP // t.copiers
+        with b.loop("j", 0, ceil_div(t.units, down)) as j:
+            unit = b.let("unit", j * down + thread_unit)
+            exists = inside
+            if g.group_inputs % t.channels:
+                exists = tirx.all(exists, chunk * t.channels + unit * t.unit < g.group_inputs)
+            with b.when(unit < t.units if t.units % down else True):
+                self._copy_unit(unit, from_ + unit * (t.unit * t.x_strides[1]), to, exists)
+
+    def _copy_picked(self, chunk: Expr, thread_unit: Expr, from_: Expr, to: Expr, inside: Expr) -> None:
+        """Starts to copy a position of channels that are looked up, several before any is copied: looking up waits."""
+        b, t = self._b, self._t
+        down = t.warps * WARP // t.copiers
+        with b.loop("j", 0, t.chunk_picks // (t.picks * down)) as j:
+            units = [b.let("unit", (j * t.picks + n) * down + thread_unit) for n in range(t.picks)]
+            channels = [b.let("channel", b.load(self._picked, chunk * t.chunk_picks + unit)) for unit in units]
+            for unit, channel in zip(units, channels, strict=True):
+                with b.when(channel >= 0):
+                    self._copy_unit(unit, from_ + channel * t.x_strides[1], to, inside)
+
+    def _copy_unit(self, unit: Expr, from_: Expr, to: Expr, exists: Expr) -> None:
+        t = self._t
+        at, size = to + unit * (t.unit * t.plane), max(t.vector, t.unit)
+        self._b.copy(self.window, at, self._x, from_, size, exists)
 
 
 def add_parts(

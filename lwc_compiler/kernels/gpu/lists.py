@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.layer import ConvGeometry
 
 VECTOR = 4  # words of the largest copy
+_PICKS = 8
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,21 @@ class ListTile(ABC):
     @property
     def copiers(self) -> int:
         """Threads that copy different positions of a channel."""
+        if self.by_channel:  # a warp writes some channels of as many pixels as are read together, to different banks
+            return self.warps * self.adjacent
         positions = math.prod(self.window) // self.vector
         return min(self.warps * WARP, 1 << (positions - 1).bit_length())
+
+    @property
+    def picks(self) -> int:
+        """Units that a thread looks up at a time, before it copies any."""
+        return min(_PICKS, ceil_div(self.units * self.copiers, self.warps * WARP))
+
+    @property
+    def chunk_picks(self) -> int:
+        """Numbers of units of a chunk: as many as are looked up."""
+        at_once = self.picks * (self.warps * WARP // self.copiers)
+        return ceil_div(self.units, at_once) * at_once
 
     @property
     def shared_columns(self) -> int:

@@ -72,7 +72,7 @@ def mma_blocks_seconds(t: MmaBlocksTile, places: int, gpu: Gpu, costs: MmaBlocks
     own = t.outputs * t.chunks * (steps / t.parts + (1 - 1 / t.parts) / 2)  # of a warp; parts are whole steps
     copied = t.picked * math.prod(t.window)  # words
     positions = math.prod(t.window) // t.vector
-    idle = 1 if t.by_channel else t.copiers * ceil_div(positions, t.copiers) / positions
+    idle = t.copiers * ceil_div(positions, t.copiers) / positions
     input_copies = copied / (t.vector * t.unit) / WARP * idle
     list_copies = all_steps * t.step_words / VECTOR / WARP
     loads = t.acrosses * 2 * t.in_word

@@ -139,7 +139,7 @@ class MmaBlocksTile(ListTile):
 
     @property
     def shared_bytes(self) -> int:
-        return super().shared_bytes + 4 * self.chunks * self.units
+        return super().shared_bytes + 4 * self.chunks * self.chunk_picks
 
 
 def kept_places(weight: NDArray[np.float32], height: int) -> NDArray[np.bool_]:
@@ -239,8 +239,10 @@ def pack_mma_blocks(weight: NDArray[np.float32], t: MmaBlocksTile) -> tuple[list
     g, places = t.geometry, _places(weight, t)
     firsts = np.zeros((g.groups, t.slots), np.int32)
     firsts[:, : t.group_rows] = places.order * t.height + np.arange(g.groups)[:, None] * g.group_outputs
-    picked = np.full((len(places.picked), t.chunks * t.units), -1, np.int32)
-    picked[:, : places.picked.shape[1]] = places.picked
+    picked = np.full((len(places.picked), t.chunks, t.chunk_picks), -1, np.int32)
+    more = t.chunks * t.units - places.picked.shape[1]
+    of_chunks = np.pad(places.picked, ((0, 0), (0, more)), constant_values=-1)
+    picked[:, :, : t.units] = of_chunks.reshape(-1, t.chunks, t.units)
     lists, offset = _lists_of(places, t), _offsets(places, t)
     sorted_, lists = _sorted(lists, offset, t)
     starts = np.concatenate([[0], np.cumsum(_list_steps(lists, t))])

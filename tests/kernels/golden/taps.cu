@@ -227,8 +227,6 @@ extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(4756)) taps(float* 
   int cse_v11 = (first_output_1 * 36);
   int to_2 = (first_output_1 * 36);
   if (((((int)threadIdx.x) % 32) < 24) && (((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1)) < 3)) {
-    int cse_v22 = ((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
-    int at_5 = ((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
     y[((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))] = max(r_ptr_2[0], 0x0p+0f/*0.000000e+00*/);
   }
 }
