@@ -68,6 +68,13 @@ class MmaBlocksTile(ListTile):
         return self.rows * self.columns // ACROSS
 
     @property
+    def by_channel(self) -> bool:
+        # A product; an image of one pixel is none, whose window has others.
+        g = self.geometry
+        one = g.batch == math.prod(g.kernel) == 1 and not any(g.pads)
+        return one and self.x_strides[1] == 1 and self.x_strides[-1] == g.in_channels
+
+    @property
     def half(self) -> int:
         # A multiple of the pixels that are read at the same time: they are from as many banks, wherever a row begins.
         return ceil_div(ceil_div(self.window[-1], self.geometry.strides[-1]), ACROSS) * ACROSS
