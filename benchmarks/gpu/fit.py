@@ -27,12 +27,15 @@ from benchmarks.gpu.bundle import Writer
 from benchmarks.gpu.layers import Checked, Layer, Made, made, square
 from benchmarks.gpu.prepare import pack_cases
 from lwc_compiler.codegen.nvrtc import nvrtc_version
-from lwc_compiler.kernels.gpu import matvec_cost, product_cost, taps_cost
+from lwc_compiler.kernels.gpu import matvec_cost, mma_blocks_cost, product_cost, taps_cost
 from lwc_compiler.kernels.gpu import plan as planning
 from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.gemm import GemmTile
 from lwc_compiler.kernels.gpu.matvec import MatvecTile
 from lwc_compiler.kernels.gpu.mma import MmaTile
+from lwc_compiler.kernels.gpu.mma_blocks_layout import MmaBlocksTile
+from lwc_compiler.kernels.gpu.mma_blocks_layout import fitted as fitted_blocks
+from lwc_compiler.kernels.gpu.mma_blocks_tiles import mma_blocks_tiles
 from lwc_compiler.kernels.gpu.taps_layout import TapTile, fitted
 from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
@@ -42,14 +45,22 @@ from lwc_compiler.targets.target import Gpu
 from lwc_compiler.version import __version__
 
 _BEST, _OTHERS = 8, 8  # cuts of a layer
+_BLOCK = 16  # output channels that are kept or pruned together, on tensor cores
 _BOUND = 20.0  # by which a constant may change
 _ROBUST = 0.15  # relative error from which on one counts less
-_TILES: dict[str, type] = {"taps": TapTile, "matvec": MatvecTile, "gemm": GemmTile, "mma": MmaTile}
-_MODELS = {"taps": "taps", "matvec": "matvec", "gemm": "product", "mma": "product"}
+_TILES: dict[str, type] = {
+    "taps": TapTile,
+    "matvec": MatvecTile,
+    "gemm": GemmTile,
+    "mma": MmaTile,
+    "blocks": MmaBlocksTile,
+}
+_MODELS = {"taps": "taps", "matvec": "matvec", "gemm": "product", "mma": "product", "blocks": "blocks"}
 _COSTS: dict[str, tuple[Any, Callable[..., float]]] = {
     "taps": (taps_cost.FITTED, taps_cost.taps_seconds),
     "matvec": (matvec_cost.FITTED, matvec_cost.matvec_seconds),
     "product": (product_cost.FITTED, product_cost.product_seconds),
+    "blocks": (mma_blocks_cost.ESTIMATED, mma_blocks_cost.mma_blocks_seconds),
 }
 
 _CONVOLUTIONS = (
@@ -117,6 +128,10 @@ def _cases(gpu: Gpu) -> Iterator[Checked]:
                 plan = build(weight, product, Epilogue(), precise).build()
                 kind = "gemm" if isinstance(product, GemmTile) else "mma"
                 yield _checked(layer, task, plan, kind, product, {}, precision)
+    for layer in layers:
+        outputs = layer.n if layer.geometry is None else layer.geometry.out_channels
+        if outputs % _BLOCK == 0:
+            yield from _of_blocks(dataclasses.replace(layer, block=_BLOCK), gpu, chosen)
     for rows, k, n, density in _FEW_ROWS:
         layer = Layer("", rows, k, n, density=density)
         task = made(layer)
@@ -126,6 +141,20 @@ def _cases(gpu: Gpu) -> Iterator[Checked]:
         for tile in chosen(few, lambda t, stored=stored: matvec_cost.matvec_seconds(t, stored, gpu)):
             plan = planning._matvec(transposed, tile, Epilogue(), gpu).build()
             yield _checked(layer, task, plan, "matvec", tile, {"stored": stored})
+
+
+def _of_blocks(
+    layer: Layer, gpu: Gpu, chosen: Callable[[list[Any], Callable[[Any], float]], list[Any]]
+) -> Iterator[Checked]:
+    """A layer with blocks of output channels, on tensor cores."""
+    task, precise = made(layer), dataclasses.replace(gpu, precision="float16")
+    weight, geometry, *strides = _as_convolution(layer, task)
+    flat = weight.reshape(1, *weight.shape[:2], -1)
+    budgets = planning._shared_budgets(gpu)
+    tiles = list(mma_blocks_tiles(flat, geometry, (strides[0], strides[1]), precise, budgets))
+    for tile, places in chosen(tiles, lambda t: mma_blocks_cost.mma_blocks_seconds(*t, gpu)):
+        plan = planning._mma_blocks_plan(weight, tile, f"{_BLOCK}x1", Epilogue())
+        yield _checked(layer, task, plan, "blocks", fitted_blocks(weight, tile), {"places": places}, "float16")
 
 
 def _as_convolution(layer: Layer, task: Made) -> tuple[NDArray[np.float32], ConvGeometry, Any, Any]:
@@ -192,7 +221,7 @@ def _tile(row: dict[str, Any]) -> Any:
 
 
 def _further(row: dict[str, Any]) -> tuple[float, ...]:
-    return tuple(row[name] for name in ("steps", "stored") if name in row)
+    return tuple(row[name] for name in ("steps", "stored", "places") if name in row)
 
 
 def _regret(rows: list[dict[str, Any]], predicted: NDArray[np.float64]) -> float:

@@ -20,6 +20,11 @@ from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm
 from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.gpu.matvec_cost import matvec_seconds
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
+from lwc_compiler.kernels.gpu.mma_blocks import mma_blocks_kernel
+from lwc_compiler.kernels.gpu.mma_blocks_cost import mma_blocks_seconds
+from lwc_compiler.kernels.gpu.mma_blocks_layout import MmaBlocksTile, pack_mma_blocks
+from lwc_compiler.kernels.gpu.mma_blocks_layout import fitted as fitted_blocks
+from lwc_compiler.kernels.gpu.mma_blocks_tiles import block_height, mma_blocks_tiles
 from lwc_compiler.kernels.gpu.product import ProductTile, sum_kernel
 from lwc_compiler.kernels.gpu.product_cost import product_seconds
 from lwc_compiler.kernels.gpu.taps import taps_kernel
@@ -164,6 +169,13 @@ def _candidates(
         if taps * height <= _MOST_FILLED * kept:
             tiles = _tap_tiles(geometry, x_strides, y_strides, taps * height / weight.size, gpu, height)
             candidates += [_sparse(weight, taps, tile, epilogue, gpu) for tile in tiles]
+    flat = weight.reshape(geometry.groups, geometry.group_outputs, geometry.group_inputs, -1)
+    blocks = block_height(flat) if gpu.precision != "float32" else 0
+    if blocks:
+        candidates += [
+            _mma_blocks(weight, places, tile, blocks, epilogue, gpu)
+            for tile, places in mma_blocks_tiles(flat, geometry, (x_strides, y_strides), gpu, _shared_budgets(gpu))
+        ]
     return candidates
 
 
@@ -288,6 +300,24 @@ def _tap_plan(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue) -> Pl
     pixels = t.geometry.batch * math.prod(t.geometry.out_size)
     kernel = taps_kernel("gpu_blocks" if t.height > 1 else "gpu_taps", t, epilogue)
     return _plan(kernel, constants, epilogue, _format_of(t), stored, 2 * stored * pixels)
+
+
+def _mma_blocks(
+    weight: NDArray[np.float32], places: int, t: MmaBlocksTile, blocks: int, epilogue: Epilogue, gpu: Gpu
+) -> Candidate:
+    format_ = f"{min(blocks, t.height)}x1"
+    name = f"{format_} {t.precision} {t.rows}x{t.columns} pixels, {t.warps}x{t.outputs} rows of {t.height}"
+    name += f", {t.channels} channels" + f", {t.parts} parts" * (t.parts > 1)
+    seconds = mma_blocks_seconds(t, places, gpu)
+    return _candidate(format_, name, seconds, gpu, lambda: _mma_blocks_plan(weight, t, format_, epilogue))
+
+
+def _mma_blocks_plan(weight: NDArray[np.float32], t: MmaBlocksTile, format_: str, epilogue: Epilogue) -> Plan:
+    t = fitted_blocks(weight, t)
+    constants, stored = pack_mma_blocks(weight, t)
+    pixels = t.geometry.batch * math.prod(t.geometry.out_size)
+    kernel = mma_blocks_kernel("gpu_mma_blocks", t, epilogue)
+    return _plan(kernel, constants, epilogue, format_, stored, 2 * stored * pixels)
 
 
 def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:

@@ -19,7 +19,7 @@ from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, splat, unravel
 from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, both, ceil_div, half_of
-from lwc_compiler.kernels.gpu.lists import Copies, add_parts
+from lwc_compiler.kernels.gpu.list_copies import Copies, add_parts
 from lwc_compiler.kernels.gpu.taps_layout import OFFSET_WORDS, TAP_STEP
 from lwc_compiler.kernels.layer import store_result
 
