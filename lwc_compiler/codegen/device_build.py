@@ -55,11 +55,12 @@ typedef unsigned long long uint64_t;
 
 _TEXTS = resources.files("lwc_compiler.codegen")
 # What kernels call by name.
-_CALLED = {"cuda": ("precision.cuh", "copies.cuh", "launches.cuh"), "opencl": ("copies.cl", "launches.cl")}
+_CALLED = {"cuda": ("precision.cuh", "copies.cuh", "launches.cuh", "wgmma.cuh"), "opencl": ("copies.cl", "launches.cl")}
 _SHARED = re.compile(r"__shared__ alignas\(\d+\) (\w+) (\w+)\[(\d+)\];")
-_DYNAMIC = f"extern __shared__ __align__({SHARED_ALIGNMENT_BYTES}) uchar lwc_shared[];"
+_DYNAMIC = "extern __shared__ __align__(1024) uchar lwc_shared[];"  # what matrices with the longest rows are aligned to
 _NAME = re.compile(r"\blwc_\w+")
 _ENTRY = 'extern "C" __global__'
+_BOUNDS = re.compile(r"__launch_bounds__\((\d+)\)")
 _SIGNATURE = re.compile(rf"({_ENTRY} .*\b)(\w+)\(([^()]*)\)(;| {{)")
 
 _PASSES = tvm.ir.transform.Sequential(
@@ -102,8 +103,6 @@ def compile_device(kernels: Mapping[str, Kernel], language: Literal["cuda", "ope
     module = _PASSES(tvm.IRModule(functions))
     text = str(tvm.get_global_func(f"target.build.{language}")(module, target).inspect_source())
     if language == "cuda":
-        # Two blocks on a multiprocessor will do: with no number, NVIDIA's compiler spills registers to have four.
-        text = re.sub(r"__launch_bounds__\((\d+)\)", r"__launch_bounds__(\1, 2)", text)
         text = _overlapping(text[text.find(_ENTRY) :], kernels)
     used = set(_NAME.findall(text))
     parts = [_TEXTS.joinpath(name).read_text(encoding="utf-8") for name in _CALLED[language]]
@@ -123,6 +122,7 @@ def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
         found = _SIGNATURE.match(function)
         assert found is not None
         start, symbol, operands, end = found.groups()
+        start = _BOUNDS.sub(_bounds(_launch(kernels[symbol])), start)
         body = function[found.end() :]
         func = kernels[symbol].func
         waits = bool(func.attrs.get(WAITS, False))
@@ -136,6 +136,16 @@ def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
             body = "\n  lwc_launch_next();" + ("" if waits else "\n  lwc_inputs_ready();") + body
         functions.append(f"{start}{symbol}({', '.join(pointers)}){end}{body}")
     return "".join(functions)
+
+
+def _bounds(launch: Launch) -> str:
+    """What NVIDIA's compiler is told of a launch: threads of a block, blocks of a multiprocessor, those of a cluster.
+
+    Two blocks on a multiprocessor will do: with no number, it spills registers to have four.
+    """
+    at_once = 1 if launch.cluster else 2
+    clustered = f"__cluster_dims__({launch.cluster}, 1, 1) " if launch.cluster else ""
+    return rf"{clustered}__launch_bounds__(\1, {at_once})"
 
 
 def _with_dynamic_memory(body: str) -> str:

@@ -5,6 +5,7 @@ import test_conv
 import test_depthwise
 import test_gpu
 import test_gpu_precision
+import test_gpu_wgmma
 import test_matmul
 import test_pairs
 import test_pooled
@@ -25,7 +26,7 @@ def test_lists_every_tested_kernel_and_no_other() -> None:
     )  # fmt: skip
     plans = [case.plan(find_target("x86-64-v4")) for module in modules for case in module.CASES]
     plans += [case.plan(find_target("a100")) for case in test_gpu.CASES]
-    plans += [case.plan for case in test_gpu_precision.CASES.values()]
+    plans += [case.plan for module in (test_gpu_precision, test_gpu_wgmma) for case in module.CASES.values()]
     for plan in plans:
         for step in plan.steps:
             formats.setdefault(step.kernel.name, set()).add(plan.format)
