@@ -1,7 +1,4 @@
-"""The results of `make gpu` as Markdown.
-
-`python -m benchmarks.gpu.table RESULTS.json --pytorch OTHER.json` prints them with PyTorch's times of another run.
-"""
+"""The results of `make gpu` as Markdown: `python -m benchmarks.gpu.table RESULTS.json` prints them."""
 
 from __future__ import annotations
 
@@ -20,13 +17,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Prints the results of `make gpu`.")
     parser.add_argument("results", type=Path)
-    parser.add_argument("--pytorch", type=Path, help="results of another run, whose times of PyTorch are taken")
-    options = parser.parse_args()
-    results = json.loads(options.results.read_text(encoding="utf-8"))
-    if options.pytorch is not None:
-        results["torch"] = json.loads(options.pytorch.read_text(encoding="utf-8"))["torch"]
-        results["missing"]["torch"] = f"its times are those of another run, {options.pytorch.name}"
-    print(markdown(results), end="")
+    print(markdown(json.loads(parser.parse_args().results.read_text(encoding="utf-8"))), end="")
 
 
 def markdown(results: dict[str, Any]) -> str:

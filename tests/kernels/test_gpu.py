@@ -31,8 +31,8 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def planes(geometry: ConvGeometry) -> tuple[ConvGeometry, tuple[int, ...], tuple[int, ...]]:
-    plain = planning._as_planes(geometry)
-    return plain, strides_of(plain.in_shape), strides_of(plain.out_shape)
+    plain, x_strides = planning._without_gaps(planning._as_planes(geometry))
+    return plain, x_strides, strides_of(plain.out_shape)
 
 
 def tap_tiles(geometry: ConvGeometry, _target):
@@ -57,6 +57,13 @@ def planned_gemm(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
     return planning._dense(weight, tile, epilogue, GPU.gpu).build()
 
 
+def depthwise(rows: int):
+    def plan(weight, geometry: ConvGeometry, epilogue: Epilogue, _target):
+        return planning._depthwise(weight, geometry, rows, epilogue, GPU.gpu).build()
+
+    return plan
+
+
 def matvec(*, is_sparse: bool, cut: int = 0):
     def plan(weight, rows: int, epilogue: Epilogue, _target):
         tiles = list(planning._matvec_tiles(weight, rows, is_sparse, GPU.gpu))
@@ -76,8 +83,10 @@ def make_cases():
     for i, g in enumerate(fours[::2]):
         layout = random_layout(i, block_tiles, planned_taps)
         cases.append(make_case(i, g, "blocks", variant(i, 3)[1], layout))
-    depthwise = [g for g in CONVOLUTIONS if g.groups == g.in_channels]
-    cases += [make_case(i, g, *variant(i, 2), plan_conv) for i, g in enumerate(depthwise)]
+    of_one = [g for g in CONVOLUTIONS if g.groups == g.in_channels]
+    cases += [make_case(i, g, *variant(i, 2), plan_conv) for i, g in enumerate(of_one)]
+    for i, g in enumerate(g for g in of_one if len(g.out_size) > 1):
+        cases.append(make_case(100 + i, g, *variant(i, 1), depthwise(2 << i % 3)))
     few = [(1, 1, 1), (1, 13000, 5), (2, 7000, 17), (3, 65, 63), (5, 64, 100), (8, 1031, 33), (1, 700, 150)]
     for is_sparse, shapes in ((True, few), (False, few[::2])):
         name = "csr" if is_sparse else "all"
@@ -218,7 +227,10 @@ def kernels_of_many_cuts() -> dict[str, Step]:
             steps[f"tall_{rows}_{i}"] = planning._matvec(tall, tile, epilogue(64), GPU.gpu).build().steps[0]
     plan = plan_matmul(weight, 64, epilogue(512), GPU)
     geometry = conv(1, 32, (112, 112), 32, (3, 3), pads=(1, 1, 1, 1), groups=32)
-    plans = {"rows": plan, "depthwise": plan_conv(np.ones((32, 1, 3, 3), np.float32), geometry, epilogue(32), GPU)}
+    plans = {"rows": plan}
+    for rows in (1, 8):
+        each = np.ones((32, 1, 3, 3), np.float32)
+        plans[f"depthwise_{rows}"] = planning._depthwise(each, geometry, rows, epilogue(32), GPU.gpu).build()
     return steps | {name: plan.steps[0] for name, plan in plans.items()}
 
 

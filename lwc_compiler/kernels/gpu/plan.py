@@ -15,7 +15,7 @@ import numpy as np
 
 from lwc_compiler.kernels.choice import Candidate, Pick, conv_task, matmul_task, predicted
 from lwc_compiler.kernels.gpu.builder import WARP, blocks_at_once, ceil_div, strides_of
-from lwc_compiler.kernels.gpu.depthwise import depthwise_kernel
+from lwc_compiler.kernels.gpu.depthwise import depthwise_kernel, rows_of_thread
 from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm
 from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.gpu.matvec_cost import matvec_seconds
@@ -88,11 +88,10 @@ def plan_conv(
     g = geometry
     task = conv_task(weight, g, epilogue, lambda drawn, pick: plan_conv(drawn, g, epilogue, target, pick))
     if g.in_channels == g.groups:
-        return pick(task, [_depthwise(weight, g, epilogue, _gpu(target))])
-    plain = _as_planes(g)
-    x_strides, y_strides = strides_of(plain.in_shape), strides_of(plain.out_shape)
+        return pick(task, [_depthwise(weight, g, rows_of_thread(g, _gpu(target)), epilogue, _gpu(target))])
+    plain, x_strides = _without_gaps(_as_planes(g))
     taps = weight.reshape(*weight.shape[:2], *plain.kernel)
-    return pick(task, _candidates(taps, plain, x_strides, y_strides, epilogue, _gpu(target)))
+    return pick(task, _candidates(taps, plain, x_strides, strides_of(plain.out_shape), epilogue, _gpu(target)))
 
 
 def plan_matmul(
@@ -134,6 +133,15 @@ def _as_planes(g: ConvGeometry) -> ConvGeometry:
         g, in_size=(1, *g.in_size), kernel=(1, *g.kernel), strides=(1, *g.strides), dilations=(1, *g.dilations),
         pads=(0, g.pads[0], 0, g.pads[1]),
     )  # fmt: skip
+
+
+def _without_gaps(g: ConvGeometry) -> tuple[ConvGeometry, tuple[int, ...]]:
+    """The same convolution, and the strides of its input: those of what it reads, if it is pointwise."""
+    strides = strides_of(g.in_shape)
+    if set(g.kernel) != {1} or any(g.pads):
+        return g, strides
+    read = tuple(stride * step for stride, step in zip(strides[2:], g.strides, strict=True))
+    return replace(g, in_size=g.out_size, strides=(1,) * len(g.strides)), (*strides[:2], *read)
 
 
 def _candidates(
@@ -359,12 +367,12 @@ def _matvec(weight: NDArray[np.float32], t: MatvecTile, epilogue: Epilogue, gpu:
     return _candidate(format_, name, matvec_seconds(t, stored, gpu), gpu, plan)
 
 
-def _depthwise(weight: NDArray[np.float32], g: ConvGeometry, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+def _depthwise(weight: NDArray[np.float32], g: ConvGeometry, rows: int, epilogue: Epilogue, gpu: Gpu) -> Candidate:
     moved = 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
     seconds = _DEPTHWISE_SECONDS + moved / (gpu.gigabytes_a_second * 1e9)
 
     def plan() -> Plan:
-        kernel = depthwise_kernel("gpu_depthwise", g, epilogue)
+        kernel = depthwise_kernel("gpu_depthwise", g, rows, epilogue)
         flops = 2 * weight.size * g.batch * math.prod(g.out_size)
         return _plan(kernel, [Constant(weight)], epilogue, "dense", weight.size, flops)
 

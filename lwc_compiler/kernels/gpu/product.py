@@ -144,7 +144,7 @@ class ProductTile(ABC):
         if self.by_channel:
             return 4 if g.group_inputs % 4 == 0 else 1
         pointwise = self.positions == 1 and set(g.strides) == {1} and not any(g.pads) and set(g.in_size[:-1]) <= {1}
-        return 4 if pointwise and g.in_size[-1] % 4 == 0 else 1
+        return 4 if pointwise and self.x_strides[-1] == 1 and g.in_size[-1] % 4 == 0 else 1
 
     @property
     def results(self) -> int:

@@ -14,52 +14,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.builder import divide, modulo, smaller
-from lwc_compiler.kernels.gpu.builder import SHARED_ALIGNMENT_BYTES, WARP, ceil_div
-from lwc_compiler.kernels.kernel import STATIC_SHARED_BYTES, Constant
+from lwc_compiler.kernels.gpu.builder import WARP, ceil_div
+from lwc_compiler.kernels.gpu.lists import ListTile
+from lwc_compiler.kernels.kernel import Constant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lwc_compiler.kernels.gpu.builder import Expr
-    from lwc_compiler.kernels.layer import ConvGeometry
 
 TAP_STEP = 4  # taps that are read at a time
 OFFSET_WORDS = TAP_STEP // 2  # of a step's offsets, of 16 bits each
-_VECTOR = 4
 ALIKE = 16  # steps, to a multiple of which those of a kernel are rounded up
 
 
 @dataclass(frozen=True)
-class TapTile:
+class TapTile(ListTile):
     """How the taps of a layer are cut into blocks.
 
-    Attributes:
-        geometry: of two dimensions or three, not transposed.
-        x_strides: elements between neighbours of the input along (batch, channel, *spatial).
-        y_strides: the same of the output.
-        rows: of the tile, along the last dimension but one; a multiple of `lane_rows`.
-        columns: of the tile; at most a warp, or several.
-        channels: input channels in shared memory at a time.
-        warps: of a block.
-        outputs: rows of a warp: of so many output channels as share their taps' places.
-        parts: warps that share a row; divides `warps`.
-        height: output channels of a row, neighbours; divides those of a group.
-        most_bytes: of shared memory, that a block may take.
-        steps: most steps of a block's taps in shared memory at a time; `fitted` knows them.
+    `rows` is a multiple of `lane_rows`, `columns` are at most a warp, or several, and `height` divides the output
+    channels of a group. A part of a row's taps is those on some of the input channels.
     """
-
-    geometry: ConvGeometry
-    x_strides: tuple[int, ...]
-    y_strides: tuple[int, ...]
-    rows: int
-    columns: int
-    channels: int
-    warps: int
-    outputs: int
-    parts: int = 1
-    height: int = 1
-    most_bytes: int = STATIC_SHARED_BYTES
-    steps: int = 0
 
     @property
     def lane_columns(self) -> int:
@@ -77,40 +52,16 @@ class TapTile:
         return self.rows // self.lane_rows * (self.columns // self.lane_columns)
 
     @property
-    def tile(self) -> tuple[int, ...]:
-        """Pixels of a block along each dimension."""
-        return (*(1,) * (len(self.geometry.in_size) - 2), self.rows, self.columns)
-
-    @property
-    def tiles(self) -> tuple[int, ...]:
-        """Tiles of an image along each dimension."""
-        return tuple(ceil_div(size, t) for size, t in zip(self.geometry.out_size, self.tile, strict=True))
-
-    @property
-    def window(self) -> tuple[int, ...]:
-        """Positions of the input that a tile reads, along each dimension."""
-        g = self.geometry
-        parts = zip(self.tile, g.strides, g.kernel, g.dilations, strict=True)
-        return tuple((t - 1) * s + (k - 1) * d + 1 for t, s, k, d in parts)
-
-    @property
     def half(self) -> int:
-        """Columns of one phase: a row in shared memory is split by the stride, so that lanes read neighbours."""
         return ceil_div(self.window[-1], self.geometry.strides[-1])
 
     @property
     def shared_columns(self) -> int:
-        """Columns at the end of a row that are the first ones of the next row, too: zeros beside the input in both."""
         g = self.geometry
         if g.strides[-1] > 1 or self.tiles[-1] > 1:
             return 0
         before = g.pads[len(g.in_size) - 1]
         return max(0, min(before, self.window[-1] - before - g.in_size[-1]))
-
-    @property
-    def overlap(self) -> int:
-        """Columns of a row that have the place of columns of the next one."""
-        return max(0, self.window[-1] - self.pitch) if self.shared_columns else 0
 
     @property
     def pitch(self) -> int:
@@ -119,90 +70,30 @@ class TapTile:
         return _pitch(least, self.lane_rows, self.lane_columns, self.geometry.strides[-2])
 
     @property
-    def row_pitches(self) -> tuple[int, ...]:
-        """Elements in shared memory from one position to the next along each dimension but the last."""
-        return tuple(math.prod(self.window[i + 1 : -1]) * self.pitch for i in range(len(self.window) - 1))
-
-    @property
     def plane(self) -> int:
         """Elements of a channel in shared memory; odd where neighbouring threads write neighbouring channels."""
         size = math.prod(self.window[:-1]) * self.pitch + self.shared_columns
         return size | 1 if self.by_channel else size
 
     @property
-    def by_channel(self) -> bool:
-        """Whether neighbours in the input's memory are of neighbouring channels."""
-        return self.x_strides[1] == 1
-
-    @property
     def chunks(self) -> int:
-        """How often shared memory is filled."""
         return ceil_div(self.geometry.group_inputs, self.channels)
 
     @property
-    def group_rows(self) -> int:
-        """Rows of a group."""
-        return self.geometry.group_outputs // self.height
-
-    @property
-    def per_block(self) -> int:
-        """Rows of a block."""
-        return self.warps // self.parts * self.outputs
-
-    @property
-    def row_blocks(self) -> int:
-        """Blocks over the rows of a group."""
-        return ceil_div(self.group_rows, self.per_block)
-
-    @property
-    def slots(self) -> int:
-        """Places for rows of a group."""
-        return self.row_blocks * self.per_block
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        """Tiles of all images, blocks of output channels, groups."""
-        return (self.geometry.batch * math.prod(self.tiles), self.row_blocks, self.geometry.groups)
-
-    @property
     def lists(self) -> int:
-        """Lists of taps that a block goes through of a chunk."""
         return self.warps * self.outputs
 
     @property
-    def stages(self) -> int:
-        """Chunks in shared memory at once."""
-        return min(2, self.chunks)
+    def sums(self) -> int:
+        return self.height * self.pixels
 
     @property
-    def stage_elements(self) -> int:
-        """Elements of shared memory that a chunk of the input takes, and a channel of zeros."""
-        return (self.channels + 1) * self.plane
+    def value_words(self) -> int:
+        return TAP_STEP * self.height
 
     @property
-    def window_elements(self) -> int:
-        """Of shared memory for all chunks at once; the sums of all parts but one take their place."""
-        sums = (self.parts - 1) * self.per_block * self.height * self.pixels * WARP
-        return max(self.stages * self.stage_elements, sums)
-
-    @property
-    def shared_bytes(self) -> int:
-        """Of shared memory that a block uses, with its taps."""
-        taps = self.steps * self.step_words + self.lists + 1
-        return 4 * (self.window_elements + self.stages * taps) + 4 * SHARED_ALIGNMENT_BYTES
-
-    @property
-    def step_words(self) -> int:
-        """Words of shared memory for a step's taps."""
-        return TAP_STEP * self.height + OFFSET_WORDS
-
-    @property
-    def vector(self) -> int:
-        """Elements of the input that are copied at once: 4 where pixels are all in a row, and every row is aligned."""
-        g = self.geometry
-        strides = (*self.x_strides[:2], g.in_size[-1], self.columns)
-        plain = set(g.kernel) == set(g.strides) == {1} and not any(g.pads) and self.x_strides[-1] == 1
-        return _VECTOR if plain and self.rows == 1 and not any(n % _VECTOR for n in strides) else 1
+    def offset_words(self) -> int:
+        return OFFSET_WORDS
 
     def base(self, lane: Expr) -> tuple[Expr, Expr]:
         """Row and column of a lane's first pixel in the tile."""

@@ -97,9 +97,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   int cse_v3 = (((int)blockIdx.x) * 4);
   int corner = (((int)blockIdx.x) * 4);
   int cse_v4 = (((int)threadIdx.x) % 4);
-  int cse_v11 = ((((int)threadIdx.x) % 32) / 4);
-  int cse_v15 = (((((int)threadIdx.x) % 32) / 4) * 12);
-  int cse_v18 = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
+  int cse_v12 = ((((int)threadIdx.x) % 32) / 4);
+  int cse_v16 = (((((int)threadIdx.x) % 32) / 4) * 12);
+  int cse_v21 = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
   int base = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
   __shared__ alignas(64) float window_ptr[1080];
   __shared__ alignas(64) float held_ptr[64];
@@ -113,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   r_ptr_1[0] = starts[((((int)blockIdx.y) * 4) + 4)];
   int part = 0;
   int place = (((int)threadIdx.x) / 32);
-  int cse_v12 = ((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32));
+  int cse_v13 = ((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32));
   int slot = ((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32));
   int lists_1 = (((int)blockIdx.y) * 4);
   int element = ((int)threadIdx.x);
@@ -126,30 +126,33 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   if (((int)threadIdx.x) < count) {
     int cse_v6 = (((int)threadIdx.x) * 4);
     lwc_copy_16((&(held_ptr[(((int)threadIdx.x) * 4)])), (&(values[((first * 4) + (((int)threadIdx.x) * 4))])), 1);
+  }
+  int element_2 = ((int)threadIdx.x);
+  if (((int)threadIdx.x) < count) {
     int cse_v7 = (((int)threadIdx.x) * 2);
     lwc_copy_8((&(where_ptr[(((int)threadIdx.x) * 2)])), (&(offsets[((first * 2) + (((int)threadIdx.x) * 2))])), 1);
   }
-  int element_2 = ((int)threadIdx.x);
+  int element_3 = ((int)threadIdx.x);
   if (((int)threadIdx.x) < 120) {
     window_ptr[(((int)threadIdx.x) + 960)] = 0x0p+0f/*0.000000e+00*/;
   }
   lwc_inputs_ready();
   int cse_v8 = (((int)threadIdx.x) % 64);
-  int element_3 = (((int)threadIdx.x) % 64);
-  int cse_v13 = ((((int)threadIdx.x) % 64) % 6);
+  int element_4 = (((int)threadIdx.x) % 64);
+  int cse_v14 = ((((int)threadIdx.x) % 64) % 6);
   int i_3 = ((((int)threadIdx.x) % 64) % 6);
-  int cse_v14 = ((((int)threadIdx.x) % 64) / 6);
+  int cse_v15 = ((((int)threadIdx.x) % 64) / 6);
   int i_4 = ((((int)threadIdx.x) % 64) / 6);
   if ((((int)threadIdx.x) % 64) < 60) {
     int position = (((((int)threadIdx.x) % 64) / 6) - 1);
-    int cse_v16 = ((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6));
+    int cse_v17 = ((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6));
     int position_1 = (((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6)) - 1);
     int from = (((((int)blockIdx.x) * 4) + (((int)threadIdx.x) % 64)) - 7);
-    int cse_v17 = (((((int)threadIdx.x) % 64) / 6) * 12);
+    int cse_v18 = (((((int)threadIdx.x) % 64) / 6) * 12);
     int to = ((((((int)threadIdx.x) % 64) / 6) * 12) + ((((int)threadIdx.x) % 64) % 6));
     for (int j = 0; j < 4; ++j) {
       int cse_v9 = (((int)threadIdx.x) / 64);
-      int channel = ((j * 2) + (((int)threadIdx.x) / 64));
+      int unit = ((j * 2) + (((int)threadIdx.x) / 64));
       lwc_copy_4((&(window_ptr[((((j * 240) + ((((int)threadIdx.x) / 64) * 120)) + (((((int)threadIdx.x) % 64) / 6) * 12)) + ((((int)threadIdx.x) % 64) % 6))])), (&(x[(((((j * 72) + ((((int)threadIdx.x) / 64) * 36)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 64)) - 7)])), ((int)((((6 <= (((int)threadIdx.x) % 64)) && ((((int)threadIdx.x) % 64) < 42)) && (1 <= ((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6)))) && (((((int)blockIdx.x) * 4) + ((((int)threadIdx.x) % 64) % 6)) < 7))));
     }
   }
@@ -157,10 +160,22 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   alignas(64) float r_ptr_2[1];
   float start = bias[channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))]];
   r_ptr_2[0] = start;
+  int first_output = channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))];
+  int cse_v10 = (first_output * 36);
+  int to_1 = (first_output * 36);
+  int cse_v19 = ((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1));
+  int cse_v20 = (((((int)threadIdx.x) % 32) / 4) * 6);
+  float condval;
+  if (((((int)threadIdx.x) % 32) < 24) && (((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1)) < 3)) {
+    condval = residual[((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))];
+  } else {
+    condval = 0x0p+0f/*0.000000e+00*/;
+  }
+  r_ptr_2[0] = (r_ptr_2[0] + condval);
   lwc_wait_0();
   __syncthreads();
-  int here = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
   int first_step = lists_ptr[0];
+  int here = ((((((int)threadIdx.x) % 32) / 4) * 12) + (((int)threadIdx.x) % 4));
   int list = (((int)threadIdx.x) / 32);
   int first_1 = (lists_ptr[(((int)threadIdx.x) / 32)] - first_step);
   int last = (lists_ptr[((((int)threadIdx.x) / 32) + 1)] - first_step);
@@ -179,13 +194,13 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
     int at_4 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[1] >> (uint)16))) + (((int)threadIdx.x) % 4));
     r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[3] * window_ptr[at_4]));
   }
-  int first_output = channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))];
-  int cse_v10 = (first_output * 36);
-  int to_1 = (first_output * 36);
+  int first_output_1 = channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))];
+  int cse_v11 = (first_output_1 * 36);
+  int to_2 = (first_output_1 * 36);
   if (((((int)threadIdx.x) % 32) < 24) && (((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1)) < 3)) {
-    int cse_v19 = ((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
-    int result = ((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
-    y[((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))] = max((r_ptr_2[0] + residual[((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))]), 0x0p+0f/*0.000000e+00*/);
+    int cse_v22 = ((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
+    int at_5 = ((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
+    y[((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))] = max(r_ptr_2[0], 0x0p+0f/*0.000000e+00*/);
   }
 }
 
