@@ -20,10 +20,12 @@ static __device__ __forceinline__ void lwc_barrier_expect(void *barrier, int byt
                  : : "r"(lwc_shared_address(barrier)), "r"(bytes) : "memory");
 }
 
-/* Arrives on the barrier at the same place in the shared memory of a block of the cluster. */
+/* Arrives on the barrier at the same place in the shared memory of a block of the cluster. What the thread stored, others do
+ * not see for it: it says that the thread has read what was copied, and waiting for other stores takes long.
+ */
 static __device__ __forceinline__ void lwc_barrier_arrive(void *barrier, int block) {
     asm volatile("{ .reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
-                 "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there]; }"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there]; }"
                  : : "r"(lwc_shared_address(barrier)), "r"(block) : "memory");
 }
 
@@ -31,7 +33,7 @@ static __device__ __forceinline__ void lwc_barrier_arrive(void *barrier, int blo
 static __device__ __forceinline__ void lwc_barrier_wait(void *barrier, int parity) {
     uint done;
     do {
-        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; "
                      "selp.u32 %0, 1, 0, p; }"
                      : "=r"(done) : "r"(lwc_shared_address(barrier)), "r"(parity) : "memory");
     } while (!done);
