@@ -13,8 +13,9 @@ from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import plan as planning
 from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
-from lwc_compiler.kernels.gpu.wgmma import WgmmaTile, wgmma_kernel, wgmma_tiles
+from lwc_compiler.kernels.gpu.wgmma import wgmma_kernel
 from lwc_compiler.kernels.gpu.wgmma_inputs import inputs_kernel
+from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile, wgmma_tiles
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.targets import find_target
 from tests.cuda_harness import Emulator
@@ -53,8 +54,8 @@ def pointwise(g: ConvGeometry, cut: tuple[int, ...], precision: str, *, sparse: 
     weight = generator.standard_normal(weight_shape(g), np.float32)
     weight = two_of_four(weight, generator) if sparse else weight
     x = generator.standard_normal(g.in_shape, np.float32)
-    plain = planning._as_planes(g)
-    strides = strides_of(plain.in_shape), strides_of(plain.out_shape)
+    plain, x_strides = planning._without_gaps(planning._as_planes(g))
+    strides = x_strides, strides_of(plain.out_shape)
     tile = tile_of(plain, strides, cut, precision, sparse=sparse, blocks=blocks)
     plan = planning._wgmma(weight, tile, Epilogue(), GPU.gpu).build()
     expected = convolved(rounded(x, precision), rounded(weight, precision), g)
@@ -63,19 +64,20 @@ def pointwise(g: ConvGeometry, cut: tuple[int, ...], precision: str, *, sparse: 
 
 # Fewer and more slices than stages, tiles and blocks that are no multiples of anything, several tiles of a block.
 CASES = {
-    "dense-float16": product((70, 300, 130), (64, 64, 1, 1), "float16"),
-    "dense-bfloat16, two groups": product((130, 131, 300), (128, 128, 2, 2), "bfloat16"),
-    "dense-tf32": product((70, 70, 70), (64, 64, 1, 1), "tf32"),
-    "dense-float16, clusters of four": product((65, 64, 520), (128, 64, 2, 4), "float16", blocks=8),
-    "dense-float16, 192 pixels": product((193, 40, 64), (256, 192, 2, 2), "float16"),
-    "sparse-float16, 176 pixels": product((177, 40, 260), (256, 176, 2, 2), "float16", sparse=True),
-    "dense-bfloat16, 96 pixels": product((100, 72, 130), (128, 96, 2, 1), "bfloat16"),
-    "sparse-float16": product((70, 900, 70), (64, 64, 1, 1), "float16", sparse=True, blocks=1),
-    "sparse-float16, two groups": product((257, 140, 390), (128, 256, 2, 2), "float16", sparse=True),
-    "sparse-bfloat16, two of each group": product((129, 200, 257), (256, 128, 2, 2), "bfloat16", sparse=True),
-    "pointwise-float16": pointwise(conv(2, 70, (9, 7), 65, (1, 1)), (64, 64, 1, 1), "float16"),
+    "dense-float16": product((70, 300, 130), (64, 64, 1, 1, 1), "float16"),
+    "dense-bfloat16, two groups": product((130, 131, 300), (128, 128, 2, 2, 1), "bfloat16"),
+    "dense-tf32": product((70, 70, 70), (64, 64, 1, 1, 1), "tf32"),
+    "dense-float16, clusters of four": product((65, 64, 520), (128, 64, 2, 4, 1), "float16", blocks=8),
+    "dense-float16, 192 pixels": product((193, 40, 64), (256, 192, 2, 2, 1), "float16"),
+    "sparse-float16, 176 pixels": product((177, 40, 260), (256, 176, 2, 1, 2), "float16", sparse=True),
+    "dense-bfloat16, 96 pixels": product((100, 72, 130), (128, 96, 2, 1, 1), "bfloat16"),
+    "sparse-float16": product((70, 900, 70), (64, 64, 1, 1, 1), "float16", sparse=True, blocks=1),
+    "sparse-float16, two groups": product((257, 140, 390), (128, 256, 2, 2, 1), "float16", sparse=True),
+    "sparse-bfloat16, two of each group": product((129, 500, 257), (256, 128, 2, 2, 2), "bfloat16", sparse=True),
+    "pointwise-float16": pointwise(conv(2, 70, (9, 7), 65, (1, 1)), (64, 64, 1, 1, 1), "float16"),
+    "strided-float16": pointwise(conv(3, 70, (9, 8), 65, (1, 1), (2, 2)), (64, 64, 1, 1, 1), "float16"),
     "pointwise-bfloat16, sparse": pointwise(
-        conv(3, 132, (5, 5), 200, (1, 1)), (128, 64, 2, 2), "bfloat16", sparse=True
+        conv(3, 132, (5, 5), 200, (1, 1)), (128, 64, 2, 2, 2), "bfloat16", sparse=True
     ),
 }
 
@@ -132,8 +134,9 @@ def test_long_products_on_hopper_go_there(precision: str) -> None:
     pointwise = conv(16, 1024, (28, 28), 1024, (1, 1))
     weight = np.ones(weight_shape(pointwise), np.float32)
     assert plan_conv(weight, pointwise, Epilogue(), precise(precision)).steps[-1].kernel.name == "gpu_wgmma"
-    strided = conv(16, 1024, (28, 28), 1024, (1, 1), (2, 2))
-    assert plan_conv(weight, strided, Epilogue(), precise(precision)).steps[-1].kernel.name == "gpu_mma"
+    full = conv(16, 128, (28, 28), 128, (3, 3), pads=(1, 1, 1, 1))
+    weight = np.ones(weight_shape(full), np.float32)
+    assert plan_conv(weight, full, Epilogue(), precise(precision)).steps[-1].kernel.name == "gpu_mma"
 
 
 def test_two_of_four_take_half_the_bytes_and_an_eighth() -> None:

@@ -54,7 +54,7 @@ class DeviceBuilder(KernelBuilder):
     register_scope = "local"
     has_erf = True
 
-    def __init__(self, grid: tuple[int, int, int], threads: int, along_y: int = 1, cluster: int = 0) -> None:
+    def __init__(self, grid: tuple[int, int, int], threads: int, along_y: int = 1, cluster: int = 1) -> None:
         super().__init__()
         self._grid, self._threads, self._cluster = grid, (threads, along_y), cluster
         self.thread = tirx.Var("thread", "int32")

@@ -25,9 +25,10 @@ from lwc_compiler.kernels.gpu.product_cost import product_seconds
 from lwc_compiler.kernels.gpu.taps import taps_kernel
 from lwc_compiler.kernels.gpu.taps_cost import steps_of, taps_seconds
 from lwc_compiler.kernels.gpu.taps_layout import ALIKE, TAP_STEP, TapTile, fitted, pack_taps
-from lwc_compiler.kernels.gpu.wgmma import WgmmaTile, pack_wgmma, wgmma_kernel, wgmma_tiles
+from lwc_compiler.kernels.gpu.wgmma import wgmma_kernel
 from lwc_compiler.kernels.gpu.wgmma_cost import wgmma_seconds
 from lwc_compiler.kernels.gpu.wgmma_inputs import inputs_kernel
+from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile, pack_wgmma, wgmma_tiles
 from lwc_compiler.kernels.kernel import (
     STATIC_SHARED_BYTES,
     Constant,
@@ -318,7 +319,7 @@ def _wgmma(weight: NDArray[np.float32], t: WgmmaTile, epilogue: Epilogue, gpu: G
         product = replace(product, args=(Scratch(0), *product.args[1:]))
         return Plan((inputs, product), (4 * t.input_words,), format_, "", stored, 2 * stored * t.all_pixels)
 
-    cut = f"{format_} {t.precision} {t.outputs}x{t.pixels} by wgmma, clusters of {t.cluster}"
+    cut = f"{format_} {t.precision} {t.outputs}x{t.pixels} by wgmma, clusters of {t.along_outputs}x{t.along_pixels}"
     return _candidate(format_, cut, wgmma_seconds(t, gpu), gpu, plan)
 
 

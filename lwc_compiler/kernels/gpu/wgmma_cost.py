@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from lwc_compiler.kernels.gpu.builder import ceil_div
 
 if TYPE_CHECKING:
-    from lwc_compiler.kernels.gpu.wgmma import WgmmaTile
+    from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile
     from lwc_compiler.targets.target import Gpu
 
 _DOWN = 64  # output channels of an instruction
@@ -54,7 +54,7 @@ def wgmma_seconds(t: WgmmaTile, gpu: Gpu, costs: WgmmaCosts = REASONED) -> float
         costs.slice_cycles,
         _products(t) / gpu.tensor_lanes * costs.product_cycles,
         _shared_bytes(t) / costs.shared_bytes,
-        4 * (t.slice_words + t.right / t.cluster) / costs.l2_bytes,
+        4 * (t.slice_words / t.along_pixels + t.right / t.along_outputs) / costs.l2_bytes,
     )
     cycles = ceil_div(t.tiles, t.clusters) * (t.slices * slice_ + costs.tile_cycles)
     moved = 4 * (t.input_words + t.output_blocks * t.slices * t.slice_words) + outputs

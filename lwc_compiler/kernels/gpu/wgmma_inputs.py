@@ -12,11 +12,11 @@ from tvm import tirx
 
 from lwc_compiler.kernels.builder import unravel
 from lwc_compiler.kernels.gpu.builder import DeviceBuilder, ceil_div
-from lwc_compiler.kernels.gpu.wgmma import PIECE, ROW, swizzled_piece
+from lwc_compiler.kernels.gpu.wgmma_layout import PIECE, ROW, swizzled_piece
 
 if TYPE_CHECKING:
     from lwc_compiler.kernels.gpu.builder import Expr
-    from lwc_compiler.kernels.gpu.wgmma import WgmmaTile
+    from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile
     from lwc_compiler.kernels.kernel import Kernel
 
 _THREADS = 256
@@ -49,8 +49,10 @@ def inputs_kernel(name: str, t: WgmmaTile) -> Kernel:
 def _values(b: DeviceBuilder, t: WgmmaTile, x: Expr, pixel: Expr, channel: Expr) -> list[Expr]:
     """Neighbouring channels of a pixel from one on; zeros where there are none."""
     g, count = t.geometry, PIECE * t.in_word
-    image, at = unravel(b, pixel, (g.batch, t.image_pixels)) if g.batch > 1 else (0, pixel)
-    base = b.let("base", image * t.x_strides[0] + at * t.x_strides[-1])
+    along = zip((g.batch, *g.out_size), (t.x_strides[0], *t.x_strides[2:]), strict=True)
+    sizes, strides = zip(*[(size, stride) for size, stride in along if size > 1] or [(1, 0)], strict=True)
+    places = unravel(b, pixel, sizes)
+    base = b.let("base", sum(place * stride for place, stride in zip(places, strides, strict=True)))
     lanes = 4 if t.by_channel and g.group_inputs % 4 == 0 else 1
     values = []
     for first in range(0, count, lanes):
