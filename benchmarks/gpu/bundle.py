@@ -24,9 +24,11 @@ _TABLE = "bundle.json"
 _COMPRESSED = [{"id": lzma.FILTER_LZMA2, "preset": 3, "dict_size": 1 << 24}]
 _MAIN = "from benchmarks.gpu.run import main\n\nmain()\n"
 _PROGRAM = (
-    "__init__.py", "beside.py", "bundle.py", "driver.py", "goals.py", "kernels.py", "networks.py", "run.py", "table.py",
+    "__init__.py", "beside.py", "bundle.py", "goals.py", "kernels.py", "networks.py", "run.py", "table.py",
     "torch_side.py",
 )  # fmt: skip
+# What times kernels is lwc's own, and all that the program has of it.
+_OF_LWC = ("device_driver.py", "device_timing.py")
 
 
 class Writer:
@@ -49,7 +51,10 @@ class Writer:
             here = Path(__file__).parent
             for name in _PROGRAM:
                 self._zip.write(here / name, f"benchmarks/gpu/{name}")
-            self._zip.writestr("benchmarks/__init__.py", "")
+            for name in _OF_LWC:
+                self._zip.write(here.parents[1] / "lwc_compiler" / "runtime" / name, f"lwc_compiler/runtime/{name}")
+            for package in ("benchmarks", "lwc_compiler", "lwc_compiler/runtime"):
+                self._zip.writestr(f"{package}/__init__.py", "")
             self._zip.writestr("__main__.py", _MAIN)
             self.add(_TABLE, json.dumps(self.table).encode())
         self._zip.close()

@@ -56,8 +56,9 @@ _CONVOLUTIONS = (
     (1, 64, 64, 56, 3), (1, 128, 128, 28, 3), (1, 256, 256, 14, 3), (1, 512, 512, 7, 3), (1, 1024, 256, 14, 1),
     (1, 256, 1024, 14, 1), (1, 2048, 512, 7, 1), (1, 256, 64, 56, 1), (1, 96, 24, 56, 1), (1, 960, 160, 7, 1),
     (1, 512, 512, 28, 3), (1, 64, 64, 224, 3), (16, 256, 256, 14, 3), (16, 64, 64, 56, 3), (16, 1024, 256, 14, 1),
+    (16, 64, 256, 56, 1), (16, 512, 2048, 7, 1),
 )  # fmt: skip
-_PRODUCTS = ((128, 768, 768), (128, 768, 3072), (128, 3072, 768), (16, 2048, 2048))
+_PRODUCTS = ((128, 768, 768), (128, 768, 3072), (128, 3072, 768), (16, 2048, 2048), (2048, 768, 768), (2048, 768, 3072))
 _FEW_ROWS = (
     (1, 9216, 4096, 0.09), (1, 4096, 4096, 0.09), (1, 4096, 1000, 0.25), (1, 25088, 4096, 0.04), (1, 1280, 1000, 0.1),
     (1, 500, 10, 0.19), (8, 4096, 4096, 0.09), (1, 4096, 4096, 1.0),
@@ -133,9 +134,9 @@ def _as_convolution(layer: Layer, task: Made) -> tuple[NDArray[np.float32], Conv
         rows, k, n = layer.rows, layer.k, layer.n
         geometry = ConvGeometry(1, k, (1, rows), n, (1, 1), (1, 1), (0,) * 4, (1, 1))
         return task.weight.reshape(n, k, 1, 1), geometry, (rows * k, 1, 0, k), (rows * n, 1, 0, n)
-    geometry = planning._as_planes(layer.geometry)
+    geometry, x_strides = planning._without_gaps(planning._as_planes(layer.geometry))
     weight = task.weight.reshape(*task.weight.shape[:2], *geometry.kernel)
-    return weight, geometry, strides_of(geometry.in_shape), strides_of(geometry.out_shape)
+    return weight, geometry, x_strides, strides_of(geometry.out_shape)
 
 
 def _checked(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.gpu.bundle import Bundle, random_input
-from benchmarks.gpu.driver import Gpu, GpuError
+from lwc_compiler.runtime.device_driver import Gpu, GpuError
 
 NAMES = ("model", "variant", "batch", "precision")  # what tells networks apart
 _PROFILES = 20

@@ -27,10 +27,10 @@ from typing import Any
 
 from benchmarks.gpu.beside import Beside, Job
 from benchmarks.gpu.bundle import Bundle
-from benchmarks.gpu.driver import Gpu, GpuError
 from benchmarks.gpu.kernels import run_cases
 from benchmarks.gpu.networks import NAMES, run_network
 from benchmarks.gpu.table import goal_lines, markdown
+from lwc_compiler.runtime.device_driver import Gpu, GpuError
 
 _COPY_BYTES = 1 << 28
 _TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")

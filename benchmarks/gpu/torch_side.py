@@ -19,8 +19,8 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own name for it
 
 from benchmarks.gpu.beside import Job
 from benchmarks.gpu.bundle import Bundle
-from benchmarks.gpu.driver import median_seconds
-from benchmarks.gpu.kernels import sets_of
+from lwc_compiler.runtime.device_driver import median_seconds
+from lwc_compiler.runtime.device_timing import sets_of
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the latter in tests
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -120,7 +120,7 @@ def precision(name: str) -> Iterator[torch.dtype]:
 
 
 def seconds(start: Callable[[], object], budget: float = _BUDGET) -> float:
-    """Median time of what `start` starts on the current stream; see `driver.median_seconds`."""
+    """Median time of what `start` starts on the current stream; see `device_driver.median_seconds`."""
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def block(runs: int) -> float:

@@ -22,6 +22,7 @@ from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, rewrite
 from lwc_compiler.errors import UnsupportedError
 from lwc_compiler.kernels.gpu.builder import CONSTANTS, SHARED_ALIGNMENT_BYTES, WAITS, ceil_div
 from lwc_compiler.kernels.kernel import Input, Kernel, Launch, Output, Plan, Step
+from lwc_compiler.targets.target import BLOCK_KILOBYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,10 +58,16 @@ _TEXTS = resources.files("lwc_compiler.codegen")
 # What kernels call by name.
 _CALLED = {"cuda": ("precision.cuh", "copies.cuh", "launches.cuh", "wgmma.cuh"), "opencl": ("copies.cl", "launches.cl")}
 _SHARED = re.compile(r"__shared__ alignas\(\d+\) (\w+) (\w+)\[(\d+)\];")
+# Two blocks of so much shared memory, or one, fit a multiprocessor: that has a kilobyte more than a block can have.
+_BLOCKS = "".join(
+    f"#if __CUDA_ARCH__ == {10 * architecture}\n#define LWC_BLOCK_KILOBYTES {kilobytes}\n#endif\n"
+    for architecture, kilobytes in BLOCK_KILOBYTES.items()
+)
+_BLOCKS += "#define LWC_BLOCKS(bytes) (2 * ((bytes) + 1024) <= 1024 * (LWC_BLOCK_KILOBYTES + 1) ? 2 : 1)\n"
 _DYNAMIC = "extern __shared__ __align__(1024) uchar lwc_shared[];"  # what matrices with the longest rows are aligned to
 _NAME = re.compile(r"\blwc_\w+")
 _ENTRY = 'extern "C" __global__'
-_BOUNDS = re.compile(r"__launch_bounds__\((\d+)\)")
+_BOUNDS = re.compile(r"__launch_bounds__\((\d+)\) (\w+)\(")
 _SIGNATURE = re.compile(rf"({_ENTRY} .*\b)(\w+)\(([^()]*)\)(;| {{)")
 
 _PASSES = tvm.ir.transform.Sequential(
@@ -103,11 +110,24 @@ def compile_device(kernels: Mapping[str, Kernel], language: Literal["cuda", "ope
     module = _PASSES(tvm.IRModule(functions))
     text = str(tvm.get_global_func(f"target.build.{language}")(module, target).inspect_source())
     if language == "cuda":
+        text = _BOUNDS.sub(lambda found: _bounded(found, kernels), text)
         text = _overlapping(text[text.find(_ENTRY) :], kernels)
     used = set(_NAME.findall(text))
     parts = [_TEXTS.joinpath(name).read_text(encoding="utf-8") for name in _CALLED[language]]
     called = "".join(part for part in parts if used & set(_NAME.findall(part)))
-    return (_CUDA_PROLOGUE if language == "cuda" else "") + called + text
+    return (_CUDA_PROLOGUE + _BLOCKS if language == "cuda" else "") + called + text
+
+
+def _bounded(found: re.Match[str], kernels: Mapping[str, Kernel]) -> str:
+    """A kernel's registers are for two blocks on a multiprocessor, or for one where its shared memory has no room.
+
+    With no number, NVIDIA's compiler spills registers to have four.
+    """
+    threads, symbol = found.groups()
+    launch = kernels[symbol].launch
+    assert launch is not None
+    clustered = f"__cluster_dims__({launch.cluster}, 1, 1) " if launch.cluster > 1 else ""
+    return f"{clustered}__launch_bounds__({threads}, LWC_BLOCKS({launch.shared_bytes})) {symbol}("
 
 
 def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
@@ -122,7 +142,6 @@ def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
         found = _SIGNATURE.match(function)
         assert found is not None
         start, symbol, operands, end = found.groups()
-        start = _BOUNDS.sub(_bounds(_launch(kernels[symbol])), start)
         body = function[found.end() :]
         func = kernels[symbol].func
         waits = bool(func.attrs.get(WAITS, False))
@@ -136,16 +155,6 @@ def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
             body = "\n  lwc_launch_next();" + ("" if waits else "\n  lwc_inputs_ready();") + body
         functions.append(f"{start}{symbol}({', '.join(pointers)}){end}{body}")
     return "".join(functions)
-
-
-def _bounds(launch: Launch) -> str:
-    """What NVIDIA's compiler is told of a launch: threads of a block, blocks of a multiprocessor, those of a cluster.
-
-    Two blocks on a multiprocessor will do: with no number, it spills registers to have four.
-    """
-    at_once = 1 if launch.cluster else 2
-    clustered = f"__cluster_dims__({launch.cluster}, 1, 1) " if launch.cluster else ""
-    return rf"{clustered}__launch_bounds__(\1, {at_once})"
 
 
 def _with_dynamic_memory(body: str) -> str:

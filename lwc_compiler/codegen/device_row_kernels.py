@@ -1,8 +1,9 @@
 """Kernels for GPUs of functions along rows (`device_rows`): each row stays in registers from its loads to its stores.
 
-A short row has a thread, a longer one a warp, and the longest a block. Lanes go along the row, and a thread has vectors
-of up to four elements: of its row, or, where neighbours in memory are in neighbouring rows, of four rows. What threads
-combine goes from lane to lane, and between warps through shared memory.
+A short row has a thread, a longer one a warp, and the longest a block. Lanes go along the row, and what threads combine
+goes from lane to lane, and between warps through shared memory. Where neighbours in memory are in neighbouring rows,
+lanes go across rows instead, and what the threads of a row combine goes through shared memory. A thread has vectors of
+up to four elements: of its row, or of four rows.
 """
 
 from __future__ import annotations
@@ -43,6 +44,12 @@ _LOADED = 96  # elements of all operands that it loads before it computes
 _WARPS = 8  # of a row, at most
 _THREADS = 128  # of a block whose rows have a thread each
 _MANY_ROWS = 1024  # with a warp each: four share a block
+# Where neighbours in memory are in neighbouring rows:
+_WIDTHS = (32, 16, 8)  # rows of a block: no fewer than memory gives at a time
+_MANY_BLOCKS = 128  # enough for most multiprocessors
+_MOST_THREADS = 256  # of a block
+_KEPT_ACROSS = 48  # elements of an operand that a thread keeps in registers
+_OF_THREAD = 8  # elements of a row that a thread has at least, in vectors of several rows
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class RowTile:
     """How rows are shared among threads.
 
     Attributes:
-        lanes: threads of a row along x: 1, or a warp.
-        warps: of a row.
+        lanes: threads of a row along x: a warp, or 1, and then lanes are of different rows.
+        warps: of a row, or threads of a row along y.
         rows: of a block, in vectors.
         vector: elements of a thread's vector, along the row or across rows.
         unrolled: loops along the row are, and what a thread has loaded stays in registers.
@@ -74,13 +81,28 @@ def row_tile(rows: Rows) -> RowTile:
         while rows.across and rows.length * vector > _ALONE:
             vector //= 2
         return RowTile(1, 1, _THREADS, vector, unrolled=True)
-    along = 1 if rows.across else vector  # elements of the row in a vector
+    if rows.across:
+        return _across_tile(rows, vector)
     warps = 1
-    while warps < _WARPS and ceil_div(rows.length, along * WARP * warps) * vector > _KEPT:
+    while warps < _WARPS and ceil_div(rows.length, vector * WARP * warps) * vector > _KEPT:
         warps *= 2
-    kept = ceil_div(rows.length, along * WARP * warps) * vector
+    kept = ceil_div(rows.length, vector * WARP * warps) * vector
     in_block = 4 if warps == 1 and rows.count >= _MANY_ROWS else 1
     return RowTile(WARP, warps, in_block, vector, unrolled=kept <= _KEPT)
+
+
+def _across_tile(rows: Rows, vector: int) -> RowTile:
+    """The widest cut that has enough blocks, and whose threads keep their elements in registers."""
+    tiles = []
+    for width in _WIDTHS:
+        across = width // vector
+        threads = WARP // across
+        while across * threads < _MOST_THREADS and rows.length >= 2 * threads * _OF_THREAD:
+            threads *= 2
+        kept = ceil_div(rows.length, threads) * vector
+        tiles.append(RowTile(1, threads, across, vector, unrolled=kept <= _KEPT_ACROSS))
+    wide = [t for t in tiles if t.unrolled and rows.count >= _MANY_BLOCKS * t.rows * vector]
+    return (wide or tiles[-1:])[0]
 
 
 def rows_kernel(name: str, rows: Rows) -> Kernel:
@@ -96,11 +118,11 @@ class _Writer:
         self.across = t.vector if rows.across else 1
         self.groups = rows.count // self.across
         blocks = ceil_div(self.groups, t.rows)
-        threads, along_y = (t.rows, 1) if t.lanes == 1 else (WARP, t.warps * t.rows)
+        threads, along_y = (t.rows, t.warps) if t.lanes == 1 else (WARP, t.warps * t.rows)
         self.b = b = DeviceBuilder((blocks, 1, 1), threads, along_y)
         self.pointers = {param: b.pointer(f"p{i}", dtype_of(param)) for i, param in enumerate(rows.params)}
         if t.lanes == 1:
-            group, self.part, self.warp = b.block[0] * t.rows + b.thread, 0, 0
+            group, self.part = b.block[0] * t.rows + b.thread, b.thread_y
         else:
             group = b.block[0] * t.rows + divide(b.thread_y, t.warps)
             self.warp = modulo(b.thread_y, t.warps)
@@ -154,16 +176,17 @@ class _Writer:
         self.each_vector(phase, add)
         combined = [total.get() for total in totals]
         if not self.rows.across:
-            while len(combined) > 1:
-                combined = [combine(one, other) for one, other in zip(combined[::2], combined[1::2], strict=True)]
+            combined = [_in_pairs(combine, combined)]
         self.results[phase.target] = self.combined(phase.op, combined)
 
     def combined(self, op: str, values: list[Expr]) -> list[Expr]:
         """What the threads of a row have, combined, in all of them."""
         b, t = self.b, self.t
         _, combine = COMBINED[op]
-        if t.lanes == 1:
+        if t.lanes == 1 and t.warps == 1:
             return [b.let("result", value) for value in values]
+        if t.lanes == 1:
+            return self.combined_across(op, values)
         values = b.combine_lanes(op, values)
         if t.warps == 1:
             return values
@@ -179,6 +202,26 @@ class _Writer:
                 result = combine(result, b.load(parts, i * t.warps + warp))
             results.append(b.let("result", result))
         return results
+
+    def combined_across(self, op: str, values: list[Expr]) -> list[Expr]:
+        """The same where lanes are of different rows: one thread combines what those of a row have."""
+        b, t, lanes = self.b, self.t, len(values)
+        width = t.rows * lanes
+        parts = b.shared("parts", t.warps * width)
+        mine = b.thread * lanes
+        together = b.register(lanes)
+        for lane, value in enumerate(values):
+            together.set_part(lane, value)
+        b.store(parts, b.thread_y * width + mine, together.get(), lanes)
+        b.barrier()
+        number = b.let("number", b.thread_y * t.rows + b.thread)
+        with b.when(number < width):
+            found = [b.load(parts, part * width + number) for part in range(t.warps)]
+            b.store(parts, number, _in_pairs(COMBINED[op][1], found))
+        b.barrier()
+        results = b.register(lanes)
+        results.set(b.load(parts, mine, lanes))
+        return [results.part(lane, 1) for lane in range(lanes)]
 
     def output(self, phase: Phase) -> None:
         b = self.b
@@ -311,6 +354,13 @@ class _Writer:
     def placed(self, phase: Phase, offset: Expr, at: Expr) -> list[Expr]:
         """An offset for each lane, in 32 bits."""
         return [_narrow(offset, places) for places in self.points(phase, at)]
+
+
+def _in_pairs(combine: Callable[[Expr, Expr], Expr], values: list[Expr]) -> Expr:
+    """As many values as a power of two, combined."""
+    while len(values) > 1:
+        values = [combine(one, other) for one, other in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
 
 
 def _unconditional_loads(e: Expr) -> Iterator[TensorLoad]:

@@ -4,7 +4,7 @@ A layer is a Conv, ConvTranspose, Gemm or MatMul with what follows it as long as
 a bias, one residual Add and an activation are computed where the kernel stores its result. Chains of a depthwise
 convolution and pointwise ones become one layer where one kernel for all is faster. MatMuls of two activations
 (attention) become layers too. Everything works on float32 with static shapes; what does not fit is left to Relax, and
-for a GPU so are these chains, ConvTranspose, and products and transpositions of activations.
+for a GPU so are these chains, ConvTranspose, and transpositions of activations that no product takes in.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from lwc_compiler.codegen.converters import input_name
 from lwc_compiler.codegen.result import LayerDecision
 from lwc_compiler.kernels.choice import Pick, predicted
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
+from lwc_compiler.kernels.gpu.batched import Matrix, Products, plan_products
+from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.kernel import Plan, Share
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul, plan_transpose
@@ -402,7 +404,7 @@ class _Extraction:
             group = self.group(node, None, a[-2], -2)
             plan = plan_conv(weight, geometry, group.epilogue, self.target, self.pick)
             self.finish(group, [node.input[1]], plan, node.input[0], 2 * left.size * b[-1] * math.prod(b[:-2]))
-        elif left is None and right is None and a[:-2] == b[:-2] and not self.target.gpu:
+        elif left is None and right is None and a[:-2] == b[:-2]:
             self.attention(node, a, b)
 
     def transpose(self, node: onnx.NodeProto) -> None:
@@ -418,26 +420,71 @@ class _Extraction:
 
     def attention(self, node: onnx.NodeProto, a: tuple[int, ...], b: tuple[int, ...]) -> None:
         """The product of two activations (..., M, K) and (..., K, N), and a factor after it."""
-        group, left = _Group([node], None, None, None), node.input[0]
-        rank, before = len(a), self.producers.get(left, onnx.NodeProto())
+        group = _Group([node], None, None, None)
+        scale = self.factor(group)
+        if self.target.gpu is not None:
+            (left, left_matrix), (right, right_matrix) = map(self.matrix, node.input)
+            matrices = left_matrix, right_matrix, self.result_matrix(group)
+            products = Products(a[:-2], a[-2], a[-1], b[-1], *matrices, scale)
+            self.finish(group, [left, right], plan_products(products, self.target.gpu))
+            return
+        left, rank = node.input[0], len(a)
+        before = self.producers.get(left, onnx.NodeProto())
         turned = False
         if before.op_type == "Transpose" and self.uses[left] == 1:
             turned = attributes_of(before).get("perm") == _swapped(rank)
         if turned:
             self.dropped.add(left)
             left = before.input[0]
-        scale, following = 1.0, self.reader(node.output[0])
-        if following is not None and following.op_type in ("Div", "Mul") and following.domain in ("", "ai.onnx"):
-            index = 1 if following.op_type == "Div" or following.input[0] == node.output[0] else 0
-            factor = self.array(following.input[index])
-            if factor is not None and factor.size == 1 and factor.ndim <= rank and factor.all():
-                scale = float(factor.reshape(()))
-                scale = 1 / scale if following.op_type == "Div" else scale
-                group.nodes.append(following)
         plan = plan_batched_matmul(
             math.prod(a[:-2]), a[-2], a[-1], b[-1], self.target, a_transposed=turned, scale=scale
         )
         self.finish(group, [left, node.input[1]], plan)
+
+    def factor(self, group: _Group) -> float:
+        """The factor that a product of activations is multiplied by; its node joins the group."""
+        product = group.output
+        following, rank = self.reader(product), len(self.shape(product) or ())
+        if following is None or following.op_type not in ("Div", "Mul") or following.domain not in ("", "ai.onnx"):
+            return 1.0
+        index = 1 if following.op_type == "Div" or following.input[0] == product else 0
+        factor = self.array(following.input[index])
+        if factor is None or factor.size != 1 or factor.ndim > rank or not factor.all():
+            return 1.0
+        group.nodes.append(following)
+        value = float(factor.reshape(()))
+        return 1 / value if following.op_type == "Div" else value
+
+    def matrix(self, name: str) -> tuple[str, Matrix]:
+        """What a product reads for an operand, and how it lies there: of a Transpose for it alone, the input."""
+        strides = strides_of(self.shape(name) or ())
+        before = self.producers.get(name, onnx.NodeProto())
+        perm = self.permutation(before)
+        # Copies want neighbours that are in the same matrix.
+        if perm and self.uses[name] == 1 and perm.index(len(perm) - 1) >= len(perm) - 2:
+            self.dropped.add(name)
+            name = before.input[0]
+            source = strides_of(self.shape(name) or ())
+            strides = tuple(source[axis] for axis in perm)
+        return name, Matrix(strides[:-2], *strides[-2:])
+
+    def result_matrix(self, group: _Group) -> Matrix:
+        """How a product is stored: as a Transpose that alone reads it gives it, whose node joins the group."""
+        following = self.reader(group.output)
+        strides = strides_of(self.shape(group.output) or ())
+        perm = self.permutation(following) if following is not None else ()
+        if following is not None and perm and perm[-1] >= len(perm) - 2:
+            group.nodes.append(following)
+            result = strides_of(self.shape(group.output) or ())
+            strides = tuple(result[perm.index(axis)] for axis in range(len(perm)))
+        return Matrix(strides[:-2], *strides[-2:])
+
+    def permutation(self, node: onnx.NodeProto) -> tuple[int, ...]:
+        """Of the axes of a float32 tensor, by a Transpose that is no part of a layer yet; empty for any other node."""
+        if node.op_type != "Transpose" or node.domain not in ("", "ai.onnx") or self.shape(node.input[0]) is None:
+            return ()
+        rank = len(self.shape(node.input[0]) or ())
+        return tuple(attributes_of(node).get("perm", range(rank)[::-1]))
 
     def product(
         self, node: onnx.NodeProto, x: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None

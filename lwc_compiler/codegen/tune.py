@@ -32,7 +32,7 @@ from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, 
 from lwc_compiler.targets import host_cpu
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
     from typing_extensions import Self
@@ -72,23 +72,47 @@ class Tuner:
             times = measure(list(plans.values()), task, self._target, self._compiler)
             seconds = seconds | dict(zip(plans, times, strict=True))  # others: measured for another number of threads
             self._timings.remember(task, seconds)
-        shared = {candidate.name: seconds[candidate.name] * candidate.uneven for candidate in chosen}
-        chosen.sort(key=lambda candidate: shared[candidate.name])
-        ranked = sorted(formats_best(chosen, shared), key=lambda item: item[1])
-        best = chosen[0]
-        return replace(
-            plans[best.name] if best.name in plans else best.build(),
-            why=explain(task, "measured", ranked),
-            trials=tuple(Trial(c.name, c.cycles, seconds[c.name]) for c in chosen),
-        )
+        return fastest_of(task, chosen, seconds, plans)
+
+
+def fastest_of(
+    task: Task,
+    candidates: Sequence[Candidate],
+    seconds: Mapping[str, float],
+    plans: Mapping[str, Plan],
+    where: str = "",
+) -> Plan:
+    """The plan of the candidate that was measured to be the fastest.
+
+    Args:
+        task: the layer.
+        candidates: that were measured, at least one.
+        seconds: of each, by its name.
+        plans: of those that are built already.
+        where: what they were measured on, for the report.
+    """
+    shared = {candidate.name: seconds[candidate.name] * candidate.uneven for candidate in candidates}
+    ordered = sorted(candidates, key=lambda candidate: shared[candidate.name])
+    ranked = sorted(formats_best(ordered, shared), key=lambda item: item[1])
+    best = ordered[0]
+    return replace(
+        plans[best.name] if best.name in plans else best.build(),
+        why=explain(task, "measured", ranked, where),
+        trials=tuple(Trial(c.name, c.cycles, seconds[c.name]) for c in ordered),
+    )
 
 
 class Timings:
-    """What was measured on this machine for a target: of every layer and density, the seconds of kernels by name."""
+    """What was measured on this machine for a target: of every layer and density, the seconds of kernels by name.
 
-    def __init__(self, target: Target) -> None:
+    Args:
+        target: what the kernels are compiled for.
+        compiler: that makes machine code of them, where that is not lwc's.
+    """
+
+    def __init__(self, target: Target, compiler: str = "") -> None:
         self._file = cache_folder() / f"timings-{_digest_of_kernels()}.json"
-        self._machine = f"{host_cpu(target)}; {target.name}"
+        self._machine = "; ".join(filter(None, (host_cpu(target), compiler, target.name)))
         self._timings = _read(self._file)
 
     def of(self, task: Task) -> dict[str, float]:
@@ -142,20 +166,7 @@ class Library:
     """The kernels of some plans as a loaded library."""
 
     def __init__(self, plans: Sequence[Plan], target: Target, compiler: Compiler) -> None:
-        kernels: dict[str, Kernel] = {}
-        alike: dict[int, list[str]] = defaultdict(list)
-
-        def name_of(kernel: Kernel) -> str:
-            """The name that the kernel gets; kernels that do the same share one."""
-            names = alike[tvm_ffi.structural_hash(kernel.func)]
-            for name in names:
-                if tvm_ffi.structural_equal(kernels[name].func, kernel.func):
-                    return name
-            names.append(f"k{len(kernels)}")
-            kernels[names[-1]] = kernel
-            return names[-1]
-
-        names = [[name_of(step.kernel) for step in plan.steps] for plan in plans]
+        kernels, names = distinct_kernels(plans)
         code = link_library(compiler, {"kernels.o": compile_kernels(kernels, target.llvm())}, hidden=("__truncsfhf2",))
         with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
             path = Path(folder) / "kernels.so"
@@ -211,6 +222,24 @@ class Library:
         return run, result[:output]
 
 
+def distinct_kernels(plans: Sequence[Plan]) -> tuple[dict[str, Kernel], list[list[str]]]:
+    """The kernels of plans by new names, and the names of each plan's; kernels that do the same share one."""
+    kernels: dict[str, Kernel] = {}
+    alike: dict[int, list[str]] = defaultdict(list)
+
+    def name_of(kernel: Kernel) -> str:
+        names = alike[tvm_ffi.structural_hash(kernel.func)]
+        for name in names:
+            if tvm_ffi.structural_equal(kernels[name].func, kernel.func):
+                return name
+        names.append(f"k{len(kernels)}")
+        kernels[names[-1]] = kernel
+        return names[-1]
+
+    names = [[name_of(step.kernel) for step in plan.steps] for plan in plans]
+    return kernels, names
+
+
 def fastest(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]:
     """Seconds of each function's fastest run; they take turns, and the slow ones drop out.
 
@@ -252,9 +281,9 @@ def _copied(array: NDArray[Any]) -> NDArray[np.uint8]:
 def _digest_of_kernels() -> str:
     """Changes with every change of the code that makes kernels."""
     digest = hashlib.sha256()
-    for package in ("lwc_compiler.kernels", "lwc_compiler.codegen"):
+    for package in ("lwc_compiler.kernels", "lwc_compiler.kernels.gpu", "lwc_compiler.codegen"):
         for file in sorted(resources.files(package).iterdir(), key=lambda file: file.name):
-            if file.name.endswith(".py"):
+            if file.name.endswith((".py", ".cuh")):
                 digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -183,8 +183,9 @@ def formats_best(candidates: Sequence[Candidate], times: dict[str, float]) -> li
     return list(best.values())
 
 
-def explain(task: Task, how: str, ranked: Sequence[tuple[Candidate, float]]) -> str:
+def explain(task: Task, how: str, ranked: Sequence[tuple[Candidate, float]], where: str = "") -> str:
     """Why the first of the formats was taken, and how much slower the others are."""
     (_, least), *others = ranked
     slower = ", ".join(f"{candidate.format} {time / least:.1f}x" for candidate, time in others)
-    return f"density {task.density:.3g}; {how} fastest" + (f" (others: {slower})" if slower else "")
+    place = f" on {where}" if where else ""
+    return f"density {task.density:.3g}; {how} fastest{place}" + (f" (others: {slower})" if slower else "")

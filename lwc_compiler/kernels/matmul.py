@@ -13,6 +13,7 @@ from lwc_compiler.kernels.choice import Candidate, Pick, matmul_task, predicted
 from lwc_compiler.kernels.cost import pace, stored_density
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
 from lwc_compiler.kernels.gpu import plan as gpu
+from lwc_compiler.kernels.gpu.batched import Matrix, Products, plan_products
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.lookup import FEATURES, LANES, STEP_BYTES, LookupLayout, lookup_kernel, pack_lookup
@@ -312,6 +313,10 @@ def plan_batched_matmul(
         b_transposed: b is stored (batch, n, k).
         scale: factor of the product.
     """
+    if target.gpu is not None:
+        a, b = Matrix((m * k,), k, 1), Matrix((k * n,), n, 1)
+        a, b = Matrix((m * k,), 1, m) if a_transposed else a, Matrix((k * n,), 1, k) if b_transposed else b
+        return plan_products(Products((batch,), m, k, n, a, b, Matrix((m * n,), n, 1), scale), target.gpu)
     layout = _gemm_layout(batch, m, k, n, target, a_transposed=a_transposed, b_transposed=b_transposed)
     kernel = gemm_kernel("gemm_batched", layout, Epilogue(), constant=False, scale=scale)
     return Plan((Step(kernel, (Input(0), Input(1), Output(0))),), flops=2 * batch * m * k * n)

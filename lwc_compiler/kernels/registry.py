@@ -60,5 +60,6 @@ KERNELS = (
     Entry("gpu_gemm_sum", "", "GPU: adds the parts of the sums of a layer up", _GPU),
     Entry("gpu_matvec_csr", "csr", "GPU: sparse matrix times a few vectors", _GPU),
     Entry("gpu_matvec_dense", "dense", "GPU: matrix with every weight times a few vectors", _GPU),
+    Entry("gpu_batched", "", "GPU: products of two computed matrices", _GPU),
     Entry("gpu_depthwise", "dense", "GPU: depthwise convolution with every weight", _GPU),
 )

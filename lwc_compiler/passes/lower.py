@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import onnx
 
     from lwc_compiler.codegen.batch import Part
+    from lwc_compiler.codegen.link import Compiler
     from lwc_compiler.codegen.program import Stage
     from lwc_compiler.model import Model
     from lwc_compiler.recipe.options import LowerOptions
@@ -64,12 +65,9 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     check_estimate(model, target, options.weight_type)
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
-    from lwc_compiler.codegen.batch import cut_batch
     from lwc_compiler.codegen.frontend import check_supported
     from lwc_compiler.codegen.link import find_compiler
     from lwc_compiler.codegen.nvrtc import nvrtc_version
-    from lwc_compiler.codegen.tune import Tuner
-    from lwc_compiler.kernels.choice import narrowest, predicted
 
     if target.gpu is not None:
         target = replace(target, gpu=replace(target.gpu, precision=options.precision))
@@ -79,18 +77,33 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     compiler = None if target.source else find_compiler(target, options.cc)
     chosen = []
     for variant in target.variants or (target,):
-        count = measured_candidates(options, variant)
-        pick = Tuner(variant, count, compiler) if count and compiler else predicted
-        if options.weight_type != "float32":
-            pick = narrowest
         asked = replace(variant, threads=options.threads, weight_type=options.weight_type)
-        chosen.append((variant, cut_batch(model, asked, pick)))
+        chosen.append((variant, _cut(model, asked, options, compiler)))
     lowered = lower_parts(model, target, options, chosen)
     size, tensors = len(lowered.library or b""), (*lowered.inputs, *lowered.outputs)
     if target.gpu is not None:  # its memory holds weights and workspace
         size, tensors = lowered.weight_bytes, ()
     check_lowered(target, lowered.footprint, size, lowered.workspace_bytes, tensors)
     return lowered
+
+
+def _cut(model: Model, target: Target, options: LowerOptions, compiler: Compiler | None) -> list[Part]:
+    """The stages of a network, whose kernels are predicted or measured."""
+    from lwc_compiler.codegen.batch import cut_batch
+    from lwc_compiler.codegen.device_tune import DeviceTuner
+    from lwc_compiler.codegen.tune import Tuner
+    from lwc_compiler.kernels.choice import narrowest, predicted
+
+    count = measured_candidates(options, target)
+    if options.weight_type != "float32":
+        return cut_batch(model, target, narrowest)
+    if not count or compiler is None:
+        return cut_batch(model, target, predicted)
+    if target.gpu is None:
+        return cut_batch(model, target, Tuner(target, count, compiler))
+    tuner = DeviceTuner(target, count)
+    parts = cut_batch(model, target, tuner)
+    return cut_batch(model, target, tuner) if tuner.measure() else parts
 
 
 def lower_parts(
@@ -260,18 +273,16 @@ def check_precision(options: LowerOptions, target: Target) -> None:
 
 
 def check_for_device(graph: onnx.GraphProto, options: LowerOptions) -> None:
-    """Refuses what cannot be lowered for a GPU, and what is not done there.
+    """Refuses what cannot be lowered for a GPU.
 
     Args:
         graph: normalized, static shapes.
         options: of the lowering.
 
     Raises:
-        OptionError: measurements, or weights in a file, are asked for.
+        OptionError: weights in a file are asked for.
         UnsupportedError: a tensor has more elements than an index of 32 bits counts.
     """
-    if options.tune:
-        raise OptionError(f"tune {options.tune}: kernels for GPUs are not measured; tune 0 takes what is predicted")
     if options.weights == "file":
         raise OptionError("weights file: a library for GPUs holds its weights, and copies them to the GPU once")
     for value in (*graph.input, *graph.value_info, *graph.output):

@@ -61,7 +61,7 @@ def missing_features(target: Target) -> list[str]:
 
 
 def host_cpu(target: Target) -> str:
-    """Which CPU this machine has; empty where it is not of the target's family."""
+    """Which CPU, or GPU, of the target's family this machine has; empty where it has none."""
     return _FAMILIES[target.family].host_cpu()
 
 

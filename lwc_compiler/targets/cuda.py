@@ -6,8 +6,6 @@ compute capability.
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -33,7 +31,6 @@ _ARM: dict[str, Any] = {
     "zig": "aarch64-linux-gnu.2.28",
     "zig_cpu": "generic",
 }
-_MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 def _target(capability: int, gpu: Gpu, l1_bytes: int, description: str, host: dict[str, Any] = _X86) -> Target:
@@ -77,34 +74,35 @@ TARGETS = (
 
 
 def host_features() -> frozenset[str]:
-    """`cuda` and the architectures whose code this machine's first GPU runs; none without a GPU and its driver.
-
-    Code for sm_XY runs on GPUs of compute capability X.Z with Z >= Y (CUDA C++ Programming Guide,
-    Binary Compatibility).
-    """
-    capability = _capability()
-    if capability is None:
+    """Of the targets' features, those whose code this machine's first GPU runs; none without a GPU and its driver."""
+    gpu = host_gpu()
+    if gpu is None:
         return frozenset()
-    major, minor = capability
-    return frozenset({"cuda", *(f"sm_{major}{i}" for i in range(minor + 1))})
+    return frozenset(
+        feature
+        for target in TARGETS
+        if target.gpu is not None and target.gpu.code_for(gpu["capability"]) is not None
+        for feature in target.features
+    )
 
 
 def host_cpu() -> str:
-    """Empty: nothing is timed on a GPU when a model is compiled."""
-    return ""
+    """This machine's first GPU, its clocks and its driver."""
+    gpu = host_gpu()
+    if gpu is None:
+        return ""
+    return (
+        f"{gpu['name']}, sm_{gpu['capability']}, {gpu['multiprocessors']} multiprocessors, {gpu['gigahertz']:g} GHz, "
+        f"{gpu['gigabytes_a_second']:.0f} GB/s, {gpu['driver']}"
+    )
 
 
 @lru_cache(maxsize=1)
-def _capability() -> tuple[int, int] | None:
-    """Compute capability of the first GPU; None where there is none."""
-    with suppress(OSError, AttributeError):
-        driver = ctypes.CDLL("libcuda.so.1")
-        device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-        if (
-            driver.cuInit(0) == 0
-            and driver.cuDeviceGet(ctypes.byref(device), 0) == 0
-            and driver.cuDeviceGetAttribute(ctypes.byref(major), _MAJOR, device) == 0
-            and driver.cuDeviceGetAttribute(ctypes.byref(minor), _MINOR, device) == 0
-        ):
-            return major.value, minor.value
-    return None
+def host_gpu() -> dict[str, Any] | None:
+    """What the driver says of this machine's first GPU, see `Device.describe`; None without one."""
+    from lwc_compiler.runtime.device_driver import Device, GpuError
+
+    try:
+        return Device().describe()
+    except GpuError:
+        return None

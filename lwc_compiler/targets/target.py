@@ -37,7 +37,7 @@ class Core:
 
 
 # Shared memory that a block can have (CUDA C++ Programming Guide, Technical Specifications per Compute Capability).
-_BLOCK_KILOBYTES = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
+BLOCK_KILOBYTES = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 120: 99}
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,24 @@ class Gpu:
     precision: Precision = "float32"
     ptx: bool = False
 
+    def code_for(self, capability: int) -> tuple[int, bool] | None:
+        """Which code a GPU runs, as a library chooses it: the architecture, and whether it is PTX; None: it has none.
+
+        Code for X.Y runs on X.Z with Z >= Y (CUDA C++ Programming Guide, Binary Compatibility), PTX on all later GPUs.
+
+        Args:
+            capability: the GPU's compute capability, times ten.
+        """
+        same = [each for each in self.architectures if each // 10 == capability // 10 and each <= capability]
+        if same:
+            return same[-1], False
+        last = self.architectures[-1]
+        return (last, True) if self.ptx and last <= capability else None
+
     @property
     def block_shared_bytes(self) -> int:
         """Shared memory that a block can have on each of the architectures."""
-        return min(_BLOCK_KILOBYTES[architecture] for architecture in self.architectures) << 10
+        return min(BLOCK_KILOBYTES[architecture] for architecture in self.architectures) << 10
 
 
 @dataclass(frozen=True)
@@ -158,4 +172,4 @@ class Family(Protocol):
         """Instruction sets of this machine, by the names the family's targets use; none where it is of another."""
 
     def host_cpu(self) -> str:
-        """Which CPU this machine has, as exactly as timings depend on it; empty where it is not of this family."""
+        """Which CPU, or GPU, this machine has, as exactly as timings depend on it; empty where it has none of them."""

@@ -5,20 +5,19 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.gpu import kernels, layers, prepare, run
 from benchmarks.gpu.bundle import Bundle, Writer
-from benchmarks.gpu.driver import GpuError
 from benchmarks.gpu.layers import Layer
 from benchmarks.gpu.table import markdown
 from benchmarks.models import Network as Graph
-from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.kernels.layer import ConvGeometry
+from lwc_compiler.runtime.device_driver import GpuError
 from lwc_compiler.targets import find_target
+from tests.driver_harness import build_driver
 from tests.opencl_harness import Device
 
 TARGET = find_target("h100")
@@ -29,11 +28,10 @@ LAYERS = (
     Layer("single weights", geometry=replace(SQUARE, batch=1, kernel=(1, 1), pads=(0,) * 4)),
 )
 CASES = 3 * layers._CANDIDATES
-DRIVER = Path(__file__).parents[1] / "runtime" / "fake_driver.c"
 
 
 class OnProcessor:
-    """`driver.Gpu` for kernels that are compiled as OpenCL."""
+    """`device_driver.Gpu` for kernels that are compiled as OpenCL."""
 
     l2_bytes = 1000
 
@@ -156,16 +154,13 @@ def test_writes_around_a_buffer_are_seen(bundle, compiled) -> None:
     entry = opened.table["layers"]["cases"][0]
     case = kernels.Case(gpu, opened, gpu.functions, entry)
     assert not case._written_outside()
-    gpu.upload(case._sets[0]["output", 0] - 4, np.zeros(1, np.float32))
+    gpu.upload(case.sets[0]["output", 0] - 4, np.zeros(1, np.float32))
     assert case._written_outside()
 
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("driver")
-    command = [*find_compiler().command, "-shared", "-fPIC", "-O1", str(DRIVER), "-o", str(folder / "libcuda.so.1")]
-    subprocess.run(command, check=True)
-    return folder
+    return build_driver(tmp_path_factory.mktemp("driver"))
 
 
 def played(bundle, driver, tmp_path, *arguments):

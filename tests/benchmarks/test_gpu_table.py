@@ -129,3 +129,16 @@ def test_goals_of_two_of_four() -> None:
     dense, sparse = layer_goals([row], [torch]).values()
     assert (dense.asked, dense.reached) == (">= 1.4 x cuBLAS on every weight", True)
     assert (sparse.asked, sparse.measured, sparse.reached) == (">= 0.9 x cuSPARSELt", "0.80: 1 ms, 0.8", False)
+
+
+def test_what_measuring_kernels_would_gain() -> None:
+    """Of layers with more than one kernel that was timed, the one that is taken among them."""
+    other = {**LAYER, "layer": "of one"}
+    slow = {**LAYER, "layer": "3 x 4 x 5", "ms": 0.03}
+    rows = [
+        {**LAYER, "ms": 0.01}, {**LAYER, "chosen": False, "ms": 0.02}, slow, {**slow, "chosen": False, "ms": 0.02},
+        {**slow, "precision": "tf32", "chosen": False, "ms": 0.001}, {**other, "ms": 1.0}, {**other, "chosen": False},
+    ]  # fmt: skip
+    rows = [{"name": "n", **row} for row in rows]
+    said = "It takes 25.0% longer than the fastest, on the average of 2 layers, and 50.0% at most."
+    assert f"`*`: the one that lwc takes. {said}" in markdown(results(layers=rows)).splitlines()

@@ -97,6 +97,7 @@ NETWORKS = {
     "small_resnet, dense": (small_resnet, 0.0, 1),
     "small_mobilenet, sparse": (small_mobilenet, 0.6, 2),
     "bert, sparse": (lambda: bert(1, 128, 2, 72), 0.9, 1),
+    "bert, dense": (lambda: bert(1, 64, 2, 40), 0.0, 2),
     "operators": (operators, 0.0, 1),
     "alexnet, sparse": (alexnet, 0.9, 1),
     "mobilenet_v2, sparse": (mobilenet_v2, 0.9, 1),
@@ -131,6 +132,15 @@ def test_launches_compute_what_onnx_runtime_does(device, name) -> None:
         assert relative_error(outputs[output], values) <= TOLERANCE
 
 
+@pytest.mark.parametrize(("name", "turned"), [("bert, sparse", 2), ("bert, dense", 0)])
+def test_products_take_transpositions_in(name, turned: int) -> None:
+    """Heads stay where they are: what is turned is for sparse layers, behind what is not turned yet."""
+    stage = assembled(network(*NETWORKS[name]))
+    names = [call.info.kernel for call in stage.calls]
+    assert names.count("gpu_batched") == 2
+    assert sum(name.startswith("transpose") for name in names) == turned
+
+
 @pytest.mark.parametrize("name", ["small_resnet, sparse", "bert, sparse", "operators", "mobilenet_v2, sparse"])
 def test_networks_compile_without_spills(name) -> None:
     stage = assembled(network(*NETWORKS[name]))
@@ -155,7 +165,7 @@ def test_artifact(lwc, mlp, tmp_path) -> None:
     assert "_WORKSPACE_" not in header
 
 
-@pytest.mark.skipif(cuda._capability() is not None, reason="there is a GPU here")
+@pytest.mark.skipif(cuda.host_gpu() is not None, reason="there is a GPU here")
 def test_without_a_gpu_an_artifact_is_refused_in_words(lwc, mlp, tmp_path) -> None:
     out = tmp_path / "mlp.lwc"
     assert lwc("compile", mlp, "-o", out, "--target", "t4").code == 0
@@ -209,8 +219,10 @@ def test_a_precision_reaches_the_kernels(lwc, mlp, tmp_path) -> None:
     assert manifest["verification"]["tolerance"] == 2**-4
 
 
-def test_measuring_is_refused() -> None:
-    with pytest.raises(OptionError, match="tune 3: kernels for GPUs are not measured; tune 0"):
+@pytest.mark.parametrize("gpu", [None, {"capability": 75}])
+def test_measuring_needs_a_gpu_that_runs_the_code(monkeypatch, gpu) -> None:
+    monkeypatch.setattr(cuda, "host_gpu", lambda: gpu)
+    with pytest.raises(OptionError, match="tune 3: this machine cannot measure kernels for a100, it lacks sm_80; tune"):
         lower(one_node((2, 3)), LowerOptions(target="a100", tune=3))
 
 

@@ -4,6 +4,7 @@ import test_channels
 import test_conv
 import test_depthwise
 import test_gpu
+import test_gpu_batched
 import test_gpu_precision
 import test_gpu_wgmma
 import test_matmul
@@ -25,7 +26,7 @@ def test_lists_every_tested_kernel_and_no_other() -> None:
         test_taps, test_winograd,
     )  # fmt: skip
     plans = [case.plan(find_target("x86-64-v4")) for module in modules for case in module.CASES]
-    plans += [case.plan(find_target("a100")) for case in test_gpu.CASES]
+    plans += [case.plan(find_target("a100")) for case in (*test_gpu.CASES, *test_gpu_batched.CASES)]
     plans += [case.plan for module in (test_gpu_precision, test_gpu_wgmma) for case in module.CASES.values()]
     for plan in plans:
         for step in plan.steps:

@@ -3,6 +3,10 @@
  *
  * $FAKE_FAIL = "function number code" makes the call with that number (from 1) fail. $FAKE_VERSION, $FAKE_CAPABILITY,
  * $FAKE_DEVICES and $FAKE_OWNER say what the driver and the GPU are, and on which GPU memory is. All are read with every call.
+ *
+ * $FAKE_TIMES is a file with times of kernels: lines "grid block milliseconds", as the log has grid and block; a negative one
+ * is not launched, and others take a millisecond. Then events have the time at which they are recorded; else each is a
+ * millisecond after the one that was made before it.
  */
 
 #include <stdint.h>
@@ -15,10 +19,11 @@ enum { MOST = 512 };
 static struct { char *start; size_t bytes; } blocks[MOST];
 static struct { char name[64]; int count; char fail[96]; } calls[MOST];
 static int capturing;
+static double now, captured, events[MOST]; /* milliseconds */
 
-/* A graph is its nodes in order, each of which has to come after the one before. */
+/* A graph is its nodes in order, each of which has to come after the one before, or what was captured. */
 typedef struct { address from, to; int waits; } node;
-typedef struct { node *nodes[MOST]; int count, executables, destroyed; } graph;
+typedef struct { node *nodes[MOST]; int count, executables, destroyed; double milliseconds; } graph;
 typedef struct { graph *made_of; address from[MOST], to[MOST]; } executable;
 
 static int number(const char *name, int otherwise) { return getenv(name) ? atoi(getenv(name)) : otherwise; }
@@ -48,6 +53,12 @@ static int call(const char *name, const char *details) {
         if (code) return code; \
     } while (0)
 
+int cuGetErrorString(int code, const char **text) {
+    static char said[32];
+    snprintf(said, sizeof said, "error %d of the fake", code);
+    *text = said;
+    return 0;
+}
 int cuInit(unsigned flags) { CALL("%u", flags); return 0; }
 int cuDriverGetVersion(int *version) { CALL("%s", ""); *version = number("FAKE_VERSION", 13000); return 0; }
 int cuDeviceGetCount(int *count) { CALL("%s", ""); *count = number("FAKE_DEVICES", 1); return 0; }
@@ -136,13 +147,29 @@ int cuPointerGetAttribute(void *value, int attribute, address pointer) {
 int cuStreamCreate(void **stream, unsigned flags) { CALL("%u", flags); *stream = (void *)9; return 0; }
 int cuStreamDestroy_v2(void *stream) { CALL("%p", stream); return 0; }
 int cuStreamSynchronize(void *stream) { CALL("%p", stream); return 0; }
-int cuStreamBeginCapture_v2(void *stream, int mode) { CALL("%p %d", stream, mode); capturing = 1; return 0; }
-/* The graph of what was captured does nothing. */
+int cuStreamBeginCapture_v2(void *stream, int mode) {
+    CALL("%p %d", stream, mode);
+    capturing = 1, captured = 0;
+    return 0;
+}
+/* The graph of what was captured takes time, and does nothing. */
 int cuStreamEndCapture(void *stream, void **made) {
     capturing = 0;
     CALL("%p", stream);
-    *made = calloc(1, sizeof(graph));
+    graph *new = *made = calloc(1, sizeof(graph));
+    new->milliseconds = captured;
     return 0;
+}
+static double time_of(const char *shape) {
+    FILE *times = getenv("FAKE_TIMES") ? fopen(getenv("FAKE_TIMES"), "r") : NULL;
+    char grid[40], block[40], both[84];
+    double milliseconds = 0, found = 1;
+    while (times && fscanf(times, "%39s %39s %lf", grid, block, &milliseconds) == 3) {
+        snprintf(both, sizeof both, "%s %s", grid, block);
+        if (!strcmp(both, shape)) found = milliseconds;
+    }
+    if (times) fclose(times);
+    return found;
 }
 typedef struct {
     unsigned grid[3], block[3], shared;
@@ -154,8 +181,13 @@ int cuLaunchKernelEx(const configuration *c, void *function, void **arguments, v
     (void)extra;
     const unsigned *g = c->grid, *b = c->block;
     const int overlaps = c->count == 1 && c->attributes[0] == 6 && c->attributes[2] == 1;
-    CALL("%s %ux%ux%u %ux%ux%u %u %d", (const char *)function, g[0], g[1], g[2], b[0], b[1], b[2], c->shared, overlaps);
-    if (!capturing || block_of(*(address *)arguments[0], 1) < 0) return 700;
+    char shape[84];
+    snprintf(shape, sizeof shape, "%ux%ux%u %ux%ux%u", g[0], g[1], g[2], b[0], b[1], b[2]);
+    CALL("%s %s %u %d", (const char *)function, shape, c->shared, overlaps);
+    if (block_of(*(address *)arguments[0], 1) < 0) return 700;
+    const double milliseconds = time_of(shape);
+    if (milliseconds < 0) return 701;
+    *(capturing ? &captured : &now) += milliseconds;
     return 0;
 }
 /* Of CUDA 13's cuda.h. */
@@ -242,20 +274,25 @@ int cuGraphLaunch(void *of, void *stream) {
     CALL("%p", stream);
     for (int i = 0; i < launched->made_of->count; i++)
         if (launched->from[i]) memmove((void *)(uintptr_t)launched->to[i], (void *)(uintptr_t)launched->from[i], 16);
+    now += launched->made_of->milliseconds;
     return 0;
 }
 int cuEventCreate(void **event, unsigned flags) {
     CALL("%u", flags);
-    static uintptr_t events = 100;
-    *event = (void *)events++;
+    static uintptr_t made = 100;
+    *event = (void *)made++;
     return 0;
 }
 int cuEventDestroy_v2(void *event) { CALL("%p", event); return 0; }
-int cuEventRecordWithFlags(void *event, void *stream, unsigned flags) { CALL("%p %u", stream, flags); (void)event; return 0; }
+int cuEventRecordWithFlags(void *event, void *stream, unsigned flags) {
+    CALL("%p %u", stream, flags);
+    events[(uintptr_t)event % MOST] = now;
+    return 0;
+}
 int cuEventRecord(void *event, void *stream) { CALL("%p", stream); (void)event; return 0; }
-/* A millisecond for every event that was made from one to the other. */
 int cuEventElapsedTime(float *milliseconds, void *from, void *to) {
     CALL("%s", "");
-    *milliseconds = (float)((uintptr_t)to - (uintptr_t)from);
+    const uintptr_t first = (uintptr_t)from, last = (uintptr_t)to;
+    *milliseconds = (float)(getenv("FAKE_TIMES") ? events[last % MOST] - events[first % MOST] : (double)(last - first));
     return 0;
 }

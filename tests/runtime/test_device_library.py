@@ -13,11 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler as lwc
-from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.recipe.options import LowerOptions
 from lwc_compiler.targets import find_target
+from tests.driver_harness import PAIRS, build_driver, check_all_given_back, names
 
 # Calls the library as a C program would, with what the test says in `script`.
 CHILD = """
@@ -89,13 +89,6 @@ def library(lowered, tmp_path_factory) -> Path:
     return path
 
 
-def build_driver(folder: Path, *flags: str) -> Path:
-    source = Path(__file__).parent / "fake_driver.c"
-    command = [*find_compiler().command, "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror", *flags]
-    subprocess.run([*command, str(source), "-o", str(folder / "libcuda.so.1")], check=True)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory) -> Path:
     return build_driver(tmp_path_factory.mktemp("driver"))
@@ -116,31 +109,6 @@ def play(library, driver, tmp_path):
         return json.loads(done.stdout), log.read_text().splitlines() if log.exists() else []
 
     return run
-
-
-def names(calls: list[str]) -> list[str]:
-    return [call.split()[0] for call in calls]
-
-
-# What each call takes has to be given back by the other.
-PAIRS = {
-    "cuDevicePrimaryCtxRetain": "cuDevicePrimaryCtxRelease_v2",
-    "cuCtxPushCurrent_v2": "cuCtxPopCurrent_v2",
-    "cuModuleLoadData": "cuModuleUnload",
-    "cuMemAlloc_v2": "cuMemFree_v2",
-    "cuStreamCreate": "cuStreamDestroy_v2",
-    "cuGraphCreate": "cuGraphDestroy",
-    "cuGraphInstantiateWithFlags": "cuGraphExecDestroy",
-    "cuEventCreate": "cuEventDestroy_v2",
-}
-
-
-def check_all_given_back(calls: list[str], failed: str = "") -> None:
-    """`failed` is the function of which one call failed, and took nothing."""
-    called = names(calls)
-    for take, give in PAIRS.items():
-        taken = called.count(take) - (take == failed)
-        assert called.count(give) == taken, (take, failed)
 
 
 def test_calls_of_a_whole_life(play, lowered) -> None:

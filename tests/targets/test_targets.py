@@ -71,18 +71,26 @@ def test_the_library_for_all_gpus_has_the_code_of_each_on_its_platform():
 
 @pytest.mark.parametrize(
     ("capability", "runs"),
-    [(None, set()), ((7, 5), {"cuda:sm_75"}), ((8, 9), {"cuda:sm_80", "cuda:sm_86", "cuda:sm_89"})],
+    [
+        (None, set()),
+        (70, set()),
+        (75, {"cuda:sm_75", "cuda"}),
+        (89, {"cuda:sm_80", "cuda:sm_86", "cuda:sm_89", "cuda"}),
+        (103, {"cuda:sm_100", "cuda"}),
+        (110, set()),
+        (130, {"cuda"}),
+    ],
 )
 def test_a_gpu_runs_code_of_its_major_version_and_no_later_minor_one(monkeypatch, capability, runs):
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(cuda, "_capability", lambda: capability)
+    monkeypatch.setattr(cuda, "host_gpu", lambda: capability and {"capability": capability})
     names = {target.name for target in all_targets() if target.gpu and not missing_features(target)}
-    assert names == runs | ({"cuda"} if capability else set())
+    assert names - {board.name for board in all_boards()} == runs
 
 
 def test_host_is_never_a_gpu(monkeypatch, cpu):
     cpu(V3_FLAGS)
-    monkeypatch.setattr(cuda, "_capability", lambda: (9, 0))
+    monkeypatch.setattr(cuda, "host_gpu", lambda: {"capability": 90})
     assert find_target("host").gpu is None
 
 

@@ -105,6 +105,11 @@ class ListTile(ABC):
         """Words of a step's offsets: 2, or a multiple of 4."""
 
     @property
+    def adjacent(self) -> int:
+        """Neighbouring pixels that a lane reads together: 1, 2 or 4."""
+        return 1
+
+    @property
     def column_pitch(self) -> int:
         """Elements in shared memory from one column to the next, of a phase."""
         return 1
@@ -352,7 +357,9 @@ class Copies:
         g, threads, units, picked = t.geometry, t.warps * WARP, t.units, self._picked
         positions = math.prod(t.window) // t.vector
         if t.by_channel:
-            across, thread, thread_unit = t.warps, divide(b.thread, WARP), modulo(b.thread, WARP)
+            # A warp writes some channels of as many pixels as are read together, to different banks.
+            across, thread_unit = t.warps * t.adjacent, divide(modulo(b.thread, WARP), t.adjacent)
+            thread = divide(b.thread, WARP) * t.adjacent + modulo(b.thread, t.adjacent)
         else:
             across = min(threads, 1 << (positions - 1).bit_length())
             thread, thread_unit = modulo(b.thread, across), divide(b.thread, across)

@@ -59,7 +59,7 @@ _MOST_FILLED = 1.05  # weights that are stored then, of those that are kept
 # Warps of a block, rows of a warp, and warps that share a row.
 _TAP_CUTS = (
     (4, 1, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 8, 1), (16, 1, 1), (16, 2, 1), (16, 4, 1), (8, 1, 2), (8, 2, 2),
-    (8, 2, 4), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
+    (8, 2, 4), (16, 8, 1), (16, 1, 2), (16, 2, 2), (16, 4, 2), (16, 1, 4), (16, 2, 4), (16, 4, 4), (16, 2, 8),
 )  # fmt: skip
 # Warps of a block, warps that share an output, outputs of these, steps that a lane reads at a time.
 _MATVEC_CUTS = (
@@ -217,7 +217,7 @@ def _tap_tiles(
     for columns in across:
         for pixels in (ceil_div(columns, WARP),) if flat else (1, 2, 4, 8):
             for warps, many, parts in _TAP_CUTS:
-                if pixels * many * height * warps > 256 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
+                if pixels * many * height * warps > 512 or warps * many >= parts * (2 * outputs + 8) or parts > inputs:
                     continue
                 rows = WARP // min(columns, WARP) * (1 if flat else pixels)
                 one = TapTile(geometry, x_strides, y_strides, rows, columns, 1, warps, many, parts, height)
@@ -249,24 +249,32 @@ def _tap_channels(t: TapTile, density: float, budget: int) -> int:
 
 def _candidate(format_: str, name: str, seconds: float, gpu: Gpu, build: Callable[[], Plan]) -> Candidate:
     def placed() -> Plan:
-        plan = build()
-        return replace(plan, steps=tuple(_placed(step, seconds, gpu) for step in plan.steps))
+        return overlapping(build(), seconds, gpu)
 
     return Candidate(format_, name, seconds * gpu.gigahertz * 1e9, placed)
 
 
-def _placed(step: Step, seconds: float, gpu: Gpu) -> Step:
-    """The step, with what it is predicted to gain by beginning before the kernel before it has ended.
+def overlapping(plan: Plan, seconds: float, gpu: Gpu) -> Plan:
+    """The plan, whose kernels begin before the ones before them have ended where that gains something.
 
     Blocks that are placed while others still run are not spread evenly: a multiprocessor that is free gets as many as
     fit. Unless one alone fits, or more wait than fit, or the kernel is short, that costs more than the gap between two
     launches.
+
+    Args:
+        plan: of a layer.
+        seconds: that it takes, predicted or measured.
+        gpu: what it runs on.
     """
-    launch = step.kernel.launch
-    assert launch is not None
-    fit = blocks_at_once(gpu, launch.shared_bytes, math.prod(launch.block))
-    overlaps = seconds <= _SHORT_SECONDS or fit == 1 or math.prod(launch.grid) > gpu.multiprocessors * fit
-    return replace(step, kernel=replace(step.kernel, launch=replace(launch, overlaps=overlaps)))
+
+    def placed(step: Step) -> Step:
+        launch = step.kernel.launch
+        assert launch is not None
+        fit = blocks_at_once(gpu, launch.shared_bytes, math.prod(launch.block))
+        overlaps = seconds <= _SHORT_SECONDS or fit == 1 or math.prod(launch.grid) > gpu.multiprocessors * fit
+        return replace(step, kernel=replace(step.kernel, launch=replace(launch, overlaps=overlaps)))
+
+    return replace(plan, steps=tuple(map(placed, plan.steps)))
 
 
 def _sparse(weight: NDArray[np.float32], taps: int, t: TapTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, splat, unravel
-from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, both, half_of
+from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, both, ceil_div, half_of
 from lwc_compiler.kernels.gpu.lists import Copies, add_parts
 from lwc_compiler.kernels.gpu.taps_layout import OFFSET_WORDS, TAP_STEP
 from lwc_compiler.kernels.layer import store_result
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lwc_compiler.kernels.builder import Register
     from lwc_compiler.kernels.gpu.builder import Expr
     from lwc_compiler.kernels.gpu.taps_layout import TapTile
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
     """The kernel: x, [residual,] starts, channels, offsets, values, [bias,] y."""
     g = t.geometry
-    n = len(g.in_size)
     b = DeviceBuilder(t.grid, t.warps * WARP)
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
@@ -54,36 +55,24 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
     slots = [b.let("slot", b.block[1] * t.per_block + i * across + place) for i in range(t.outputs)]
 
     copies.begin()
-    # Of each row the sums of its output channels, one after the other, for each pixel.
-    sums = [[[b.register(1) for _ in range(t.pixels)] for _ in range(t.height)] for _ in slots]
-    starts_here = part == 0 if t.parts > 1 else True
-
-    def stored(slot: Expr) -> Iterator[tuple[int, int, Expr, Expr]]:
-        """Of each sum of a row: which of its output channels and pixels, where it goes, and whether that exists."""
-        first_output = b.let("first_output", b.load(channels, b.block[2] * t.slots + slot))
-        for number in range(t.height):
-            to = image * t.y_strides[0] + (first_output + number) * t.y_strides[1]
-            for axis in range(n - 2):
-                to = to + corner[axis] * t.y_strides[2 + axis]
-            to = b.let("to", to)
-            for pixel in range(t.pixels):
-                rows, columns = t.step(pixel)
-                at_row, at_column = corner[-2] + row + rows, corner[-1] + column + columns
-                exists = tirx.all(at_row < g.out_size[-2], at_column < g.out_size[-1])
-                yield number, pixel, to + at_row * t.y_strides[-2] + at_column * t.y_strides[-1], exists
-
+    # Of each row the sums of its output channels, one after the other, for each pixel or some neighbours.
+    many = t.pixels // t.adjacent
+    sums = [[[b.register(t.adjacent) for _ in range(many)] for _ in range(t.height)] for _ in slots]
+    first_part = part == 0 if t.parts > 1 else True
+    stores = _Stores(b, t, channels, image, corner, (row, column))
     for slot, row_sums in zip(slots, sums, strict=True):
         for number, registers in enumerate(row_sums):
             start = splat(0.0, 1)
             if bias is not None:
                 start = b.load(bias, b.load(channels, b.block[2] * t.slots + slot) + number)
-                start = b.let("start", start if t.parts == 1 else tirx.if_then_else(starts_here, start, splat(0.0, 1)))
+                start = b.let("start", start if t.parts == 1 else tirx.if_then_else(first_part, start, splat(0.0, 1)))
             for register in registers:
-                register.set(start)
-        if residual is not None:  # its loads are under way together, while the window is copied
-            for number, pixel, at, exists in stored(slot):
-                added = tirx.if_then_else(both(exists, starts_here), b.load(residual, at), splat(0.0, 1))
-                row_sums[number][pixel].set(row_sums[number][pixel].get() + added)
+                register.set(splat(start, t.adjacent))
+        if residual is not None and not t.staged:  # its loads are under way together, while the window is copied
+            for register, lane_, at, exists in stores.each(slot, row_sums):
+                with b.when(both(exists, first_part)):
+                    added = register.part(lane_, stores.lanes) + b.load(residual, at, stores.lanes)
+                    register.set_part(lane_, added, stores.lanes)
 
     for stage, first_step in copies.each_chunk():
         here = b.let("here", base + stage * t.stage_elements)
@@ -94,14 +83,112 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
 
     if t.parts > 1:
         registers = [register for row_sums in sums for registers in row_sums for register in registers]
-        add_parts(b, t, copies.window, registers, 1, (part, place, lane))
+        add_parts(b, t, copies.window, registers, t.adjacent, (part, place, lane))
+    if t.staged:
+        b.barrier()
     for slot, row_sums in zip(slots, sums, strict=True):
-        works = both(slot < t.group_rows, starts_here)
+        works = both(slot < t.group_rows, first_part)
         with b.when(both(works, lane < t.lane_rows * t.lane_columns if t.idle else True)):
-            for number, pixel, at, exists in stored(slot):
+            if t.staged:
+                stores.to_shared(copies.window, slot, row_sums)
+                continue
+            for register, lane_, at, exists in stores.each(slot, row_sums):
                 with b.when(exists):
-                    store_result(b, y, b.let("at", at), row_sums[number][pixel].get(), None, epilogue.activation)
+                    value = register.part(lane_, stores.lanes)
+                    store_result(b, y, b.let("at", at), value, None, epilogue.activation, stores.lanes)
+    if t.staged:
+        b.barrier()
+        stores.from_shared(copies.window, y, residual, epilogue)
     return b.finished(name)
+
+
+class _Stores:
+    """Where results go.
+
+    Args:
+        b: the kernel.
+        t: its tile.
+        channels: first output channels of rows, by slot.
+        image: of the tile.
+        corner: the tile's first pixel.
+        own: row and column in the tile of the lane's first pixel.
+
+    Attributes:
+        lanes: neighbouring pixels that are stored together.
+    """
+
+    def __init__(
+        self, b: DeviceBuilder, t: TapTile, channels: Expr, image: Expr, corner: list[Expr], own: tuple[Expr, Expr]
+    ) -> None:
+        self._b, self._t, self._channels, self._image, self._corner, self._own = b, t, channels, image, corner, own
+        aligned = not any(n % t.adjacent for n in (*t.y_strides[:2], t.geometry.out_size[-1])) and t.y_strides[-1] == 1
+        self.lanes = t.adjacent if aligned else 1
+
+    def _first_output(self, slot: Expr) -> Expr:
+        return self._b.let("first_output", self._b.load(self._channels, self._b.block[2] * self._t.slots + slot))
+
+    def each(self, slot: Expr, sums: list[list[Register]]) -> Iterator[tuple[Register, int, Expr, Expr]]:
+        """Of a row, each register and which of its sums are stored together; where they go, and whether that exists."""
+        b, t, g = self._b, self._t, self._t.geometry
+        first_output = self._first_output(slot)
+        for number, registers in enumerate(sums):
+            to = self._image * t.y_strides[0] + (first_output + number) * t.y_strides[1]
+            for axis, corner in enumerate(self._corner[:-2]):
+                to = to + corner * t.y_strides[2 + axis]
+            to = b.let("to", to)
+            for pixel in range(0, t.pixels, self.lanes):
+                rows, columns = t.step(pixel)
+                at_row = self._corner[-2] + self._own[0] + rows
+                at_column = self._corner[-1] + self._own[1] + columns
+                exists = tirx.all(at_row < g.out_size[-2], at_column < g.out_size[-1])
+                at = to + at_row * t.y_strides[-2] + at_column * t.y_strides[-1]
+                yield registers[pixel // t.adjacent], pixel % t.adjacent, at, exists
+
+    def to_shared(self, shared: Expr, slot: Expr, sums: list[list[Register]]) -> None:
+        """Writes the sums of a row to shared memory: of each pixel, all channels of the block."""
+        b, t = self._b, self._t
+        channel = self._first_output(slot) - self._first_channel()
+        for number, registers in enumerate(sums):
+            for pixel in range(t.pixels):
+                rows, columns = t.step(pixel)
+                at = (self._own[0] + rows) * t.columns + self._own[1] + columns
+                value = registers[pixel // t.adjacent].part(pixel % t.adjacent, 1)
+                b.store(shared, at * t.stage_pitch + channel + number, value)
+
+    def from_shared(self, shared: Expr, y: Expr, residual: Expr | None, epilogue: Epilogue) -> None:
+        """Stores what all warps wrote there."""
+        b, t, g = self._b, self._t, self._t.geometry
+        threads, results = t.warps * WARP, t.rows * t.columns * t.block_channels
+        found = []
+        for i in range(ceil_div(results, threads)):
+            result = b.let("result", i * threads + b.thread)
+            pixel, channel = divide(result, t.block_channels), modulo(result, t.block_channels)
+            row, column = unravel(b, pixel, (t.rows, t.columns))
+            at_row, at_column = self._corner[-2] + row, self._corner[-1] + column
+            exists = tirx.all(at_row < g.out_size[-2], at_column < g.out_size[-1])
+            if results % threads:
+                exists = tirx.all(exists, result < results)
+            if g.group_outputs % t.block_channels:
+                exists = tirx.all(exists, b.block[1] * t.block_channels + channel < g.group_outputs)
+            exists = b.let("exists", exists)
+            to = self._image * t.y_strides[0] + self._first_channel() + channel
+            places = (*self._corner[:-2], at_row, at_column)
+            for place, stride in zip(places, t.y_strides[2:], strict=True):
+                to = to + place * stride
+            to = b.let("to", to)
+            value = b.register(1)
+            value.set(splat(0.0, 1))
+            if residual is not None:
+                value.set(tirx.if_then_else(exists, b.load(residual, to), splat(0.0, 1)))
+            found.append((exists, to, pixel * t.stage_pitch + channel, value))
+        for exists, to, at, value in found:
+            with b.when(exists):
+                store_result(b, y, to, value.get() + b.load(shared, at), None, epilogue.activation)
+
+    def _first_channel(self) -> Expr:
+        """The first output channel of the block."""
+        b, t = self._b, self._t
+        return b.block[2] * t.geometry.group_outputs + b.block[1] * t.block_channels
 
 
 def _multiply(b: DeviceBuilder, t: TapTile, copies: Copies, step: Expr, here: Expr, sums: list[list[Register]]) -> None:
@@ -112,12 +199,11 @@ def _multiply(b: DeviceBuilder, t: TapTile, copies: Copies, step: Expr, here: Ex
         register.set(b.load(copies.values, (step * t.height + number) * TAP_STEP, TAP_STEP))
     for tap in range(TAP_STEP):
         at = b.let("at", half_of(where, tap) + here)
-        for pixel in range(t.pixels):
-            rows, columns = t.step(pixel)
-            value = b.load(copies.window, at + rows * t.geometry.strides[-2] * t.pitch + columns)
-            if t.height > 1:
-                value = b.let("value", value)
+        for i in range(t.pixels // t.adjacent):
+            rows, columns = t.step(i * t.adjacent)
+            value = b.register(t.adjacent)
+            value.set(b.load(copies.window, at + rows * t.geometry.strides[-2] * t.pitch + columns, t.adjacent))
             for number, registers in enumerate(sums):
                 vector, part = divmod(tap * t.height + number, TAP_STEP)
-                register = registers[pixel]
-                register.set(register.get() + held[vector].part(part, 1) * value)
+                weight = splat(held[vector].part(part, 1), t.adjacent)
+                registers[i].set(registers[i].get() + weight * value.get())

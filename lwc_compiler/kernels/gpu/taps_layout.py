@@ -1,7 +1,8 @@
 """How the taps of a layer are cut into blocks, and laid out in memory: for the kernel of `taps.py`.
 
 Rows, of one output channel or of several that share their taps' places, are sorted by their number of taps: those of a
-block have about as many, so that none waits long at a barrier, and the longest begin first.
+block have about as many, so that none waits long at a barrier, and the longest begin first. Where results of
+neighbouring output channels are neighbours in memory, a block has neighbouring rows, and only these are sorted.
 """
 
 from __future__ import annotations
@@ -70,10 +71,38 @@ class TapTile(ListTile):
         return _pitch(least, self.lane_rows, self.lane_columns, self.geometry.strides[-2])
 
     @property
+    def adjacent(self) -> int:
+        g = self.geometry
+        plain = set(g.kernel) == set(g.strides) == {1} and not any(g.pads) and self.rows == 1
+        return self.columns // self.lane_columns if plain else 1
+
+    @property
     def plane(self) -> int:
-        """Elements of a channel in shared memory; odd where neighbouring threads write neighbouring channels."""
+        """Elements of a channel in shared memory; threads that copy neighbouring channels write to different banks."""
         size = math.prod(self.window[:-1]) * self.pitch + self.shared_columns
-        return size | 1 if self.by_channel else size
+        if not self.by_channel:
+            return size
+        return size | 1 if self.adjacent == 1 else size + (self.adjacent - size) % WARP
+
+    @property
+    def staged(self) -> bool:
+        """Whether results are stored by way of shared memory: neighbours in memory are of neighbouring channels."""
+        return self.y_strides[1] == 1
+
+    @property
+    def block_channels(self) -> int:
+        """Output channels of a block."""
+        return self.per_block * self.height
+
+    @property
+    def stage_pitch(self) -> int:
+        """Elements in shared memory from one pixel's results to the next one's; odd, for lanes have other pixels."""
+        return self.block_channels | 1
+
+    @property
+    def window_elements(self) -> int:
+        results = self.rows * self.columns * self.stage_pitch if self.staged else 0
+        return max(super().window_elements, results)
 
     @property
     def chunks(self) -> int:
@@ -98,7 +127,7 @@ class TapTile(ListTile):
     def base(self, lane: Expr) -> tuple[Expr, Expr]:
         """Row and column of a lane's first pixel in the tile."""
         row, column = divide(lane, self.lane_columns), modulo(lane, self.lane_columns)
-        return (smaller(row, self.lane_rows - 1) if self.idle else row), column
+        return (smaller(row, self.lane_rows - 1) if self.idle else row), column * self.adjacent
 
     @property
     def idle(self) -> bool:
@@ -107,6 +136,8 @@ class TapTile(ListTile):
 
     def step(self, pixel: int) -> tuple[int, int]:
         """Rows and columns from a lane's first pixel to another of it."""
+        if self.adjacent > 1:
+            return 0, pixel
         across = self.columns // self.lane_columns
         return pixel // across * self.lane_rows, pixel % across * self.lane_columns
 
@@ -138,13 +169,13 @@ def fitted(weight: NDArray[np.float32], t: TapTile) -> TapTile:
 
 @dataclass(frozen=True)
 class _Places:
-    """The taps of a weight: which list each is in, its channel, its position, its values; and the order of the rows."""
+    """The taps of a weight: which list each is in, its channel, its position, its values; and the slots of the rows."""
 
     lists: NDArray[np.int64]
     channel: NDArray[np.int64]
     position: list[NDArray[np.int64]]
     values: NDArray[np.float32]  # (taps, height)
-    order: NDArray[np.int64]
+    slots: NDArray[np.int64]  # (groups, rows)
 
 
 def _places(weight: NDArray[np.float32], t: TapTile) -> _Places:
@@ -152,12 +183,23 @@ def _places(weight: NDArray[np.float32], t: TapTile) -> _Places:
     rows = np.moveaxis(weight.reshape(g.groups, t.group_rows, t.height, *weight.shape[1:]), 2, -1)
     taken = (rows != 0).any(axis=-1)
     counts = np.count_nonzero(taken.reshape(g.groups, t.group_rows, -1), axis=2)
-    order = np.argsort(-counts, axis=1, kind="stable")
+    slots = _slots(counts, t)
     group, row, channel, *position = np.nonzero(taken)
-    block, slot = np.divmod(np.argsort(order, axis=1)[group, row], t.per_block)
+    block, slot = np.divmod(slots[group, row], t.per_block)
     blocks = (group * t.chunks + channel // t.channels) * t.row_blocks + block
     lists = (blocks * t.parts + channel % t.channels % t.parts) * t.per_block + slot
-    return _Places(lists, channel, position, rows[taken], order)
+    return _Places(lists, channel, position, rows[taken], slots)
+
+
+def _slots(counts: NDArray[np.int64], t: TapTile) -> NDArray[np.int64]:
+    """Slots of a group's rows: the longest first, and dealt to a block's warps to and fro: (groups, rows)."""
+    blocks = np.arange(t.group_rows) // t.per_block if t.staged else np.zeros(t.group_rows, np.int64)
+    order = np.lexsort((-counts, np.broadcast_to(blocks, counts.shape)), axis=1)
+    slots = np.argsort(order, axis=1)
+    across = t.warps // t.parts
+    turn, place = np.divmod(slots, across)
+    turned = (turn % t.outputs % 2 == 1) & ((turn + 1) * across <= t.group_rows)
+    return np.where(turned, turn * across + across - 1 - place, slots)
 
 
 def _list_steps(places: _Places, t: TapTile) -> NDArray[np.int64]:
@@ -178,7 +220,8 @@ def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], 
     """
     g, places = t.geometry, _places(weight, t)
     channels = np.zeros((g.groups, t.slots), np.int32)
-    channels[:, : t.group_rows] = places.order * t.height + np.arange(g.groups)[:, None] * g.group_outputs
+    first = np.arange(g.groups * t.group_rows, dtype=np.int32).reshape(g.groups, -1) * t.height
+    np.put_along_axis(channels, places.slots, first, axis=1)
     starts = np.concatenate([[0], np.cumsum(_list_steps(places, t))])
     column = places.position[-1] * g.dilations[-1]
     at = places.channel % t.channels * t.plane + column % g.strides[-1] * t.half + column // g.strides[-1]

@@ -176,7 +176,7 @@ class _Ring:
     def _copy_part(
         self, stage: Expr, at: Expr, from_: Expr, which: Expr, words: int, part: tuple[Expr, int], to: tuple[int, Expr]
     ) -> None:
-        """Starts to copy a part (which, of how many) of a slice to the blocks of a mask that is shifted by some bits."""
+        """Starts to copy a part, one of some, of a slice to the blocks of a mask that is shifted by some bits."""
         b, (number, parts), (mask, shift) = self._b, part, to
         first = b.let("first", number * (words // parts))
         addresses = b.address_of(self._slices, at + first), b.address_of(from_, which * words + first)

@@ -14,6 +14,31 @@ typedef unsigned long long uint64_t;
 #define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
 #define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
 
+#if __CUDA_ARCH__ == 750
+#define LWC_BLOCK_KILOBYTES 64
+#endif
+#if __CUDA_ARCH__ == 800
+#define LWC_BLOCK_KILOBYTES 163
+#endif
+#if __CUDA_ARCH__ == 860
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#if __CUDA_ARCH__ == 870
+#define LWC_BLOCK_KILOBYTES 163
+#endif
+#if __CUDA_ARCH__ == 890
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#if __CUDA_ARCH__ == 900
+#define LWC_BLOCK_KILOBYTES 227
+#endif
+#if __CUDA_ARCH__ == 1000
+#define LWC_BLOCK_KILOBYTES 227
+#endif
+#if __CUDA_ARCH__ == 1200
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#define LWC_BLOCKS(bytes) (2 * ((bytes) + 1024) <= 1024 * (LWC_BLOCK_KILOBYTES + 1) ? 2 : 1)
 /* Launches that overlap (PTX ISA, griddepcontrol): from Hopper on, kernel N + 1 of a network may be launched while kernel N
  * still runs, once every block of N has called lwc_launch_next, and lwc_inputs_ready waits until all blocks of N have ended
  * and what they wrote can be read. Every thread of every kernel waits before it reads or writes what others write or read,
@@ -30,8 +55,8 @@ static __device__ __forceinline__ void lwc_launch_next() {}
 static __device__ __forceinline__ void lwc_inputs_ready() {}
 #endif
 
-extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* x, float* residual, float* weights, float* bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(128, 2) depthwise(float* x, float* residual, float* weights, float* bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(0)) depthwise(float* x, float* residual, float* weights, float* bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(0)) depthwise(float* x, float* residual, float* weights, float* bias, float* __restrict__ y) {
   lwc_launch_next();
   int number = ((int)threadIdx.x);
   int existing = ((int)threadIdx.x);

@@ -14,6 +14,31 @@ typedef unsigned long long uint64_t;
 #define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
 #define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
 
+#if __CUDA_ARCH__ == 750
+#define LWC_BLOCK_KILOBYTES 64
+#endif
+#if __CUDA_ARCH__ == 800
+#define LWC_BLOCK_KILOBYTES 163
+#endif
+#if __CUDA_ARCH__ == 860
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#if __CUDA_ARCH__ == 870
+#define LWC_BLOCK_KILOBYTES 163
+#endif
+#if __CUDA_ARCH__ == 890
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#if __CUDA_ARCH__ == 900
+#define LWC_BLOCK_KILOBYTES 227
+#endif
+#if __CUDA_ARCH__ == 1000
+#define LWC_BLOCK_KILOBYTES 227
+#endif
+#if __CUDA_ARCH__ == 1200
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#define LWC_BLOCKS(bytes) (2 * ((bytes) + 1024) <= 1024 * (LWC_BLOCK_KILOBYTES + 1) ? 2 : 1)
 /* Copies of 4, 8 or 16 bytes from the GPU's memory to shared memory (DeviceBuilder.copy): zeros where the source does not
  * exist. From Ampere on they are asynchronous (PTX ISA, cp.async): lwc_commit ends a group of them, and lwc_wait_N waits
  * until all but the last N groups of the thread are there.
@@ -84,8 +109,8 @@ static __device__ __forceinline__ void lwc_launch_next() {}
 static __device__ __forceinline__ void lwc_inputs_ready() {}
 #endif
 
-extern "C" __global__ void __launch_bounds__(512, 2) matvec_csr(float* x, float* residual, int* starts, uint* indices, float* values, float* bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(512, 2) matvec_csr(float* x, float* residual, int* starts, uint* indices, float* values, float* bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(512, LWC_BLOCKS(2368)) matvec_csr(float* x, float* residual, int* starts, uint* indices, float* values, float* bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(512, LWC_BLOCKS(2368)) matvec_csr(float* x, float* residual, int* starts, uint* indices, float* values, float* bias, float* __restrict__ y) {
   lwc_launch_next();
   alignas(64) float r_ptr[4];
   alignas(64) float r_ptr_1[4];

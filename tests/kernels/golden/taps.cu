@@ -14,6 +14,31 @@ typedef unsigned long long uint64_t;
 #define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
 #define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
 
+#if __CUDA_ARCH__ == 750
+#define LWC_BLOCK_KILOBYTES 64
+#endif
+#if __CUDA_ARCH__ == 800
+#define LWC_BLOCK_KILOBYTES 163
+#endif
+#if __CUDA_ARCH__ == 860
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#if __CUDA_ARCH__ == 870
+#define LWC_BLOCK_KILOBYTES 163
+#endif
+#if __CUDA_ARCH__ == 890
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#if __CUDA_ARCH__ == 900
+#define LWC_BLOCK_KILOBYTES 227
+#endif
+#if __CUDA_ARCH__ == 1000
+#define LWC_BLOCK_KILOBYTES 227
+#endif
+#if __CUDA_ARCH__ == 1200
+#define LWC_BLOCK_KILOBYTES 99
+#endif
+#define LWC_BLOCKS(bytes) (2 * ((bytes) + 1024) <= 1024 * (LWC_BLOCK_KILOBYTES + 1) ? 2 : 1)
 /* Copies of 4, 8 or 16 bytes from the GPU's memory to shared memory (DeviceBuilder.copy): zeros where the source does not
  * exist. From Ampere on they are asynchronous (PTX ISA, cp.async): lwc_commit ends a group of them, and lwc_wait_N waits
  * until all but the last N groups of the thread are there.
@@ -84,8 +109,8 @@ static __device__ __forceinline__ void lwc_launch_next() {}
 static __device__ __forceinline__ void lwc_inputs_ready() {}
 #endif
 
-extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y);
-extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y) {
+extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(4756)) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y);
+extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(4756)) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y) {
   lwc_launch_next();
   int cse_v1 = (((int)threadIdx.x) % 32);
   int lane = (((int)threadIdx.x) % 32);
@@ -165,13 +190,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
   int to_1 = (first_output * 36);
   int cse_v19 = ((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1));
   int cse_v20 = (((((int)threadIdx.x) % 32) / 4) * 6);
-  float condval;
   if (((((int)threadIdx.x) % 32) < 24) && (((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1)) < 3)) {
-    condval = residual[((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))];
-  } else {
-    condval = 0x0p+0f/*0.000000e+00*/;
+    r_ptr_2[0] = (r_ptr_2[0] + residual[((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))]);
   }
-  r_ptr_2[0] = (r_ptr_2[0] + condval);
   lwc_wait_0();
   __syncthreads();
   int first_step = lists_ptr[0];
@@ -186,13 +207,21 @@ extern "C" __global__ void __launch_bounds__(128, 2) taps(float* x, float* resid
     *(uint2*)(r_ptr_3 + 0) = *(uint2*)(where_ptr + (step * 2));
     *(float4*)(r_ptr_4 + 0) = *(float4*)(held_ptr + (step * 4));
     int at_1 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[0] & (uint)65535))) + (((int)threadIdx.x) % 4));
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[0] * window_ptr[at_1]));
+    alignas(64) float r_ptr_5[1];
+    r_ptr_5[0] = window_ptr[at_1];
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[0] * r_ptr_5[0]));
     int at_2 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[0] >> (uint)16))) + (((int)threadIdx.x) % 4));
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[1] * window_ptr[at_2]));
+    alignas(64) float r_ptr_6[1];
+    r_ptr_6[0] = window_ptr[at_2];
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[1] * r_ptr_6[0]));
     int at_3 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[1] & (uint)65535))) + (((int)threadIdx.x) % 4));
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[2] * window_ptr[at_3]));
+    alignas(64) float r_ptr_7[1];
+    r_ptr_7[0] = window_ptr[at_3];
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[2] * r_ptr_7[0]));
     int at_4 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[1] >> (uint)16))) + (((int)threadIdx.x) % 4));
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[3] * window_ptr[at_4]));
+    alignas(64) float r_ptr_8[1];
+    r_ptr_8[0] = window_ptr[at_4];
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[3] * r_ptr_8[0]));
   }
   int first_output_1 = channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))];
   int cse_v11 = (first_output_1 * 36);
