@@ -38,7 +38,7 @@ _RESERVED_BYTES = 1024  # of shared memory, for barriers
 _NEIGHBOURS = 16  # multiprocessors that clusters can be of: of all, some are two more
 # Output channels and pixels of a block, warpgroups that multiply, and blocks of a cluster along both.
 _CUTS = (
-    (128, 256, 2, 2, 1), (128, 256, 2, 4, 1), (128, 256, 2, 2, 2), (256, 192, 2, 1, 2), (256, 192, 2, 2, 2),
+    (128, 256, 2, 2, 1), (128, 256, 2, 4, 1), (128, 256, 2, 2, 2), (256, 192, 2, 2, 1), (256, 192, 2, 2, 2),
     (256, 176, 2, 2, 1), (256, 176, 2, 1, 2), (256, 176, 2, 2, 2), (256, 128, 2, 1, 2), (256, 128, 2, 2, 2),
     (128, 192, 2, 2, 1), (128, 128, 2, 1, 1), (128, 128, 2, 2, 1), (128, 128, 2, 2, 2), (128, 96, 2, 1, 1),
     (128, 96, 2, 1, 2), (64, 256, 1, 2, 1), (64, 128, 1, 1, 1), (64, 64, 1, 1, 1),
