@@ -27,7 +27,9 @@ def tile_of(geometry: ConvGeometry, strides, cut: tuple[int, ...], precision: st
     depth = 32 if precision == "tf32" else 64
     outputs, pixels, *further = cut
     shared = GPU.gpu.block_shared_bytes
-    return WgmmaTile(geometry, *strides, outputs, pixels, depth, 1, precision, sparse, *further, shared, blocks)
+    tile = WgmmaTile(geometry, *strides, outputs, pixels, depth, 1, precision, sparse, *further, shared, blocks)
+    assert tile.block == depth, "a slice is at one position of the kernel"
+    return tile
 
 
 def product(
@@ -49,7 +51,9 @@ def product(
     return Case(plan, [x, residual], np.maximum(sums + bias + residual, 0), float(np.abs(sums).max()))
 
 
-def pointwise(g: ConvGeometry, cut: tuple[int, ...], precision: str, *, sparse: bool = False, blocks: int = 4) -> Case:
+def convolution(
+    g: ConvGeometry, cut: tuple[int, ...], precision: str, *, sparse: bool = False, blocks: int = 4
+) -> Case:
     generator = np.random.default_rng(g.in_channels)
     weight = generator.standard_normal(weight_shape(g), np.float32)
     weight = two_of_four(weight, generator) if sparse else weight
@@ -57,7 +61,7 @@ def pointwise(g: ConvGeometry, cut: tuple[int, ...], precision: str, *, sparse: 
     plain, x_strides = planning._without_gaps(planning._as_planes(g))
     strides = x_strides, strides_of(plain.out_shape)
     tile = tile_of(plain, strides, cut, precision, sparse=sparse, blocks=blocks)
-    plan = planning._wgmma(weight, tile, Epilogue(), GPU.gpu).build()
+    plan = planning._wgmma(weight.reshape(*weight.shape[:2], *plain.kernel), tile, Epilogue(), GPU.gpu).build()
     expected = convolved(rounded(x, precision), rounded(weight, precision), g)
     return Case(plan, [x], expected, float(np.abs(expected).max()))
 
@@ -74,9 +78,14 @@ CASES = {
     "sparse-float16": product((70, 900, 70), (64, 64, 1, 1, 1), "float16", sparse=True, blocks=1),
     "sparse-float16, two groups": product((257, 140, 390), (128, 256, 2, 2, 1), "float16", sparse=True),
     "sparse-bfloat16, two of each group": product((129, 500, 257), (256, 128, 2, 2, 2), "bfloat16", sparse=True),
-    "pointwise-float16": pointwise(conv(2, 70, (9, 7), 65, (1, 1)), (64, 64, 1, 1, 1), "float16"),
-    "strided-float16": pointwise(conv(3, 70, (9, 8), 65, (1, 1), (2, 2)), (64, 64, 1, 1, 1), "float16"),
-    "pointwise-bfloat16, sparse": pointwise(
+    "pointwise-float16": convolution(conv(2, 70, (9, 7), 65, (1, 1)), (64, 64, 1, 1, 1), "float16"),
+    "3x3-float16": convolution(conv(2, 120, (7, 9), 65, (3, 3), (2, 1), (1, 0, 1, 2)), (64, 64, 1, 1, 1), "float16"),
+    "3x3-tf32": convolution(conv(1, 60, (6, 5), 30, (3, 3), (1, 1), (1, 2, 1, 2), (1, 2)), (64, 64, 1, 1, 1), "tf32"),
+    "sparse 1x5-float16": convolution(
+        conv(3, 124, (1, 40), 129, (1, 5), pads=(0, 2, 0, 2)), (128, 96, 2, 1, 1), "float16", sparse=True
+    ),
+    "strided-float16": convolution(conv(3, 70, (9, 8), 65, (1, 1), (2, 2)), (64, 64, 1, 1, 1), "float16"),
+    "pointwise-bfloat16, sparse": convolution(
         conv(3, 132, (5, 5), 200, (1, 1)), (128, 64, 2, 2, 2), "bfloat16", sparse=True
     ),
 }
@@ -124,7 +133,7 @@ def test_registers_do() -> None:
 
 @pytest.mark.parametrize("precision", ["tf32", "float16", "bfloat16"])
 def test_long_products_on_hopper_go_there(precision: str) -> None:
-    """And nowhere else: not where a library is for others, too, and not convolutions that read inputs several times."""
+    """And nowhere else: not where a library is for others, too, and not layers of few channels in a group."""
     weight = np.ones((2048, 2048), np.float32)
     plan = plan_matmul(weight, 2048, Epilogue(), precise(precision))
     assert [step.kernel.name for step in plan.steps] == ["gpu_wgmma_inputs", "gpu_wgmma"]
@@ -134,9 +143,12 @@ def test_long_products_on_hopper_go_there(precision: str) -> None:
     pointwise = conv(16, 1024, (28, 28), 1024, (1, 1))
     weight = np.ones(weight_shape(pointwise), np.float32)
     assert plan_conv(weight, pointwise, Epilogue(), precise(precision)).steps[-1].kernel.name == "gpu_wgmma"
-    full = conv(16, 128, (28, 28), 128, (3, 3), pads=(1, 1, 1, 1))
+    full = conv(16, 512, (28, 28), 512, (3, 3), pads=(1, 1, 1, 1))
     weight = np.ones(weight_shape(full), np.float32)
-    assert plan_conv(weight, full, Epilogue(), precise(precision)).steps[-1].kernel.name == "gpu_mma"
+    assert plan_conv(weight, full, Epilogue(), precise(precision)).steps[-1].kernel.name == "gpu_wgmma"
+    for other in (replace(full, in_channels=3), replace(full, groups=8)):
+        weight = np.ones(weight_shape(other), np.float32)
+        assert plan_conv(weight, other, Epilogue(), precise(precision)).steps[-1].kernel.name == "gpu_mma"
 
 
 def test_two_of_four_take_half_the_bytes_and_an_eighth() -> None:

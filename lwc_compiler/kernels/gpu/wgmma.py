@@ -1,4 +1,4 @@
-"""Products and pointwise convolutions on Hopper's tensor cores by `wgmma`: with every weight, or half of them (2:4).
+"""Products and convolutions on Hopper's tensor cores by `wgmma`: with every weight, or half of them (2:4).
 
 A warpgroup, four warps, multiplies 64 output channels x up to 256 pixels in one instruction, which is asynchronous and
 reads both factors from shared memory (PTX ISA, *Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions*).

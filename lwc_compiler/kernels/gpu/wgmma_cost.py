@@ -47,7 +47,7 @@ REASONED = WgmmaCosts(
 
 
 def wgmma_seconds(t: WgmmaTile, gpu: Gpu, costs: WgmmaCosts = REASONED) -> float:
-    """The time of a product, with that of its inputs."""
+    """The time of a layer, with that of its inputs."""
     inputs, outputs = (4 * math.prod(shape) for shape in (t.geometry.in_shape, t.geometry.out_shape))
     bandwidth = _BANDWIDTH * gpu.gigabytes_a_second * 1e9
     slice_ = max(
@@ -59,7 +59,10 @@ def wgmma_seconds(t: WgmmaTile, gpu: Gpu, costs: WgmmaCosts = REASONED) -> float
     cycles = ceil_div(t.tiles, t.clusters) * (t.slices * slice_ + costs.tile_cycles)
     moved = 4 * (t.input_words + t.output_blocks * t.slices * t.slice_words) + outputs
     multiplied = max(cycles / (gpu.gigahertz * 1e9), moved / bandwidth)
-    return 1e-6 * costs.launch + (inputs + 4 * t.input_words) / bandwidth + multiplied
+    # The first kernel writes each word once, and reads an input as often as it writes it.
+    read = 4 * t.in_word * t.input_words / (costs.l2_bytes * gpu.multiprocessors * gpu.gigahertz * 1e9)
+    ordered = max((inputs + 4 * t.input_words) / bandwidth, read)
+    return 1e-6 * costs.launch + ordered + multiplied
 
 
 def _products(t: WgmmaTile) -> float:

@@ -1,7 +1,8 @@
-"""Rounds the inputs of a product and puts them into the order in which `wgmma.py` has them in shared memory.
+"""Rounds the inputs of a layer and puts them into the order in which `wgmma.py` has them in shared memory.
 
-A thread writes pieces of 16 bytes: neighbouring input channels of one pixel. Where these are neighbours in the input's
-memory, threads have neighbouring pieces of a row; else neighbouring pixels.
+A thread writes pieces of 16 bytes: neighbouring input channels that a pixel reads at one position of the kernel. Where
+these are neighbours in the input's memory, threads have neighbouring pieces of a row; else neighbouring pixels. A slice
+is at one position: the matrix of a convolution's shifted inputs (im2col) has every input as often as it is read.
 """
 
 from __future__ import annotations
@@ -34,9 +35,7 @@ def inputs_kernel(name: str, t: WgmmaTile) -> Kernel:
             block, row, slice_, piece = unravel(b, number, (t.pixel_blocks, t.pixels, t.slices, _PIECES))
         else:
             block, slice_, piece, row = unravel(b, number, (t.pixel_blocks, t.slices, _PIECES, t.pixels))
-        pixel = b.let("pixel", block * t.pixels + row)
-        channel = b.let("channel", (slice_ * _PIECES + piece) * (PIECE * t.in_word))
-        values = _values(b, t, x, pixel, channel)
+        values = _values(b, t, x, b.let("pixel", block * t.pixels + row), slice_, piece)
         words = b.register(PIECE, "uint32")
         for word in range(PIECE):
             of_word = values[word * t.in_word : (word + 1) * t.in_word]
@@ -46,25 +45,41 @@ def inputs_kernel(name: str, t: WgmmaTile) -> Kernel:
     return b.finished(name)
 
 
-def _values(b: DeviceBuilder, t: WgmmaTile, x: Expr, pixel: Expr, channel: Expr) -> list[Expr]:
-    """Neighbouring channels of a pixel from one on; zeros where there are none."""
+def _values(b: DeviceBuilder, t: WgmmaTile, x: Expr, pixel: Expr, slice_: Expr, piece: Expr) -> list[Expr]:
+    """Neighbouring channels that a pixel reads at a position of the kernel; zeros where there are none."""
     g, count = t.geometry, PIECE * t.in_word
-    along = zip((g.batch, *g.out_size), (t.x_strides[0], *t.x_strides[2:]), strict=True)
-    sizes, strides = zip(*[(size, stride) for size, stride in along if size > 1] or [(1, 0)], strict=True)
-    places = unravel(b, pixel, sizes)
-    base = b.let("base", sum(place * stride for place, stride in zip(places, strides, strict=True)))
+    channels, *position = unravel(b, slice_, (t.blocks, *g.kernel))
+    channel = b.let("channel", channels * t.depth + piece * count)
+    image, *at = _places(b, t, pixel)
+    base, inside = image * t.x_strides[0], pixel < t.all_pixels
+    for axis, (place, tap) in enumerate(zip(at, position, strict=True)):
+        place = b.let("place", place * g.strides[axis] - g.pads[axis] + tap * g.dilations[axis])
+        base = base + place * t.x_strides[2 + axis]
+        if g.kernel[axis] > 1 or g.pads[axis] or g.pads[axis + len(g.in_size)]:
+            inside = tirx.all(inside, place >= 0, place < g.in_size[axis])
+    base = b.let("base", base)
     lanes = 4 if t.by_channel and g.group_inputs % 4 == 0 else 1
     values = []
     for first in range(0, count, lanes):
         register = b.register(lanes)
-        exists = tirx.all(pixel < t.all_pixels, channel + first < g.group_inputs)
-        with b.when(exists):
+        with b.when(tirx.all(inside, channel + first < g.group_inputs)):
             register.set(b.load(x, base + (channel + first) * t.x_strides[1], lanes))
         with b.otherwise():
             for lane in range(lanes):
                 register.set_part(lane, tirx.const(0.0, "float32"))
         values += [register.part(lane, 1) for lane in range(lanes)]
     return values
+
+
+def _places(b: DeviceBuilder, t: WgmmaTile, pixel: Expr) -> list[Expr]:
+    """The image and the place in it of a pixel, which need not exist."""
+    sizes = (t.geometry.batch, *t.geometry.out_size)
+    long = [axis for axis, size in enumerate(sizes) if size > 1] or [0]
+    found = unravel(b, pixel, (1 << 30, *(sizes[axis] for axis in long[1:])))
+    places: list[Expr] = [0] * len(sizes)
+    for axis, place in zip(long, found, strict=True):
+        places[axis] = place
+    return places
 
 
 def _swizzled(b: DeviceBuilder, row: Expr, piece: Expr) -> Expr:

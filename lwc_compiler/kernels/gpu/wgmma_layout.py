@@ -34,6 +34,7 @@ PIECE = 4  # words that stay together in shared memory
 ROW = 32  # words of a row of every number
 KEPT_ROW = 16  # of a row of the weights in 2:4
 _ALIGNMENT = 256  # words, to multiples of which rows of 128 bytes are aligned, eight at a time
+_MOST_WORDS = 1 << 28  # of shifted inputs: memory that only one layer needs
 _RESERVED_BYTES = 1024  # of shared memory, for barriers
 _NEIGHBOURS = 16  # multiprocessors that clusters can be of: of all, some are two more
 # Output channels and pixels of a block, warpgroups that multiply, and blocks of a cluster along both.
@@ -167,7 +168,7 @@ class WgmmaTile(ProductTile):
 def wgmma_tiles(
     geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], gpu: Gpu, *, half: bool
 ) -> Iterator[WgmmaTile]:
-    """Cuts of what reads every input once, in less than float32, on Hopper alone.
+    """Cuts of layers of one group with channels for whole slices, in less than float32, on Hopper alone.
 
     Args:
         geometry: of the layer.
@@ -177,20 +178,21 @@ def wgmma_tiles(
         half: `is_sparse` holds for the weights.
     """
     g, in_row = geometry, 4 * ROW // (4 if gpu.precision == "tf32" else 2)
-    once = set(g.kernel) == set(g.strides) == {1} and not any(g.pads) and g.groups == 1
-    if gpu.architectures != (_HOPPER,) or gpu.precision == "float32" or not once:
+    if gpu.architectures != (_HOPPER,) or gpu.precision == "float32" or g.groups > 1:
         return
     for sparse in (False, True) if half and gpu.precision != "tf32" else (False,):
         for outputs, pixels, *cut_ in _CUTS:
             cut = WgmmaTile(g, x_strides, y_strides, outputs, pixels, in_row, 1, gpu.precision, sparse, *cut_)
-            yield replace(cut, shared_bytes=gpu.block_shared_bytes, multiprocessors=gpu.multiprocessors)
+            cut = replace(cut, shared_bytes=gpu.block_shared_bytes, multiprocessors=gpu.multiprocessors)
+            if cut.block == cut.depth and cut.input_words <= _MOST_WORDS:
+                yield cut
 
 
 def pack_wgmma(weight: NDArray[np.float32], t: WgmmaTile) -> Constant:
     """The weights as they lie in shared memory, filled up with zeros: uint32 (1, output blocks, slices, words).
 
     Args:
-        weight: float32 (O, C, 1, 1); `is_sparse` holds for a sparse tile.
+        weight: float32 (O, C, *kernel); `is_sparse` holds for a sparse tile.
         t: the layout.
     """
     rows = _ordered(t.slices_of_weights(weight), t)
