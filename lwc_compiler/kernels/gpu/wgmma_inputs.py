@@ -1,8 +1,9 @@
 """Rounds the inputs of a layer and puts them into the order in which `wgmma.py` has them in shared memory.
 
 A thread writes pieces of 16 bytes: neighbouring input channels that a pixel reads at one position of the kernel. Where
-these are neighbours in the input's memory, threads have neighbouring pieces of a row; else neighbouring pixels. A slice
-is at one position: the matrix of a convolution's shifted inputs (im2col) has every input as often as it is read.
+these are neighbours in the input's memory, threads have neighbouring pieces of a row; else neighbouring pixels, two
+threads each, which write 32 bytes: the level-2 cache takes no longer for these than for fewer. A slice is at one
+position: the matrix of a convolution's shifted inputs (im2col) has every input as often as it is read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tvm import tirx
 
-from lwc_compiler.kernels.builder import unravel
+from lwc_compiler.kernels.builder import splat, unravel
 from lwc_compiler.kernels.gpu.builder import DeviceBuilder, ceil_div
 from lwc_compiler.kernels.gpu.wgmma_layout import PIECE, ROW, swizzled_piece
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _THREADS = 256
 _PIECES = ROW // PIECE  # of a row
+_TOGETHER = 2  # of a pixel, by neighbouring threads
 
 
 def inputs_kernel(name: str, t: WgmmaTile) -> Kernel:
@@ -34,7 +36,9 @@ def inputs_kernel(name: str, t: WgmmaTile) -> Kernel:
         if t.by_channel:  # the slices of a row follow each other in the input
             block, row, slice_, piece = unravel(b, number, (t.pixel_blocks, t.pixels, t.slices, _PIECES))
         else:
-            block, slice_, piece, row = unravel(b, number, (t.pixel_blocks, t.slices, _PIECES, t.pixels))
+            shape = (t.pixel_blocks, t.slices, _PIECES // _TOGETHER, t.pixels, _TOGETHER)
+            block, slice_, pieces_, row, one = unravel(b, number, shape)
+            piece = pieces_ * _TOGETHER + one
         values = _values(b, t, x, b.let("pixel", block * t.pixels + row), slice_, piece)
         words = b.register(PIECE, "uint32")
         for word in range(PIECE):
@@ -57,18 +61,16 @@ def _values(b: DeviceBuilder, t: WgmmaTile, x: Expr, pixel: Expr, slice_: Expr, 
         base = base + place * t.x_strides[2 + axis]
         if g.kernel[axis] > 1 or g.pads[axis] or g.pads[axis + len(g.in_size)]:
             inside = tirx.all(inside, place >= 0, place < g.in_size[axis])
-    base = b.let("base", base)
+    base = b.let("base", base + channel * t.x_strides[1])
     lanes = 4 if t.by_channel and g.group_inputs % 4 == 0 else 1
-    values = []
-    for first in range(0, count, lanes):
-        register = b.register(lanes)
-        with b.when(tirx.all(inside, channel + first < g.group_inputs)):
-            register.set(b.load(x, base + (channel + first) * t.x_strides[1], lanes))
-        with b.otherwise():
-            for lane in range(lanes):
-                register.set_part(lane, tirx.const(0.0, "float32"))
-        values += [register.part(lane, 1) for lane in range(lanes)]
-    return values
+    registers = [b.register(lanes) for _ in range(0, count, lanes)]
+    for register in registers:
+        register.set(splat(0.0, lanes))
+    with b.when(inside):
+        for first, register in zip(range(0, count, lanes), registers, strict=True):
+            with b.when(channel + first < g.group_inputs if g.group_inputs % t.depth else True):
+                register.set(b.load(x, base + first * t.x_strides[1], lanes))
+    return [register.part(lane, 1) for register in registers for lane in range(lanes)]
 
 
 def _places(b: DeviceBuilder, t: WgmmaTile, pixel: Expr) -> list[Expr]:
