@@ -110,18 +110,19 @@ def main() -> None:
         gpu = Gpu()
     except GpuError as error:
         sys.exit(str(error))
-    if options.only_checks:
-        rows = run_cases(gpu, bundle, "checks")
-        wrong = sum("wrong" in row for row in rows)
-        print(f"{wrong} of {len(rows)} are wrong")
-        sys.exit(wrong > 0)
-    run = Run(bundle, options.output, options.minutes)
-    if options.only_layers:
-        run.part("gpu", gpu.describe)
-        run.part("layers", lambda: run_layers(run, gpu))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        measure(run, gpu, options.precisions, Path(folder))
+    with gpu:
+        if options.only_checks:
+            rows = run_cases(gpu, bundle, "checks")
+            wrong = sum("wrong" in row for row in rows)
+            print(f"{wrong} of {len(rows)} are wrong")
+            sys.exit(wrong > 0)
+        run = Run(bundle, options.output, options.minutes)
+        if options.only_layers:
+            run.part("gpu", gpu.describe)
+            run.part("layers", lambda: run_layers(run, gpu))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            measure(run, gpu, options.precisions, Path(folder))
     print("\n".join(goal_lines(run.results)))
     print((f"{run.wrong} results are wrong" if run.wrong else "all results are right"), flush=True)
     sys.exit(run.wrong > 0)

@@ -7,6 +7,7 @@ alone, and then to take what was the fastest. The timings lie where those of pro
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.kernel import Kernel, Plan, Step
     from lwc_compiler.targets import target as targets
     from lwc_compiler.targets.target import Target
+
+logger = logging.getLogger(__name__)
 
 _SECONDS, _WARM_UP = 0.03, 0.2  # of a kernel's timing, and of work before the first, for the clocks to rise
 _MOST_BYTES = 1 << 30  # of weights in all forms that wait to be measured
@@ -132,6 +135,7 @@ class DeviceTuner:
         self._waiting.clear()
         if not layers:
             return
+        logger.info("measuring %d ways to compute %d layers", sum(len(each.plans) for each in layers), len(layers))
         kernels, names = distinct_kernels([plan for layer in layers for plan in layer.plans.values()])
         images = self._compiled(kernels)
         try:

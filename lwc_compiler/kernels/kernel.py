@@ -130,7 +130,7 @@ class Trial:
     Attributes:
         name: format and cut.
         cycles: predicted time on one core, or on the whole of a GPU, in cycles.
-        seconds: measured time on one core; None when it was not measured.
+        seconds: measured time on one core, or on the whole of a GPU; None when it was not measured.
     """
 
     name: str
@@ -188,7 +188,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """What it takes on one core: measured, or else roughly predicted; 0 where nothing was compared."""
+        """What it takes on one core or GPU: measured, or else roughly predicted; 0 where nothing was compared."""
         if not self.trials:
             return 0.0
         best = self.trials[0]

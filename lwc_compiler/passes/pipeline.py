@@ -250,11 +250,13 @@ def check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> N
     static = _static(model, options)
     from lwc_compiler.codegen.frontend import check_supported, import_onnx
     from lwc_compiler.codegen.link import find_compiler
-    from lwc_compiler.passes.lower import check_for_device, check_precision, check_weight_type
+    from lwc_compiler.passes.lower import check_for_device, check_precision, check_weight_type, measured_candidates
 
     check_weight_type(options)
     target = find_target(options.target)
     check_precision(options, target)
+    for variant in target.variants or (target,):
+        measured_candidates(options, variant)
     # Source is compiled here to be checked.
     find_compiler(None if target.source else target, options.cc)
     check_supported(static.proto)

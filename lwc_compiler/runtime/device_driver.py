@@ -246,23 +246,22 @@ class Gpu(Device):
             self._launch(launch, overlaps=False)
         self.wait()
 
-    def graph(self, launches: Sequence[LaunchOf], *, overlapping: bool = False) -> ctypes.c_void_p:
-        """The launches, one after the other, as a graph.
+    def graph(self, launches: Sequence[LaunchOf]) -> ctypes.c_void_p:
+        """The launches, one after the other, as a graph; those that overlap do so from Hopper on.
 
         Args:
             launches: of kernels that wait for their inputs themselves, see `launches.cuh`.
-            overlapping: those that do so in networks start before the one before them has ended, from Hopper on.
 
         Raises:
             LaunchError: the GPU does not take one.
         """
         graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
-        overlapping &= self._attribute(_MAJOR) >= _HOPPER
+        able = self._attribute(_MAJOR) >= _HOPPER
         self.call("cuStreamBeginCapture_v2", self.stream, _THREAD_LOCAL)
         try:
             try:
                 for launch in launches:
-                    self._launch(launch, overlaps=overlapping and launch.overlaps)
+                    self._launch(launch, overlaps=able and launch.overlaps)
             finally:
                 ended = self._code("cuStreamEndCapture", self.stream, ctypes.byref(graph))
             if ended:

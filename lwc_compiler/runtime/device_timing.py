@@ -89,7 +89,7 @@ class Buffers:
         """
         rounds = math.ceil(_LEAST_LAUNCHES / len(self.sets))
         placed = [launch.at(places) for _ in range(rounds) for places in self.sets for launch in launches]
-        graph = self._gpu.graph(placed, overlapping=True)
+        graph = self._gpu.graph(placed)
         try:
             return self._gpu.seconds(lambda: self._gpu.run(graph), budget) / (rounds * len(self.sets))
         finally:

@@ -17,7 +17,7 @@ from benchmarks.models import Network as Graph
 from lwc_compiler.kernels.layer import ConvGeometry
 from lwc_compiler.runtime.device_driver import GpuError
 from lwc_compiler.targets import find_target
-from tests.driver_harness import build_driver
+from tests.driver_harness import build_driver, check_all_given_back
 from tests.opencl_harness import Device
 
 TARGET = find_target("h100")
@@ -65,13 +65,16 @@ class OnProcessor:
     def function(self, _module, symbol):
         return self.functions[symbol]
 
-    def graph(self, launches, *, overlapping=False):
+    def graph(self, launches):
         return launches
 
     def destroy(self, graph):
         pass
 
     def run(self, launches):
+        self.once(launches)
+
+    def once(self, launches):
         for launch in launches:
             function, kernel = launch.function
             assert (tuple(launch.grid), tuple(launch.block)) == (kernel.launch.grid, kernel.launch.block)
@@ -184,7 +187,9 @@ def test_program(bundle, driver, tmp_path) -> None:
     assert results["missing"].keys() == {"torch", "sanitizer"}
     assert "PyTorch has no CUDA here" in results["missing"]["torch"]
     assert "compute-sanitizer" in results["missing"]["sanitizer"]
-    launches = [line.split() for line in (tmp_path / "log").read_text().splitlines() if "cuLaunchKernelEx" in line]
+    log = (tmp_path / "log").read_text().splitlines()
+    check_all_given_back(log)
+    launches = [line.split() for line in log if "cuLaunchKernelEx" in line]
     checked, timed = ([line for line in launches if line[-1] == overlaps] for overlaps in "01")
     assert len(launches) == len(checked) + len(timed)
     assert len(timed) > len(checked) > 0  # launches overlap only where they are timed

@@ -1,6 +1,7 @@
 """Networks for GPUs: what is launched computes what ONNX Runtime does; what is not lowered is refused in words."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from lwc_compiler.kernels.kernel import Kernel, Launch
 from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import _specs, lower
 from lwc_compiler.passes.normalize import normalize
+from lwc_compiler.passes.pipeline import check_lowerable
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.recipe.options import LowerOptions, PruneOptions
 from lwc_compiler.runtime.reference import random_inputs, reference_session
@@ -222,8 +224,10 @@ def test_a_precision_reaches_the_kernels(lwc, mlp, tmp_path) -> None:
 @pytest.mark.parametrize("gpu", [None, {"capability": 75}])
 def test_measuring_needs_a_gpu_that_runs_the_code(monkeypatch, gpu) -> None:
     monkeypatch.setattr(cuda, "host_gpu", lambda: gpu)
-    with pytest.raises(OptionError, match="tune 3: this machine cannot measure kernels for a100, it lacks sm_80; tune"):
-        lower(one_node((2, 3)), LowerOptions(target="a100", tune=3))
+    asked = LowerOptions(target="a100", tune=3)
+    for refuses in (lower, partial(check_lowerable, thorough=False)):  # the latter before any training
+        with pytest.raises(OptionError, match="tune 3: this machine cannot measure kernels for a100, it lacks sm_80; "):
+            refuses(one_node((2, 3)), asked)
 
 
 def test_more_blocks_than_a_gpu_takes_are_refused() -> None:

@@ -48,7 +48,8 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
     image, *tile = unravel(b, b.block[0], (g.batch, *t.tiles))
     corner = [b.let("corner", at * size) for at, size in zip(tile, t.tile, strict=True)]
     row, column = t.base(lane)
-    base = b.let("base", row * (g.strides[-2] * t.pitch) + column)
+    # Places in the window count vectors of neighbouring pixels.
+    base = lane if t.adjacent > 1 else b.let("base", row * (g.strides[-2] * t.pitch) + column)
     copies = Copies(b, t, x, (starts, offsets, values), image, corner)
     across = t.warps // t.parts
     part, place = b.let("part", divide(warp, across)), b.let("place", modulo(warp, across))
@@ -75,7 +76,7 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
                     register.set_part(lane_, added, stores.lanes)
 
     for stage, first_step in copies.each_chunk():
-        here = b.let("here", base + stage * t.stage_elements)
+        here = b.let("here", base + stage * (t.stage_elements // t.adjacent))
         for i, row_sums in enumerate(sums):
             first, last = copies.list_steps(stage, first_step, part * t.per_block + i * across + place)
             with b.loop("step", first, last) as step:
@@ -95,7 +96,7 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
             for register, lane_, at, exists in stores.each(slot, row_sums):
                 with b.when(exists):
                     value = register.part(lane_, stores.lanes)
-                    store_result(b, y, b.let("at", at), value, None, epilogue.activation, stores.lanes)
+                    store_result(b, y, at, value, None, epilogue.activation, stores.lanes)
     if t.staged:
         b.barrier()
         stores.from_shared(copies.window, y, residual, epilogue)
@@ -202,7 +203,8 @@ def _multiply(b: DeviceBuilder, t: TapTile, copies: Copies, step: Expr, here: Ex
         for i in range(t.pixels // t.adjacent):
             rows, columns = t.step(i * t.adjacent)
             value = b.register(t.adjacent)
-            value.set(b.load(copies.window, at + rows * t.geometry.strides[-2] * t.pitch + columns, t.adjacent))
+            further = rows * t.geometry.strides[-2] * t.pitch + columns
+            value.set(b.load(copies.window, at * t.adjacent + further, t.adjacent))
             for number, registers in enumerate(sums):
                 vector, part = divmod(tap * t.height + number, TAP_STEP)
                 weight = splat(held[vector].part(part, 1), t.adjacent)

@@ -232,7 +232,8 @@ def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], 
     number = np.arange(lists.size) - np.searchsorted(lists, lists)
     to = starts[lists] * TAP_STEP + number
     taken = max(1, int(starts[-1])) * TAP_STEP  # an array of nothing has no address
-    offsets, values = np.full(taken, t.channels * t.plane, np.uint16), np.zeros((taken, t.height), np.float32)
-    offsets[to], values[to] = at[sorted_], places.values[sorted_]
+    zeros = t.channels * t.plane // t.adjacent
+    offsets, values = np.full(taken, zeros, np.uint16), np.zeros((taken, t.height), np.float32)
+    offsets[to], values[to] = at[sorted_] // t.adjacent, places.values[sorted_]
     arrays = (starts.astype(np.int32), channels.reshape(-1), offsets.view(np.uint32), values)
     return [Constant(array) for array in arrays], lists.size * t.height
