@@ -43,6 +43,9 @@ _DOWN, _ACROSS = 16, 8  # output channels and pixels of one instruction
 _FRAGMENT = 4  # words of a lane's fragment of the weights
 _OCTET = 8  # channels of which a lane has two neighbours
 _FOUR, _KEPT = 4, 2  # of so many neighbouring input channels so many are kept
+# Which two of four are kept, in order, by the bits of those that have a weight, the first one lowest.
+_HAS_NONE = np.arange(1 << _FOUR)[:, None] >> np.arange(_FOUR) & 1 == 0
+_PLACES = np.sort(np.argsort(_HAS_NONE, axis=1, kind="stable")[:, :_KEPT], axis=1).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def two_of_four(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray
         four words of the output channels r, in the low half, and r + 8.
     """
     fours = rows.reshape(*rows.shape[:-1], -1, _FOUR)
-    places = np.sort(np.argsort(fours == 0, axis=-1, kind="stable")[..., :_KEPT], axis=-1)
+    places = _PLACES[np.packbits(fours != 0, axis=-1, bitorder="little")[..., 0]]
     kept = np.take_along_axis(fours, places, axis=-1).reshape(*rows.shape[:-1], -1)
     bits = (places[..., 0] | places[..., 1] << 2).astype(np.uint32)
     # ..., half of the channels, r, instruction, lane, word
