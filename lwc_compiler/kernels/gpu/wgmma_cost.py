@@ -42,7 +42,7 @@ class WgmmaCosts:
 
 
 REASONED = WgmmaCosts(
-    launch=4.0, slice_cycles=150, tile_cycles=3000, product_cycles=1.15, shared_bytes=110, l2_bytes=21
+    launch=5.0, slice_cycles=250, tile_cycles=3000, product_cycles=1.15, shared_bytes=110, l2_bytes=21
 )
 
 
