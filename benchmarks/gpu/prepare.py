@@ -53,6 +53,7 @@ _BATCHES = {
     "lenet5": (1,), "alexnet": (1,), "vgg16": (1, 16), "resnet50": (1, 16, 64), "mobilenet_v2": (1, 16, 64),
     "bert12": (1, 16),
 }  # fmt: skip
+_HOPPER = 90  # the compute capability, times ten, with `wgmma`
 _AMPERE = 80  # the first compute capability, times ten, that multiplies tf32 and bfloat16
 
 
@@ -109,6 +110,9 @@ def test_cases(target: Target) -> list[Checked]:
         for name, case in importlib.import_module(module).CASES.items():
             if target.gpu.architectures[0] >= _AMPERE or (name.endswith("-float16") and case.plan.format != "2:4"):
                 cases.append((name, case, case.plan))
+    if target.gpu.architectures == (_HOPPER,):
+        found = importlib.import_module("test_gpu_wgmma").CASES
+        cases += [(f"wgmma {name}", case, case.plan) for name, case in found.items()]
     return [
         Checked(name, plan, c.inputs, c.expected.shape, c.expected.astype(np.float32), c.scale, KERNEL_TOLERANCE, {})
         for name, c, plan in cases

@@ -10,6 +10,7 @@ import test_gpu_attention
 import test_gpu_batched
 import test_gpu_mma_blocks
 import test_gpu_precision
+import test_gpu_wgmma
 import test_matmul
 import test_pairs
 import test_pooled
@@ -32,7 +33,8 @@ def test_lists_every_tested_kernel_and_no_other() -> None:
     plans += [
         case.plan(find_target("a100")) for case in (*test_gpu.CASES, *test_gpu_attention.CASES, *test_gpu_batched.CASES)
     ]
-    plans += [case.plan for module in (test_gpu_mma_blocks, test_gpu_precision) for case in module.CASES.values()]
+    precise = (test_gpu_mma_blocks, test_gpu_precision, test_gpu_wgmma)
+    plans += [case.plan for module in precise for case in module.CASES.values()]
     for plan in plans:
         for step in plan.steps:
             formats.setdefault(step.kernel.name, set()).add(plan.format)
