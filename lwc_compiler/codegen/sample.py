@@ -352,7 +352,7 @@ class Sampler:
         if seconds is not None:
             way.seconds = seconds
             for alike in (f"{way.kind} {way.task.layer}", way.kind, ""):
-                self._ratios[alike].append(self._seconds(way) / way.candidate.cycles)
+                self._ratios[alike].append(seconds / way.candidate.cycles)
 
     def _time(self, ways: Sequence[Way], compiler: Compiler) -> None:
         with Library([way.plan for way in ways], self._target, compiler) as library:
@@ -377,12 +377,13 @@ class Sampler:
         """Seconds, or cycles where nothing is measured."""
         if self._compiler is None:
             return way.candidate.cycles
-        if way.seconds is None:
+        seconds = way.seconds
+        if seconds is None:
             ratios = self._ratios.get(f"{way.kind} {way.task.layer}") or self._ratios.get(way.kind) or self._ratios[""]
-            return way.candidate.cycles * (median(ratios) if ratios else SECONDS_A_CYCLE)
+            seconds = way.candidate.cycles * (median(ratios) if ratios else SECONDS_A_CYCLE)
         # Weights of a product with a row are read once a run; what was timed again and again had them in the cache.
         once = self._from_memory and way.task.product is not None and way.bytes <= self._target.l2_bytes
-        return way.seconds + (self._read_seconds * way.bytes if once else 0.0)
+        return seconds + (self._read_seconds * way.bytes if once else 0.0)
 
 
 def kernel_seconds(run: Callable[..., None]) -> float:
