@@ -22,8 +22,12 @@ from lwc_compiler.targets.target import Precision, Target
 KERNEL_TOLERANCE = 1e-5  # of float32, relative to the result's scale
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float16", "bfloat16")
 ROWS = 64  # output channels of a weight that differ
+_BLOCKS = 16  # of output channels, that do where they are pruned in such
 _AMPERE = 80  # the first compute capability, times ten, that multiplies tf32 and bfloat16
 _CANDIDATES = 4  # of a layer in one precision, that are timed
+_BLOCK_CANDIDATES = 3  # of which so many with blocks on tensor cores, where there are such
+_CUTS = 6  # of a product for tensor cores, that are timed
+_OF_TENSOR_CORES = {"2:4": "2:4", "every weight": "dense"}  # the format of such layers, by their purpose
 _LEVELS = 16
 _ALL_ROWS = 128  # of a product, that are compared if it has no more
 _ROW_STEP = 7  # between those that are compared if it has; odd, so that every row of a tile is met
@@ -34,11 +38,12 @@ class Layer:
     """A layer that is timed alone.
 
     Attributes:
-        purpose: which of `goals.py` it is for; "" for none.
+        purpose: which of `goals.py` it is for; "" for none; "every weight": what 2:4 is compared with.
         rows: of the input; 0 for a convolution.
         geometry: of the convolution; None for a product.
         density: kept / all weights; 0.5 for 2:4.
         precisions: of the candidates.
+        block: neighbouring output channels that are kept or pruned together.
     """
 
     purpose: str = ""
@@ -48,11 +53,13 @@ class Layer:
     geometry: ConvGeometry | None = None
     density: float = 0.1
     precisions: tuple[Precision, ...] = ("float32",)
+    block: int = 1
 
     @property
     def name(self) -> str:
         """Unlike that of any other layer."""
         g, kept = self.geometry, "2:4" if self.purpose == "2:4" else f"{self.density:.0%}"
+        kept += f" in {self.block}x1" if self.block > 1 else ""
         if g is None:
             return f"{self.rows} x {self.k} x {self.n}, {kept}"
         return f"{g.batch} x {g.in_channels} x {g.in_size[0]}^2, {g.kernel[0]}^2, {g.out_channels}, {kept}"
@@ -70,15 +77,21 @@ _POINTWISE = (
     (256, 1024, 14), (1024, 256, 14), (1024, 512, 14), (512, 2048, 7), (2048, 512, 7),
 )  # fmt: skip
 
+_LONG = ((4096, 4096, 4096), (2048, 768, 3072))  # rows, inputs and outputs of products: the second, BERT's
+
 LAYERS = (
     # AlexNet's fc6 to fc8 and VGG-16's fc6 and fc7.
     *(Layer("fully connected", 1, k, n, density=0.09) for k, n in ((9216, 4096), (4096, 4096), (4096, 1000))),
     *(Layer("fully connected", 1, k, 4096, density=0.04) for k in (25088, 4096)),
     *(Layer("single weights", geometry=square(batch, *each, 1)) for batch in (1, 16) for each in _POINTWISE),
-    Layer("2:4", 4096, 4096, 4096, density=0.5, precisions=("float16",)),
+    *(Layer("2:4", *each, density=0.5, precisions=("float16",)) for each in _LONG),
+    *(Layer("every weight", *each, density=1.0, precisions=("float16",)) for each in _LONG),
     Layer("", 16, 2048, 2048, precisions=PRECISIONS),
     Layer("", 128, 768, 3072, precisions=PRECISIONS),
     *(Layer("", geometry=square(batch, 256, 256, 14, 3), precisions=PRECISIONS) for batch in (1, 8)),
+    Layer("", geometry=square(16, 256, 256, 14, 3)),
+    *(Layer("", geometry=square(batch, 256, 256, 14, 3), precisions=("float16",), block=16) for batch in (1, 16)),
+    Layer("", 128, 768, 3072, precisions=("float16",), block=16),
 )
 
 
@@ -116,15 +129,16 @@ def levels(weight: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def weight_of(layer: Layer) -> NDArray[np.float32]:
-    """Its output channels that differ, at most `ROWS`: (outputs, inputs, ...)."""
+    """Its output channels that differ, at most `ROWS` or `_BLOCKS` blocks: (outputs, inputs, ...)."""
     g = layer.geometry
     outputs, *rest = (layer.n, layer.k) if g is None else (g.out_channels, g.in_channels, *g.kernel)
     generator = np.random.default_rng(1)
-    weight = generator.standard_normal((min(outputs, ROWS), *rest), np.float32)
+    most = _BLOCKS * layer.block if layer.block > 1 else ROWS
+    weight = generator.standard_normal((min(outputs, most), *rest), np.float32)
     if layer.purpose == "2:4":
         order = generator.random((len(weight), layer.k // 4, 4)).argsort(axis=2)
         return levels(np.where((order < 2).reshape(weight.shape), weight, np.float32(0)))
-    return levels(prune(weight, layer.density))
+    return levels(prune(weight, layer.density, layer.block))
 
 
 def describe(layer: Layer, weight: str) -> dict[str, Any]:
@@ -181,6 +195,7 @@ def cases_of(layer: Layer, target: Target) -> list[Checked]:
     """A layer by the candidates that are predicted to be the fastest.
 
     Of layers that a goal asks for, those that store every weight are left out; of others, there is one of each format.
+    Of products for tensor cores, there are several cuts of the format that they are for, by `wgmma`, and one by `mma`.
     """
     assert target.gpu is not None
     task = made(layer)
@@ -227,8 +242,17 @@ def _timed(layer: Layer, offered: list[Candidate], precision: Precision) -> list
     """Those of a precision that are timed."""
     if precision != "float32":
         offered = [candidate for candidate in offered if precision in re.findall(r"\w+", candidate.name)]
+    if layer.purpose in _OF_TENSOR_CORES:
+        offered = [candidate for candidate in offered if candidate.format == _OF_TENSOR_CORES[layer.purpose]]
+        older = [candidate for candidate in offered if "wgmma" not in candidate.name]
+        return [*(candidate for candidate in offered if "wgmma" in candidate.name)][:_CUTS] + older[:1]
     if layer.purpose:
         return [candidate for candidate in offered if candidate.format != "dense"][:_CANDIDATES]
+    if layer.block > 1:
+        # Of different tiles of pixels.
+        blocks = {c.name.split(",")[0]: c for c in reversed(offered) if c.format != "dense"}
+        best = sorted(blocks.values(), key=lambda candidate: candidate.cycles)[:_BLOCK_CANDIDATES]
+        return [*best, *(c for c in offered if c.format == "dense")][:_CANDIDATES]
     if precision != "float32":
         return offered[:1]
     formats = {candidate.format: candidate for candidate in reversed(offered)}

@@ -48,10 +48,12 @@ from lwc_compiler.version import __version__
 
 _TESTS = Path(__file__).parents[2] / "tests" / "kernels"
 _CHECKED = ("test_gpu", "test_gpu_batched", "test_gpu_attention")
+_PRECISE = ("test_gpu_precision", "test_gpu_mma_blocks")
 _BATCHES = {
     "lenet5": (1,), "alexnet": (1,), "vgg16": (1, 16), "resnet50": (1, 16, 64), "mobilenet_v2": (1, 16, 64),
     "bert12": (1, 16),
 }  # fmt: skip
+_HOPPER = 90  # the compute capability, times ten, with `wgmma`
 _AMPERE = 80  # the first compute capability, times ten, that multiplies tf32 and bfloat16
 
 
@@ -98,15 +100,19 @@ def networks_of(
 
 
 def test_cases(target: Target) -> list[Checked]:
-    """The cases of `_CHECKED` and `test_gpu_precision.py` in `tests/kernels`, but for what the target does not have."""
+    """The cases of `_CHECKED` and `_PRECISE` in `tests/kernels`, but for what the target does not have."""
     sys.path.insert(0, str(_TESTS))
     assert target.gpu is not None
     found = [case for module in _CHECKED for case in importlib.import_module(module).CASES]
     cases = [(case.name, case, case.plan(target)) for case in found]
     cases = [each for each in cases if _fits(each[2], target.gpu)]
-    for name, case in importlib.import_module("test_gpu_precision").CASES.items():
-        if target.gpu.architectures[0] >= _AMPERE or (name.endswith("-float16") and case.plan.format != "2:4"):
-            cases.append((name, case, case.plan))
+    for module in _PRECISE:
+        for name, case in importlib.import_module(module).CASES.items():
+            if target.gpu.architectures[0] >= _AMPERE or (name.endswith("-float16") and case.plan.format != "2:4"):
+                cases.append((name, case, case.plan))
+    if target.gpu.architectures == (_HOPPER,):
+        found = importlib.import_module("test_gpu_wgmma").CASES
+        cases += [(f"wgmma {name}", case, case.plan) for name, case in found.items()]
     return [
         Checked(name, plan, c.inputs, c.expected.shape, c.expected.astype(np.float32), c.scale, KERNEL_TOLERANCE, {})
         for name, c, plan in cases

@@ -113,6 +113,7 @@ class _Extraction:
         self.proto, self.target, self.pick = proto, target, pick
         graph = proto.graph
         self.constants = {t.name: t for t in graph.initializer}
+        self.arrays: dict[str, NDArray[np.float32]] = {}  # those that were asked for: ONNX copies them
         self.values: dict[str, tuple[int, tuple[int, ...]]] = {
             v.name: (v.type.tensor_type.elem_type, tuple(d.dim_value for d in v.type.tensor_type.shape.dim))
             for v in [*graph.value_info, *graph.input, *graph.output]
@@ -157,8 +158,9 @@ class _Extraction:
         tensor = self.constants.get(name)
         if tensor is None or tensor.data_type != TensorProto.FLOAT:
             return None
-        array: NDArray[np.float32] = numpy_helper.to_array(tensor)
-        return array
+        if name not in self.arrays:
+            self.arrays[name] = numpy_helper.to_array(tensor)
+        return self.arrays[name]
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The static shape of the float32 tensor `name`, None when it has none or another type."""
@@ -284,14 +286,13 @@ class _Extraction:
 
     def decide(self, group: _Group, plan: Plan, share: Share, weight: str, dense_flops: int) -> LayerDecision:
         """What the report says of the part of a plan that computes a group."""
-        tensor = self.constants[weight]
-        array = numpy_helper.to_array(tensor)
+        array = self.arrays[weight]
         bias_bytes = 0 if group.bias is None else group.bias.nbytes
         return LayerDecision(
             site=weight,
             node=node_label(group.nodes[0]),
             op=group.nodes[0].op_type,
-            shape=tuple(tensor.dims),
+            shape=array.shape,
             density=int(np.count_nonzero(array)) / array.size,
             format=share.format,
             kernel=" + ".join(dict.fromkeys(step.kernel.name for step in plan.steps)),

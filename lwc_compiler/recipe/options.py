@@ -22,7 +22,7 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 CodebookBits = Annotated[int, Field(ge=1, le=8)]
 Criterion = Literal["uniform", "global", "std", "erdos-renyi-kernel", "per-layer", "sensitivity"]
-Structure = Literal["element", "2x1", "4x1", "8x1", "1:2", "1:4", "2:4", "2:8", "4:8"]
+Structure = Literal["element", "2x1", "4x1", "8x1", "16x1", "32x1", "1:2", "1:4", "2:4", "2:8", "4:8"]
 
 
 # Curves bend where few weights are left, so most densities are there.

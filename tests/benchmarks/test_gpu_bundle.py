@@ -138,6 +138,13 @@ def test_a_layer_comes_in_every_precision() -> None:
     assert [case.plan.steps[0].kernel.name for case in cases[-3:]] == ["gpu_mma"] * 3
 
 
+def test_blocks_come_beside_every_weight() -> None:
+    cases = layers.cases_of(Layer("", 64, 256, 512, precisions=("float16",), block=16), TARGET)
+    found = [case.plan.steps[0].kernel.name for case in cases]
+    assert found == ["gpu_mma_blocks"] * layers._BLOCK_CANDIDATES + ["gpu_mma"]
+    assert cases[0].name.startswith("64 x 256 x 512, 10% in 16x1: ")
+
+
 def test_wrong_results_are_told() -> None:
     right = np.ones((2, 3), np.float32)
     other = right + np.float32(1e-3)

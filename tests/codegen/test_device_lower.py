@@ -229,6 +229,16 @@ def test_a_precision_reaches_the_kernels(lwc, mlp, tmp_path) -> None:
     assert manifest["verification"]["tolerance"] == 2**-4
 
 
+def test_blocks_of_a_network_go_to_tensor_cores() -> None:
+    model = normalize(Model(small_resnet(), "net"), batch=4, fold_batch_norm=True)
+    pruned = prune(model, PruneOptions(sparsity=0.8, structure="16x1"))
+    lowered = lower(pruned, LowerOptions(target="cuda:sm_90", precision="float16"))
+    used = {step.node for step in lowered.programs[0].steps if step.kernel == "gpu_mma_blocks"}
+    assert used >= {"conv_5", "conv_10"}
+    assert {layer.format for layer in lowered.layers if layer.node in used} == {"16x1"}
+    assert lowered.library is not None
+
+
 @pytest.mark.parametrize("gpu", [None, {"capability": 75}])
 def test_measuring_needs_a_gpu_that_runs_the_code(monkeypatch, gpu) -> None:
     monkeypatch.setattr(cuda, "host_gpu", lambda: gpu)

@@ -1,12 +1,16 @@
 """The registry lists the kernels that plans are made of."""
 
+import re
+
 import test_channels
 import test_conv
 import test_depthwise
 import test_gpu
 import test_gpu_attention
 import test_gpu_batched
+import test_gpu_mma_blocks
 import test_gpu_precision
+import test_gpu_wgmma
 import test_matmul
 import test_pairs
 import test_pooled
@@ -29,10 +33,15 @@ def test_lists_every_tested_kernel_and_no_other() -> None:
     plans += [
         case.plan(find_target("a100")) for case in (*test_gpu.CASES, *test_gpu_attention.CASES, *test_gpu_batched.CASES)
     ]
-    plans += [case.plan for case in test_gpu_precision.CASES.values()]
+    precise = (test_gpu_mma_blocks, test_gpu_precision, test_gpu_wgmma)
+    plans += [case.plan for module in precise for case in module.CASES.values()]
     for plan in plans:
         for step in plan.steps:
             formats.setdefault(step.kernel.name, set()).add(plan.format)
     assert set(formats) == {entry.name for entry in KERNELS}
     for entry in KERNELS:
-        assert not entry.format or formats[entry.name] == {entry.format}
+        found = formats[entry.name]
+        if entry.format == "rx1":
+            assert all(re.fullmatch(r"\d+x1", format_) for format_ in found)
+        else:
+            assert not entry.format or found == {entry.format}

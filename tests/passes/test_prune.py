@@ -57,7 +57,9 @@ def last_entry(model):
     return model.provenance[-1]
 
 
-@pytest.mark.parametrize("structure", ["element", "2x1", "4x1", "8x1", "1:2", "1:4", "2:4", "2:8", "4:8"])
+@pytest.mark.parametrize(
+    "structure", ["element", "2x1", "4x1", "8x1", "16x1", "32x1", "1:2", "1:4", "2:4", "2:8", "4:8"]
+)
 @pytest.mark.parametrize(
     "options",
     [

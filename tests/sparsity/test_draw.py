@@ -7,7 +7,7 @@ from lwc_compiler.sparsity.draw import random_weights
 
 
 @pytest.mark.parametrize("density", [0.05, 0.1, 0.25])
-@pytest.mark.parametrize("structure", ["element", "2x1", "4x1", "8x1", "1:2", "2:4", "2:8"])
+@pytest.mark.parametrize("structure", ["element", "2x1", "4x1", "8x1", "16x1", "32x1", "1:2", "2:4", "2:8"])
 def test_density(structure: str, density: float) -> None:
     weights = random_weights((256, 400), density, structure)
     assert weights.shape == (256, 400)

@@ -11,7 +11,7 @@ from lwc_compiler.recipe.options import PruneOptions
 from lwc_compiler.sparsity.allocation import Curve
 from lwc_compiler.sparsity.masks import Layer, Structure, choose_masks, erdos_renyi_kernel, parse_structure
 
-STRUCTURES = ["element", "2x1", "4x1", "8x1", "1:2", "1:4", "2:4", "2:8", "4:8"]
+STRUCTURES = ["element", "2x1", "4x1", "8x1", "16x1", "32x1", "1:2", "1:4", "2:4", "2:8", "4:8"]
 
 
 def layer(matrix, shape=None, row_groups=1, norms=None, curve=None):
@@ -262,6 +262,7 @@ def test_decimal_sparsity_at_the_structures_own_is_accepted():
 def test_structures_are_parsed():
     assert parse_structure("element") == Structure()
     assert parse_structure("8x1") == Structure(block_rows=8)
+    assert parse_structure("32x1") == Structure(block_rows=32)
     assert parse_structure("2:4") == Structure(group_kept=2, group_size=4)
 
 

@@ -20,11 +20,20 @@ from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm
 from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.gpu.matvec_cost import matvec_seconds
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
+from lwc_compiler.kernels.gpu.mma_blocks import mma_blocks_kernel
+from lwc_compiler.kernels.gpu.mma_blocks_cost import mma_blocks_seconds
+from lwc_compiler.kernels.gpu.mma_blocks_layout import MmaBlocksTile, pack_mma_blocks
+from lwc_compiler.kernels.gpu.mma_blocks_layout import fitted as fitted_blocks
+from lwc_compiler.kernels.gpu.mma_blocks_tiles import block_height, mma_blocks_tiles
 from lwc_compiler.kernels.gpu.product import ProductTile, sum_kernel
 from lwc_compiler.kernels.gpu.product_cost import product_seconds
 from lwc_compiler.kernels.gpu.taps import taps_kernel
 from lwc_compiler.kernels.gpu.taps_cost import steps_of, taps_seconds
 from lwc_compiler.kernels.gpu.taps_layout import ALIKE, TAP_STEP, TapTile, fitted, pack_taps
+from lwc_compiler.kernels.gpu.wgmma import wgmma_kernel
+from lwc_compiler.kernels.gpu.wgmma_cost import wgmma_seconds
+from lwc_compiler.kernels.gpu.wgmma_inputs import inputs_kernel
+from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile, pack_wgmma, wgmma_tiles
 from lwc_compiler.kernels.kernel import (
     STATIC_SHARED_BYTES,
     Constant,
@@ -154,6 +163,8 @@ def _candidates(
         _dense(weight, tile, epilogue, gpu) if isinstance(tile, GemmTile) else _mma(weight, tile, epilogue, gpu)
         for tile in _product_tiles(weight, geometry, x_strides, y_strides, gpu)
     ]
+    on_hopper = wgmma_tiles(geometry, x_strides, y_strides, gpu, half=is_sparse(weight))
+    candidates += [_wgmma(weight, tile, epilogue, gpu) for tile in on_hopper]
     if np.all(weight):
         return candidates
     kept = int(np.count_nonzero(weight))
@@ -164,6 +175,13 @@ def _candidates(
         if taps * height <= _MOST_FILLED * kept:
             tiles = _tap_tiles(geometry, x_strides, y_strides, taps * height / weight.size, gpu, height)
             candidates += [_sparse(weight, taps, tile, epilogue, gpu) for tile in tiles]
+    flat = weight.reshape(geometry.groups, geometry.group_outputs, geometry.group_inputs, -1)
+    blocks = block_height(flat) if gpu.precision != "float32" else 0
+    if blocks:
+        candidates += [
+            _mma_blocks(weight, places, tile, blocks, epilogue, gpu)
+            for tile, places in mma_blocks_tiles(flat, geometry, (x_strides, y_strides), gpu, _shared_budgets(gpu))
+        ]
     return candidates
 
 
@@ -290,6 +308,24 @@ def _tap_plan(weight: NDArray[np.float32], t: TapTile, epilogue: Epilogue) -> Pl
     return _plan(kernel, constants, epilogue, _format_of(t), stored, 2 * stored * pixels)
 
 
+def _mma_blocks(
+    weight: NDArray[np.float32], places: int, t: MmaBlocksTile, blocks: int, epilogue: Epilogue, gpu: Gpu
+) -> Candidate:
+    format_ = f"{min(blocks, t.height)}x1"
+    name = f"{format_} {t.precision} {t.rows}x{t.columns} pixels, {t.warps}x{t.outputs} rows of {t.height}"
+    name += f", {t.channels} channels" + f", {t.parts} parts" * (t.parts > 1)
+    seconds = mma_blocks_seconds(t, places, gpu)
+    return _candidate(format_, name, seconds, gpu, lambda: _mma_blocks_plan(weight, t, format_, epilogue))
+
+
+def _mma_blocks_plan(weight: NDArray[np.float32], t: MmaBlocksTile, format_: str, epilogue: Epilogue) -> Plan:
+    t = fitted_blocks(weight, t)
+    constants, stored = pack_mma_blocks(weight, t)
+    pixels = t.geometry.batch * math.prod(t.geometry.out_size)
+    kernel = mma_blocks_kernel("gpu_mma_blocks", t, epilogue)
+    return _plan(kernel, constants, epilogue, format_, stored, 2 * stored * pixels)
+
+
 def _dense(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
     name = f"dense {t.outputs}x{t.pixels}, {t.each_outputs}x{t.each_pixels} of a thread, {t.parts} x {t.depth} deep"
 
@@ -309,6 +345,20 @@ def _mma(weight: NDArray[np.float32], t: MmaTile, epilogue: Epilogue, gpu: Gpu) 
         return _product(stored, format_, t, lambda wanted: mma_kernel(kernel, t, wanted), pack_mma(weight, t), epilogue)
 
     return _candidate(format_, name + _in_parts(t), product_seconds(t, gpu), gpu, plan)
+
+
+def _wgmma(weight: NDArray[np.float32], t: WgmmaTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+    stored = weight.size // (2 if t.sparse else 1)
+    format_, name = ("2:4", "gpu_wgmma_sparse") if t.sparse else ("dense", "gpu_wgmma")
+
+    def plan() -> Plan:
+        inputs = Step(inputs_kernel("gpu_wgmma_inputs", t), (Input(0), Scratch(0)))
+        product = _plan(wgmma_kernel(name, t, epilogue), [pack_wgmma(weight, t)], epilogue, format_, stored, 0).steps[0]
+        product = replace(product, args=(Scratch(0), *product.args[1:]))
+        return Plan((inputs, product), (4 * t.input_words,), format_, "", stored, 2 * stored * t.all_pixels)
+
+    cut = f"{format_} {t.precision} {t.outputs}x{t.pixels} by wgmma, clusters of {t.along_outputs}x{t.along_pixels}"
+    return _candidate(format_, cut, wgmma_seconds(t, gpu), gpu, plan)
 
 
 def _in_parts(t: ProductTile) -> str:
