@@ -1,8 +1,8 @@
 """A whole attention on a GPU in one kernel: scores, their softmax, and the values that they weigh.
 
-A block has some queries of one head: it keeps their scores for all keys in shared memory, as wide as they are in the
-output's rows, so that they are neither written to memory nor read from it. Products are computed as `factors.py` says.
-Where so many scores do not fit, the products and the softmax are kernels of their own.
+A block has some queries of one head and keeps their scores for all keys in shared memory, so that they are neither
+written to memory nor read from it. Products are computed as `factors.py` says. Where so many scores do not fit, the
+products and the softmax are kernels of their own.
 """
 
 from __future__ import annotations
