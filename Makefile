@@ -54,8 +54,9 @@ unit: .venv/test.stamp
 	$(BIN)/python -m tests.fetch_models
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
+# The theme prints news about its successor unless this is set.
 docs: .venv/docs.stamp
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 recording: .venv/demo.stamp
 	$(BIN)/python docs/pictures/record.py

@@ -106,9 +106,13 @@ class Figures:
 def read_figures(report: Path) -> Figures | None:
     """The figures in the `report.json` of an earlier run; None where there is no such file.
 
+    Args:
+        report: the file, or the directory of the run.
+
     Raises:
         ArtifactError: it cannot be read, or is not of a run.
     """
+    report = report / "report.json" if report.is_dir() else report
     try:
         values = json.loads(report.read_text(encoding="utf-8"))
         return TypeAdapter(Figures).validate_python(values["figures"])

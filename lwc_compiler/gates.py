@@ -251,4 +251,4 @@ def _metric_text(quality: Quality | None) -> str:
     return "no accuracy" if quality is None else f"{quality.metric} {quality.value:.4g}"
 
 
-_NO_BASELINE = _Measured(None, "%", note="there is no baseline; keep the report.json of this run as one")
+_NO_BASELINE = _Measured(None, "%", note="there is no baseline; keep the report.json of a run of `lwc build` as one")

@@ -1,5 +1,6 @@
-/* Runs CUDA C++ as lwc writes it on a processor, block by block: a thread is a context of its own, which goes on until it
- * waits for its warp or its block. A block in which some threads wait for more than the others do aborts the program.
+/* Runs CUDA C++ as lwc writes it on a processor, block by block, or cluster by cluster: a thread is a context of its own,
+ * which goes on until it waits for its warp, its block or its cluster. A block in which some threads wait for more than the
+ * others do aborts the program.
  *
  * Threads take their turns from the first to the last, or the other way round: what depends on it is a race. Functions on
  * tensor cores are models of the instructions, written after the PTX ISA's figures of fragments.
@@ -12,6 +13,7 @@
 #include <string.h>
 #include <ucontext.h>
 #include <algorithm>
+#include <map>
 #include <unordered_map>
 #include <utility>
 #include <vector>
@@ -20,6 +22,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __restrict__
 
 typedef unsigned int uint;
@@ -39,17 +42,25 @@ using std::min;
 #define CUDART_INF_F INFINITY
 
 static uint3 threadIdx, blockIdx;
-alignas(64) static unsigned char lwc_shared[256 << 10]; /* what a launch asks for */
+#define lwc_shared (emulator::shared[emulator::block_of(emulator::current)]) /* what a launch asks for */
 
 namespace emulator {
-enum { WARP = 32, MOST = 1024, STACK = 1 << 16 };
-enum Wait { NOTHING, FOR_WARP, FOR_BLOCK, DONE };
+enum { WARP = 32, MOST = 2048, STACK = 1 << 16, MOST_BLOCKS = 4, SHARED = 1 << 18 };
+enum Wait { NOTHING, FOR_WARP, FOR_BLOCK, FOR_CLUSTER, FOR_BARRIER, DONE };
 struct Copy { void *to; const void *from; int size, group; };
-struct Thread { ucontext_t context; Wait wait; uint3 index; std::vector<Copy> copies; int groups, waits; };
+struct Product { void (*multiply)(const Product &); float *sums; uint64_t left, right; uint32_t places[2]; int columns, group; };
+struct Thread {
+    ucontext_t context; Wait wait; uint3 index, block; std::vector<Copy> copies; int groups, waits;
+    std::vector<Product> products; int product_groups;
+};
 static Thread threads[MOST];
+alignas(1024) static unsigned char shared[MOST_BLOCKS][SHARED];
 static char stacks[MOST][STACK];
 static ucontext_t scheduler;
-static int count, current;
+static int count, current; /* threads of a cluster; the one that runs */
+static int block_threads;
+static int events; /* what threads do that others may wait for */
+static bool early; /* copies to a block's shared memory are made at once, and not as late as they may be */
 static uint32_t words[MOST][9]; /* what lanes show each other */
 
 static void wait(Wait what) {
@@ -64,9 +75,12 @@ static void start() {
     threads[current].wait = DONE;
 }
 
+static int block_of(int thread) { return thread / block_threads; }
+
 static void resume(int thread) {
     current = thread;
     threadIdx = threads[thread].index;
+    blockIdx = threads[thread].block;
     swapcontext(&scheduler, &threads[thread].context);
 }
 
@@ -81,14 +95,46 @@ static int waiting(int first, int size, Wait what) {
 static std::unordered_map<uintptr_t, std::pair<int, int>> copied;
 static int barriers;
 
-static void run_block(uint3 size, bool backwards) {
-    count = (int)(size.x * size.y * size.z);
+static void resume_all(int first, int size, bool backwards) {
+    for (int i = 0; i < size; i++) resume(backwards ? first + size - 1 - i : first + i);
+}
+
+/* Resumes the threads that wait for nothing, or for what others do one by one, or else whole warps; none: false. */
+static bool resume_warps(bool backwards) {
+    bool moved = false;
+    const int before = events;
+    for (int first = 0; first < count; first += WARP) {
+        const int size = std::min<int>(WARP, count - first), warp = waiting(first, size, FOR_WARP);
+        const int nothing = waiting(first, size, NOTHING);
+        if (nothing + waiting(first, size, FOR_BARRIER) > 0) {
+            for (int i = 0; i < size; i++) {
+                const int thread = backwards ? first + size - 1 - i : first + i;
+                if (threads[thread].wait == NOTHING || threads[thread].wait == FOR_BARRIER) resume(thread);
+            }
+            moved |= nothing > 0 || waiting(first, size, FOR_BARRIER) == 0;
+        } else if (warp != 0) {
+            if (warp != size) { fprintf(stderr, "lanes of a warp diverge\n"); abort(); }
+            resume_all(first, size, backwards);
+            moved = true;
+        }
+    }
+    return moved || events != before;
+}
+
+static void run_cluster(uint3 size, const uint3 *blocks, int cluster, bool backwards) {
+    block_threads = (int)(size.x * size.y * size.z);
+    count = block_threads * cluster;
+    early = backwards;
+    if (count > MOST || cluster > MOST_BLOCKS) { fprintf(stderr, "a cluster has too many threads\n"); abort(); }
     for (int i = 0; i < count; i++) {
         Thread &thread = threads[i];
+        const uint number = i % block_threads;
         thread.wait = NOTHING;
         thread.copies.clear();
-        thread.groups = thread.waits = 0;
-        thread.index = {i % size.x, i / size.x % size.y, i / (size.x * size.y)};
+        thread.products.clear();
+        thread.groups = thread.waits = thread.product_groups = 0;
+        thread.index = {number % size.x, number / size.x % size.y, number / (size.x * size.y)};
+        thread.block = blocks[block_of(i)];
         getcontext(&thread.context);
         thread.context.uc_stack.ss_sp = stacks[i];
         thread.context.uc_stack.ss_size = STACK;
@@ -96,27 +142,30 @@ static void run_block(uint3 size, bool backwards) {
         makecontext(&thread.context, start, 0);
     }
     while (waiting(0, count, DONE) < count) {
+        if (resume_warps(backwards)) continue;
         bool moved = false;
-        for (int first = 0; first < count; first += WARP) {
-            const int size_ = std::min<int>(WARP, count - first), warp = waiting(first, size_, FOR_WARP);
-            if (warp == 0 && waiting(first, size_, NOTHING) == 0) continue;
-            if (warp != 0 && warp != size_) { fprintf(stderr, "lanes of a warp diverge\n"); abort(); }
+        for (int first = 0; first < count; first += block_threads) {
+            if (waiting(first, block_threads, FOR_BLOCK) != block_threads) continue;
+            barriers++;
             moved = true;
-            for (int i = 0; i < size_; i++) resume(backwards ? first + size_ - 1 - i : first + i);
+            resume_all(first, block_threads, backwards);
         }
         if (moved) continue;
-        if (waiting(0, count, FOR_BLOCK) != count) { fprintf(stderr, "threads miss a barrier\n"); abort(); }
-        barriers++;
-        for (int i = 0; i < count; i++) resume(backwards ? count - 1 - i : i);
+        if (waiting(0, count, FOR_CLUSTER) != count) { fprintf(stderr, "threads miss a barrier\n"); abort(); }
+        resume_all(0, count, backwards);
     }
     barriers++;
 }
 
-static void launch(const unsigned *grid, const unsigned *block, bool backwards) {
-    for (unsigned i = 0; i < grid[0] * grid[1] * grid[2]; i++) {
-        const unsigned at = backwards ? grid[0] * grid[1] * grid[2] - 1 - i : i;
-        blockIdx = {at % grid[0], at / grid[0] % grid[1], at / (grid[0] * grid[1])};
-        run_block({block[0], block[1], block[2]}, backwards);
+static void launch(const unsigned *grid, const unsigned *block, int cluster, bool backwards) {
+    const unsigned all = grid[0] * grid[1] * grid[2] / cluster;
+    for (unsigned i = 0; i < all; i++) {
+        uint3 blocks[MOST_BLOCKS];
+        for (int rank = 0; rank < cluster; rank++) {
+            const unsigned at = (backwards ? all - 1 - i : i) * cluster + rank;
+            blocks[rank] = {at % grid[0], at / grid[0] % grid[1], at / (grid[0] * grid[1])};
+        }
+        run_cluster({block[0], block[1], block[2]}, blocks, cluster, backwards);
     }
 }
 
@@ -284,3 +333,5 @@ static void lwc_mma_sparse_bfloat16(float *d, const uint *a, const uint *b, uint
     emulator::mma_sparse(d, a, b, places, emulator::from_bfloat);
 }
 static void lwc_mma_bfloat16(float *d, const uint *a, const uint *b) { emulator::mma(d, a, b, emulator::bfloat16); }
+
+#include "wgmma_emulator.h"

@@ -18,7 +18,7 @@ extern "C" void run_{symbol}(void **p, const unsigned *grid, const unsigned *blo
     static void **pointers;
     pointers = p;
     emulator::body = [] {{ {symbol}({operands}); }};
-    emulator::launch(grid, block, backwards != 0);
+    emulator::launch(grid, block, {cluster}, backwards != 0);
 }}
 """
 
@@ -43,7 +43,11 @@ class Emulator:
         text = re.sub(r"extern __shared__ [^;]*;", "", text)
         text = re.sub(r"__shared__ (alignas\(\d+\))", r"\1 static", text)
         entries = [
-            _ENTRY.format(symbol=symbol, operands=_operands(text, symbol, len(kernel.func.params)))
+            _ENTRY.format(
+                symbol=symbol,
+                operands=_operands(text, symbol, len(kernel.func.params)),
+                cluster=max(1, kernel.launch.cluster),
+            )
             for symbol, kernel in kernels.items()
         ]
         source = folder / "kernels.cpp"

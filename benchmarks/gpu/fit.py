@@ -27,7 +27,7 @@ from benchmarks.gpu.bundle import Writer
 from benchmarks.gpu.layers import Checked, Layer, Made, made, square
 from benchmarks.gpu.prepare import pack_cases
 from lwc_compiler.codegen.nvrtc import nvrtc_version
-from lwc_compiler.kernels.gpu import matvec_cost, mma_blocks_cost, product_cost, taps_cost
+from lwc_compiler.kernels.gpu import matvec_cost, mma_blocks_cost, product_cost, taps_cost, wgmma_cost
 from lwc_compiler.kernels.gpu import plan as planning
 from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.gemm import GemmTile
@@ -37,6 +37,7 @@ from lwc_compiler.kernels.gpu.mma_blocks_layout import MmaBlocksTile
 from lwc_compiler.kernels.gpu.mma_blocks_layout import fitted as fitted_blocks
 from lwc_compiler.kernels.gpu.mma_blocks_tiles import mma_blocks_tiles
 from lwc_compiler.kernels.gpu.taps_layout import TapTile, fitted
+from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile, wgmma_tiles
 from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.runtime.verify import tolerance_of
@@ -49,18 +50,18 @@ _BLOCK = 16  # output channels that are kept or pruned together, on tensor cores
 _BOUND = 20.0  # by which a constant may change
 _ROBUST = 0.15  # relative error from which on one counts less
 _TILES: dict[str, type] = {
-    "taps": TapTile,
-    "matvec": MatvecTile,
-    "gemm": GemmTile,
-    "mma": MmaTile,
-    "blocks": MmaBlocksTile,
-}
-_MODELS = {"taps": "taps", "matvec": "matvec", "gemm": "product", "mma": "product", "blocks": "blocks"}
+    "taps": TapTile, "matvec": MatvecTile, "gemm": GemmTile, "mma": MmaTile, "blocks": MmaBlocksTile,
+    "wgmma": WgmmaTile,
+}  # fmt: skip
+_MODELS = {
+    "taps": "taps", "matvec": "matvec", "gemm": "product", "mma": "product", "blocks": "blocks", "wgmma": "wgmma",
+}  # fmt: skip
 _COSTS: dict[str, tuple[Any, Callable[..., float]]] = {
     "taps": (taps_cost.FITTED, taps_cost.taps_seconds),
     "matvec": (matvec_cost.FITTED, matvec_cost.matvec_seconds),
     "product": (product_cost.FITTED, product_cost.product_seconds),
     "blocks": (mma_blocks_cost.ESTIMATED, mma_blocks_cost.mma_blocks_seconds),
+    "wgmma": (wgmma_cost.REASONED, wgmma_cost.wgmma_seconds),
 }
 
 _CONVOLUTIONS = (
@@ -70,6 +71,7 @@ _CONVOLUTIONS = (
     (16, 64, 256, 56, 1), (16, 512, 2048, 7, 1),
 )  # fmt: skip
 _PRODUCTS = ((128, 768, 768), (128, 768, 3072), (128, 3072, 768), (16, 2048, 2048), (2048, 768, 768), (2048, 768, 3072))
+_LONG = ((4096, 4096, 4096, 0.5), (4096, 4096, 4096, 1.0), (2048, 768, 3072, 1.0), (8192, 1024, 1024, 0.5))
 _FEW_ROWS = (
     (1, 9216, 4096, 0.09), (1, 4096, 4096, 0.09), (1, 4096, 1000, 0.25), (1, 25088, 4096, 0.04), (1, 1280, 1000, 0.1),
     (1, 500, 10, 0.19), (8, 4096, 4096, 0.09), (1, 4096, 4096, 1.0),
@@ -132,6 +134,15 @@ def _cases(gpu: Gpu) -> Iterator[Checked]:
         outputs = layer.n if layer.geometry is None else layer.geometry.out_channels
         if outputs % _BLOCK == 0:
             yield from _of_blocks(dataclasses.replace(layer, block=_BLOCK), gpu, chosen)
+    half = dataclasses.replace(gpu, precision="float16")
+    for rows, k, n, density in _LONG:
+        layer = Layer("2:4" if density < 1 else "", rows, k, n, density=density)
+        task = made(layer)
+        weight, *geometry_and_strides = _as_convolution(layer, task)
+        cuts = list(wgmma_tiles(*geometry_and_strides, half, half=density < 1))
+        for cut in chosen(cuts, lambda t: wgmma_cost.wgmma_seconds(t, half)):
+            plan = planning._wgmma(weight, cut, Epilogue(), half).build()
+            yield _checked(layer, task, plan, "wgmma", cut, {}, "float16")
     for rows, k, n, density in _FEW_ROWS:
         layer = Layer("", rows, k, n, density=density)
         task = made(layer)
@@ -172,7 +183,13 @@ def _checked(
     layer: Layer, task: Made, plan: Plan, kind: str, tile: Any, further: dict[str, Any], precision: str = "float32"
 ) -> Checked:
     # So many bytes that one copy of them is timed: in a network, level-2 cache has what the kernel before wrote.
-    about = {"layer": f"{layer.name} {precision}", "kind": kind, "tile": dataclasses.asdict(tile), "bytes": 1 << 40}
+    about = {
+        "layer": f"{layer.name} {precision}",
+        "kind": kind,
+        "tile": dataclasses.asdict(tile),
+        "bytes": 1 << 40,
+        "purpose": "",
+    }
     tolerance = 1e-5 if precision == "float32" else tolerance_of(precision)
     return task.checked(f"{layer.name}: {kind}", plan, tolerance, about | further)
 

@@ -26,6 +26,8 @@ _BLOCKS = 16  # of output channels, that do where they are pruned in such
 _AMPERE = 80  # the first compute capability, times ten, that multiplies tf32 and bfloat16
 _CANDIDATES = 4  # of a layer in one precision, that are timed
 _BLOCK_CANDIDATES = 3  # of which so many with blocks on tensor cores, where there are such
+_CUTS = 6  # of a product for tensor cores, that are timed
+_OF_TENSOR_CORES = {"2:4": "2:4", "every weight": "dense"}  # the format of such layers, by their purpose
 _LEVELS = 16
 _ALL_ROWS = 128  # of a product, that are compared if it has no more
 _ROW_STEP = 7  # between those that are compared if it has; odd, so that every row of a tile is met
@@ -36,7 +38,7 @@ class Layer:
     """A layer that is timed alone.
 
     Attributes:
-        purpose: which of `goals.py` it is for; "" for none.
+        purpose: which of `goals.py` it is for; "" for none; "every weight": what 2:4 is compared with.
         rows: of the input; 0 for a convolution.
         geometry: of the convolution; None for a product.
         density: kept / all weights; 0.5 for 2:4.
@@ -75,12 +77,15 @@ _POINTWISE = (
     (256, 1024, 14), (1024, 256, 14), (1024, 512, 14), (512, 2048, 7), (2048, 512, 7),
 )  # fmt: skip
 
+_LONG = ((4096, 4096, 4096), (2048, 768, 3072))  # rows, inputs and outputs of products: the second, BERT's
+
 LAYERS = (
     # AlexNet's fc6 to fc8 and VGG-16's fc6 and fc7.
     *(Layer("fully connected", 1, k, n, density=0.09) for k, n in ((9216, 4096), (4096, 4096), (4096, 1000))),
     *(Layer("fully connected", 1, k, 4096, density=0.04) for k in (25088, 4096)),
     *(Layer("single weights", geometry=square(batch, *each, 1)) for batch in (1, 16) for each in _POINTWISE),
-    Layer("2:4", 4096, 4096, 4096, density=0.5, precisions=("float16",)),
+    *(Layer("2:4", *each, density=0.5, precisions=("float16",)) for each in _LONG),
+    *(Layer("every weight", *each, density=1.0, precisions=("float16",)) for each in _LONG),
     Layer("", 16, 2048, 2048, precisions=PRECISIONS),
     Layer("", 128, 768, 3072, precisions=PRECISIONS),
     *(Layer("", geometry=square(batch, 256, 256, 14, 3), precisions=PRECISIONS) for batch in (1, 8)),
@@ -190,6 +195,7 @@ def cases_of(layer: Layer, target: Target) -> list[Checked]:
     """A layer by the candidates that are predicted to be the fastest.
 
     Of layers that a goal asks for, those that store every weight are left out; of others, there is one of each format.
+    Of products for tensor cores, there are several cuts of the format that they are for, by `wgmma`, and one by `mma`.
     """
     assert target.gpu is not None
     task = made(layer)
@@ -236,6 +242,10 @@ def _timed(layer: Layer, offered: list[Candidate], precision: Precision) -> list
     """Those of a precision that are timed."""
     if precision != "float32":
         offered = [candidate for candidate in offered if precision in re.findall(r"\w+", candidate.name)]
+    if layer.purpose in _OF_TENSOR_CORES:
+        offered = [candidate for candidate in offered if candidate.format == _OF_TENSOR_CORES[layer.purpose]]
+        older = [candidate for candidate in offered if "wgmma" not in candidate.name]
+        return [*(candidate for candidate in offered if "wgmma" in candidate.name)][:_CUTS] + older[:1]
     if layer.purpose:
         return [candidate for candidate in offered if candidate.format != "dense"][:_CANDIDATES]
     if layer.block > 1:

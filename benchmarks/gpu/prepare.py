@@ -36,21 +36,24 @@ from benchmarks.models import MODELS
 from benchmarks.variants import HAN, make_variant, set_batch
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all, nvrtc_version
-from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Scratch
+from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Plan, Scratch
 from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.recipe.options import LowerOptions
 from lwc_compiler.runtime.reference import reference_session
 from lwc_compiler.runtime.verify import tolerance_of
 from lwc_compiler.targets import find_target
-from lwc_compiler.targets.target import Precision, Target
+from lwc_compiler.targets.target import Gpu, Precision, Target
 from lwc_compiler.version import __version__
 
 _TESTS = Path(__file__).parents[2] / "tests" / "kernels"
+_CHECKED = ("test_gpu", "test_gpu_batched", "test_gpu_attention")
+_PRECISE = ("test_gpu_precision", "test_gpu_mma_blocks")
 _BATCHES = {
     "lenet5": (1,), "alexnet": (1,), "vgg16": (1, 16), "resnet50": (1, 16, 64), "mobilenet_v2": (1, 16, 64),
     "bert12": (1, 16),
 }  # fmt: skip
+_HOPPER = 90  # the compute capability, times ten, with `wgmma`
 _AMPERE = 80  # the first compute capability, times ten, that multiplies tf32 and bfloat16
 
 
@@ -97,18 +100,29 @@ def networks_of(
 
 
 def test_cases(target: Target) -> list[Checked]:
-    """The cases of `tests/kernels/test_gpu*.py`, but for what the target does not have."""
+    """The cases of `_CHECKED` and `_PRECISE` in `tests/kernels`, but for what the target does not have."""
     sys.path.insert(0, str(_TESTS))
-    cases = [(c.name, c, c.plan(target)) for c in importlib.import_module("test_gpu").CASES]
     assert target.gpu is not None
-    for module in ("test_gpu_precision", "test_gpu_mma_blocks"):
+    found = [case for module in _CHECKED for case in importlib.import_module(module).CASES]
+    cases = [(case.name, case, case.plan(target)) for case in found]
+    cases = [each for each in cases if _fits(each[2], target.gpu)]
+    for module in _PRECISE:
         for name, case in importlib.import_module(module).CASES.items():
             if target.gpu.architectures[0] >= _AMPERE or (name.endswith("-float16") and case.plan.format != "2:4"):
                 cases.append((name, case, case.plan))
+    if target.gpu.architectures == (_HOPPER,):
+        found = importlib.import_module("test_gpu_wgmma").CASES
+        cases += [(f"wgmma {name}", case, case.plan) for name, case in found.items()]
     return [
         Checked(name, plan, c.inputs, c.expected.shape, c.expected.astype(np.float32), c.scale, KERNEL_TOLERANCE, {})
         for name, c, plan in cases
     ]
+
+
+def _fits(plan: Plan, gpu: Gpu) -> bool:
+    """Whether blocks have as much shared memory as the plan's kernels take."""
+    launches = [step.kernel.launch for step in plan.steps]
+    return all(launch is not None and launch.shared_bytes <= gpu.block_shared_bytes for launch in launches)
 
 
 def pack_layers(writer: Writer, layers: Sequence[Layer], target: Target) -> None:

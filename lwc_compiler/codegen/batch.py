@@ -254,8 +254,9 @@ def _network(
     used = {name for node in nodes for name in node.input}
     constants = {tensor.name: tensor for graph in graphs for tensor in graph.initializer if tensor.name in used}
     made = helper.make_graph(
-        nodes, graphs[0].name, graphs[0].input, outputs, list(constants.values()),
+        nodes, graphs[0].name, graphs[0].input, outputs,
         value_info=[value for graph in graphs for value in graph.value_info],
     )  # fmt: skip
     proto = helper.make_model(made, opset_imports=last.opset_import, ir_version=last.ir_version)
+    proto.graph.initializer.extend(constants.values())  # last: `make_model` copies
     return Model(proto, sources[0].name)

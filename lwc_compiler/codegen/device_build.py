@@ -18,6 +18,7 @@ from tvm.tirx.stmt import AllocBuffer, AttrStmt, BufferStore, DeclBuffer, Evalua
 from lwc_compiler.codegen.device_row_kernels import rows_kernel
 from lwc_compiler.codegen.device_rows import read_points, read_rows
 from lwc_compiler.codegen.device_schedules import schedule_device
+from lwc_compiler.codegen.device_transposes import read_transposition, transpose_kernel
 from lwc_compiler.codegen.kernel_build import buffer_bytes, pointers_to, rewrite_statements, split_function
 from lwc_compiler.errors import UnsupportedError
 from lwc_compiler.kernels.gpu.builder import CONSTANTS, SHARED_ALIGNMENT_BYTES, WAITS, ceil_div
@@ -56,7 +57,7 @@ typedef unsigned long long uint64_t;
 
 _TEXTS = resources.files("lwc_compiler.codegen")
 # What kernels call by name.
-_CALLED = {"cuda": ("precision.cuh", "copies.cuh", "launches.cuh"), "opencl": ("copies.cl", "launches.cl")}
+_CALLED = {"cuda": ("precision.cuh", "copies.cuh", "launches.cuh", "wgmma.cuh"), "opencl": ("copies.cl", "launches.cl")}
 _SHARED = re.compile(r"__shared__ alignas\(\d+\) (\w+) (\w+)\[(\d+)\];")
 # Two blocks of so much shared memory, or one, fit a multiprocessor: that has a kilobyte more than a block can have.
 _BLOCKS = "".join(
@@ -64,7 +65,7 @@ _BLOCKS = "".join(
     for architecture, kilobytes in BLOCK_KILOBYTES.items()
 )
 _BLOCKS += "#define LWC_BLOCKS(bytes) (2 * ((bytes) + 1024) <= 1024 * (LWC_BLOCK_KILOBYTES + 1) ? 2 : 1)\n"
-_DYNAMIC = f"extern __shared__ __align__({SHARED_ALIGNMENT_BYTES}) uchar lwc_shared[];"
+_DYNAMIC = "extern __shared__ __align__(1024) uchar lwc_shared[];"  # what matrices with the longest rows are aligned to
 _NAME = re.compile(r"\blwc_\w+")
 _ENTRY = 'extern "C" __global__'
 _BOUNDS = re.compile(r"__launch_bounds__\((\d+)\) (\w+)\(")
@@ -126,7 +127,8 @@ def _bounded(found: re.Match[str], kernels: Mapping[str, Kernel]) -> str:
     threads, symbol = found.groups()
     launch = kernels[symbol].launch
     assert launch is not None
-    return f"__launch_bounds__({threads}, LWC_BLOCKS({launch.shared_bytes})) {symbol}("
+    clustered = f"__cluster_dims__({launch.cluster}, 1, 1) " if launch.cluster > 1 else ""
+    return f"{clustered}__launch_bounds__({threads}, LWC_BLOCKS({launch.shared_bytes})) {symbol}("
 
 
 def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
@@ -206,6 +208,9 @@ def split_device(name: str, func: PrimFunc, inputs: int) -> Plan:
     if rows is not None:
         operands = [Input(i) for i in range(inputs)] + [Output(i) for i in range(len(func.params) - inputs)]
         return Plan((Step(rows_kernel(name, rows), tuple(operands)),))
+    turned = read_transposition(func)
+    if turned is not None:
+        return Plan((Step(transpose_kernel(name, turned), (Input(0), Output(0))),))
     return split_function(name, schedule_device(func), inputs, _make_device_kernel)
 
 

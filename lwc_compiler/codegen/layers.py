@@ -20,11 +20,10 @@ from onnx import TensorProto, helper, numpy_helper
 from tvm import relax
 
 from lwc_compiler.codegen.converters import input_name
+from lwc_compiler.codegen.device_products import DeviceProducts
 from lwc_compiler.codegen.result import LayerDecision
 from lwc_compiler.kernels.choice import Pick, predicted
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
-from lwc_compiler.kernels.gpu.batched import Matrix, Products, plan_products
-from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.kernel import Plan, Share
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul, plan_transpose
@@ -114,6 +113,7 @@ class _Extraction:
         self.proto, self.target, self.pick = proto, target, pick
         graph = proto.graph
         self.constants = {t.name: t for t in graph.initializer}
+        self.arrays: dict[str, NDArray[np.float32]] = {}  # those that were asked for: ONNX copies them
         self.values: dict[str, tuple[int, tuple[int, ...]]] = {
             v.name: (v.type.tensor_type.elem_type, tuple(d.dim_value for d in v.type.tensor_type.shape.dim))
             for v in [*graph.value_info, *graph.input, *graph.output]
@@ -158,8 +158,9 @@ class _Extraction:
         tensor = self.constants.get(name)
         if tensor is None or tensor.data_type != TensorProto.FLOAT:
             return None
-        array: NDArray[np.float32] = numpy_helper.to_array(tensor)
-        return array
+        if name not in self.arrays:
+            self.arrays[name] = numpy_helper.to_array(tensor)
+        return self.arrays[name]
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The static shape of the float32 tensor `name`, None when it has none or another type."""
@@ -285,14 +286,13 @@ class _Extraction:
 
     def decide(self, group: _Group, plan: Plan, share: Share, weight: str, dense_flops: int) -> LayerDecision:
         """What the report says of the part of a plan that computes a group."""
-        tensor = self.constants[weight]
-        array = numpy_helper.to_array(tensor)
+        array = self.arrays[weight]
         bias_bytes = 0 if group.bias is None else group.bias.nbytes
         return LayerDecision(
             site=weight,
             node=node_label(group.nodes[0]),
             op=group.nodes[0].op_type,
-            shape=tuple(tensor.dims),
+            shape=array.shape,
             density=int(np.count_nonzero(array)) / array.size,
             format=share.format,
             kernel=" + ".join(dict.fromkeys(step.kernel.name for step in plan.steps)),
@@ -423,10 +423,8 @@ class _Extraction:
         group = _Group([node], None, None, None)
         scale = self.factor(group)
         if self.target.gpu is not None:
-            (left, left_matrix), (right, right_matrix) = map(self.matrix, node.input)
-            matrices = left_matrix, right_matrix, self.result_matrix(group)
-            products = Products(a[:-2], a[-2], a[-1], b[-1], *matrices, scale)
-            self.finish(group, [left, right], plan_products(products, self.target.gpu))
+            inputs, plan = DeviceProducts(self, self.target.gpu).take(group, scale)
+            self.finish(group, inputs, plan)
             return
         left, rank = node.input[0], len(a)
         before = self.producers.get(left, onnx.NodeProto())
@@ -454,37 +452,6 @@ class _Extraction:
         group.nodes.append(following)
         value = float(factor.reshape(()))
         return 1 / value if following.op_type == "Div" else value
-
-    def matrix(self, name: str) -> tuple[str, Matrix]:
-        """What a product reads for an operand, and how it lies there: of a Transpose for it alone, the input."""
-        strides = strides_of(self.shape(name) or ())
-        before = self.producers.get(name, onnx.NodeProto())
-        perm = self.permutation(before)
-        # Copies want neighbours that are in the same matrix.
-        if perm and self.uses[name] == 1 and perm.index(len(perm) - 1) >= len(perm) - 2:
-            self.dropped.add(name)
-            name = before.input[0]
-            source = strides_of(self.shape(name) or ())
-            strides = tuple(source[axis] for axis in perm)
-        return name, Matrix(strides[:-2], *strides[-2:])
-
-    def result_matrix(self, group: _Group) -> Matrix:
-        """How a product is stored: as a Transpose that alone reads it gives it, whose node joins the group."""
-        following = self.reader(group.output)
-        strides = strides_of(self.shape(group.output) or ())
-        perm = self.permutation(following) if following is not None else ()
-        if following is not None and perm and perm[-1] >= len(perm) - 2:
-            group.nodes.append(following)
-            result = strides_of(self.shape(group.output) or ())
-            strides = tuple(result[perm.index(axis)] for axis in range(len(perm)))
-        return Matrix(strides[:-2], *strides[-2:])
-
-    def permutation(self, node: onnx.NodeProto) -> tuple[int, ...]:
-        """Of the axes of a float32 tensor, by a Transpose that is no part of a layer yet; empty for any other node."""
-        if node.op_type != "Transpose" or node.domain not in ("", "ai.onnx") or self.shape(node.input[0]) is None:
-            return ()
-        rank = len(self.shape(node.input[0]) or ())
-        return tuple(attributes_of(node).get("perm", range(rank)[::-1]))
 
     def product(
         self, node: onnx.NodeProto, x: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PACKAGE = "nvidia-cuda-nvrtc"
 _INSTALL = "`pip install lwc-compiler[cuda]`"
+_ALONE = 90  # an architecture whose major version has no other: its code may have what is of no use to others
 _USED = re.compile(
     r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"
     r".*?Used (\d+) registers",
@@ -89,8 +90,8 @@ def compile_all(source: str, architectures: Iterable[int], *, ptx: bool, threads
 
 def _compile(source: str, architecture: int, ptx: bool) -> Code:
     library, program = _library(), ctypes.c_void_p()
-    kind = "compute" if ptx else "sm"
-    options = [f"--gpu-architecture={kind}_{architecture}".encode(), b"--ptxas-options=-v", b"--std=c++17", b"-w"]
+    wanted = f"compute_{architecture}" if ptx else f"sm_{architecture}{'a' * (architecture == _ALONE)}"
+    options = [f"--gpu-architecture={wanted}".encode(), b"--ptxas-options=-v", b"--std=c++17", b"-w"]
     code = library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None)
     if code:
         raise ToolchainError(f"NVRTC cannot compile: {_said(code)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING, Any, cast
@@ -41,7 +41,11 @@ _MOST_WEIGHTS = (
 _OUTPUTS = 64  # of such a product, at least
 SPARSE = 3  # ways to leave out weights that are looked at
 _NEAR = 0.05  # relative difference of densities that makes none
-_SECONDS, _CALL_SECONDS = 0.004, 2e-5  # that a kernel is timed, and that it takes between two looks at the clock
+_TURNS = 3  # of timing the kernels that were linked together
+_SECONDS, _CALL_SECONDS = (
+    0.002,
+    2e-5,
+)  # that a kernel is timed each time, and that it takes between two looks at the clock
 _TOGETHER = 8  # kernels compiled and linked at a time
 _COMPILED = 1.1  # how much slower by prediction a kernel may be to be used for several densities
 _WHOLE = ("dense", "channels", "winograd", "depthwise")  # formats that store every weight
@@ -60,16 +64,19 @@ class Planned(Plan):
     Attributes:
         task: what it computes.
         share: of the task's outputs that it computes.
+        candidates: all ways to compute the task; none where `share` is less than 1.
     """
 
     task: Task = _NOTHING
     share: float = 1.0
+    candidates: tuple[Candidate, ...] = ()
 
 
 def record(task: Task, candidates: Sequence[Candidate]) -> Plan:
     """A `Pick` of what is predicted to be the fastest, which notes the task; of very large products it plans a part."""
     plan, share = _part(task, candidates)
-    return Planned(**{each.name: getattr(plan, each.name) for each in fields(Plan)}, task=task, share=share)
+    every = {each.name: getattr(plan, each.name) for each in fields(Plan)}
+    return Planned(**every, task=task, share=share, candidates=tuple(candidates) if share == 1 else ())
 
 
 def planned_of(plan: Plan) -> Planned:
@@ -102,12 +109,12 @@ class Sample:
 
     Attributes:
         time: of a run on one core: seconds where kernels are measured, else cycles.
-        bytes: of its constants.
+        bytes: of its constants; they are packed, which takes a while, when it is asked for.
         measured: whether its kernel was timed, at this density or at others.
     """
 
     time: float
-    bytes: float
+    bytes: Callable[[], float]
     measured: bool
 
 
@@ -135,9 +142,14 @@ class Way:
         return sum(step.constant_bytes for step in self.plan.steps)
 
     @property
+    def timed(self) -> bool:
+        """Whether it was measured."""
+        return self.seconds is not None
+
+    @property
     def kind(self) -> str:
         """What predictions are alike for."""
-        return self.candidate.name.split()[0]
+        return self.candidate.format if self.candidate.format == "separate" else self.candidate.name.split()[0]
 
 
 @dataclass(frozen=True)
@@ -181,7 +193,7 @@ class Sampler:
         self._target, self._compiler = target, compiler
         self._timings = Timings(target) if compiler else None
         self._knots: dict[str, dict[str, dict[float, _Knot]]] = defaultdict(lambda: defaultdict(dict))
-        self._as_it_is: dict[str, Way] = {}
+        self._as_it_is: dict[str, list[Way]] = {}
         self._ratios: dict[str, list[float]] = defaultdict(list)
         self._read_seconds = 1 / read_speed() if compiler else 0.0
         self._from_memory = weight_bytes > target.l2_bytes
@@ -191,12 +203,23 @@ class Sampler:
         """Whether kernels can be measured; times are seconds then, and else cycles."""
         return self._compiler is not None
 
+    def record(self, task: Task, candidates: Sequence[Candidate]) -> Plan:
+        """`record`, but for a chain of layers, which becomes one kernel wherever a measurement could find it faster.
+
+        Kernels one after the other stay a way to compute the chain; several layers would not become one again.
+        """
+        together = [c for c in promising(candidates, len(candidates)) if c.format != "separate"]
+        if not (self.measures and task.parts and together):
+            return record(task, candidates)
+        return replace(cast("Planned", record(task, together)), candidates=tuple(candidates))
+
     def take(self, plan: Planned) -> None:
         """Notes the plan of a layer whose weights stay as they are."""
         if plan.task.layer not in self._as_it_is:
-            trial = plan.trials[0]
-            candidate = Candidate(plan.format, trial.name, trial.cycles, lambda: plan)
-            self._as_it_is[plan.task.layer] = self._way(plan.task, candidate, plan.share)
+            best = plan.trials[0]
+            others = promising([c for c in plan.candidates if c.name != best.name], SPARSE - 1)
+            ways = (Candidate(plan.format, best.name, best.cycles, lambda: plan), *others)
+            self._as_it_is[plan.task.layer] = [self._way(plan.task, way, plan.share) for way in ways]
 
     def plan(self, task: Task, structure: str, density: float) -> None:
         """Plans a layer with weights drawn at random, unless it was planned at about that density before."""
@@ -224,22 +247,31 @@ class Sampler:
         task.again(redraw, note)
         inner, candidates = met[-1]  # a chain's layers come before it
         share = 1.0 if outputs is None else outputs[0] / outputs[1]
+        knots[density] = self._knot(inner, candidates, share, knots.values())
+
+    def know(self, plan: Planned, structure: str) -> None:
+        """Notes how a layer was planned in a network with weights drawn at random."""
+        knots = self._knots[plan.task.layer][structure]
+        if plan.share == 1 and _near(plan.task.density, knots) is None:
+            knots[plan.task.density] = self._knot(plan.task, plan.candidates, 1.0, knots.values())
+
+    def _knot(self, task: Task, candidates: Sequence[Candidate], share: float, others: Iterable[_Knot]) -> _Knot:
         unique = list({candidate.name: candidate for candidate in candidates}.values())
         sparse = [candidate for candidate in unique if candidate.format not in _WHOLE]
         whole = [candidate for candidate in unique if candidate.format in _WHOLE]
-        known = {way.candidate.name for knot in knots.values() for way in knot.sparse[:1]}
+        known = {way.candidate.name for knot in others for way in knot.sparse[:1]}
         chosen = promising(sparse, SPARSE)
         # A kernel that is compiled for another density need not be compiled again.
         enough = _COMPILED * min((candidate.cycles for candidate in chosen), default=0.0)
         chosen = sorted(chosen, key=lambda c: c.name not in known or c.cycles > enough)
-        knots[density] = _Knot(
-            tuple(self._way(inner, candidate, share) for candidate in chosen),
-            tuple(self._way(inner, candidate, share) for candidate in promising(whole, 1)),
+        return _Knot(
+            tuple(self._way(task, candidate, share) for candidate in chosen),
+            tuple(self._way(task, candidate, share) for candidate in promising(whole, 1)),
         )
 
-    def kernel(self, task: Task) -> list[Way]:
-        """The kernel of a layer that was taken as it is."""
-        return [self._as_it_is[task.layer]] if task.layer in self._as_it_is else []
+    def as_it_is(self, task: Task, rank: int) -> list[Way]:
+        """The kernel of this rank, by prediction, of a layer that was taken as it is; none where there is none."""
+        return self._as_it_is.get(task.layer, [])[rank : rank + 1]
 
     def kernels(self, task: Task, structure: str, density: float, rank: int, *, sparse: bool) -> list[Way]:
         """The kernel of this rank, by prediction, of a layer as it was planned; none where there is none."""
@@ -264,22 +296,23 @@ class Sampler:
     def whole(self, task: Task) -> Sample | None:
         """What a layer takes with every weight stored, or as it is; None where that is not known."""
         knots = [knot for each in self._knots[task.layer].values() for knot in each.values()]
-        return self._best([*self.kernel(task), *(way for knot in knots for way in knot.whole)])
+        best = self._best([*self._as_it_is.get(task.layer, []), *(way for knot in knots for way in knot.whole)])
+        return None if best is None else Sample(self._time_of(best), lambda: best.bytes / best.share, best.timed)
 
     def sparse(self, task: Task, structure: str, density: float) -> Sample | None:
         """What a layer takes with weights left out; None where that was not planned, or there is no such kernel."""
-        points = {at: self._best(knot.sparse) for at, knot in self._knots[task.layer][structure].items()}
-        known = {at: point for at, point in sorted(points.items()) if point is not None}
-        if not known:
+        knots = sorted(self._knots[task.layer][structure].items())
+        ways = {at: best for at, knot in knots if (best := self._best(knot.sparse)) is not None}
+        if not ways:
             return None
-        at, samples = list(known), list(known.values())
-        # The kernel for more weights takes no longer with fewer.
-        times, stored = (
-            np.minimum.accumulate([getattr(sample, name) for sample in samples[::-1]])[::-1].tolist()
-            for name in ("time", "bytes")
-        )
-        measured = any(sample.measured for sample in samples)
-        return Sample(between(density, at, times), between(density, at, stored), measured)
+        timed = {at: way for at, way in ways.items() if way.timed}
+
+        def stored() -> float:
+            known = timed if len(timed) > 1 else ways
+            return between(density, list(known), _least_from_right([w.bytes / w.share for w in known.values()]))
+
+        times = _least_from_right([self._time_of(way) for way in ways.values()])
+        return Sample(between(density, list(ways), times), stored, bool(timed))
 
     def calls(self, stage: Stage, calls: Sequence[Call]) -> float:
         """What calls of a stage take that no layer with weights is the reason of."""
@@ -319,37 +352,37 @@ class Sampler:
         if seconds is not None:
             way.seconds = seconds
             for alike in (f"{way.kind} {way.task.layer}", way.kind, ""):
-                self._ratios[alike].append(seconds / way.candidate.cycles)
+                self._ratios[alike].append(self._seconds(way) / way.candidate.cycles)
 
     def _time(self, ways: Sequence[Way], compiler: Compiler) -> None:
         with Library([way.plan for way in ways], self._target, compiler) as library:
-            for number, way in enumerate(ways):
-                inputs = [np.ones(size // 4, np.float32) for size in way.task.inputs]
-                run, _ = library.runner(number, inputs, way.task.output)
-                seconds = kernel_seconds(run)
-                self._learn(way, seconds)
-                if self._timings is not None:
-                    self._timings.remember(way.task, self._timings.of(way.task) | {way.candidate.name: seconds})
+            inputs = [[np.ones(size // 4, np.float32) for size in way.task.inputs] for way in ways]
+            runs = [library.runner(i, inputs[i], way.task.output)[0] for i, way in enumerate(ways)]
+            # In turns: a phase in which other programs slow the core down then does not hit all that is known of one.
+            times = [[kernel_seconds(run) for run in runs] for _ in range(_TURNS)]
+        for way, seconds in zip(ways, map(min, zip(*times, strict=True)), strict=True):
+            self._learn(way, seconds)
+            if self._timings is not None:
+                self._timings.remember(way.task, self._timings.of(way.task) | {way.candidate.name: seconds})
 
-    def _best(self, ways: Sequence[Way]) -> Sample | None:
+    def _best(self, ways: Sequence[Way]) -> Way | None:
         """The fastest of ways; those that were measured go before those that were not."""
-        timed = [way for way in ways if way.seconds is not None] or ways
-        if not timed:
-            return None
-        best = min(timed, key=self._seconds)
-        return Sample(self._seconds(best) / best.share, best.bytes / best.share, best.seconds is not None)
+        return min([way for way in ways if way.timed] or ways, key=self._seconds, default=None)
+
+    def _time_of(self, way: Way) -> float:
+        """`_seconds` of the whole layer."""
+        return self._seconds(way) / way.share
 
     def _seconds(self, way: Way) -> float:
         """Seconds, or cycles where nothing is measured."""
         if self._compiler is None:
             return way.candidate.cycles
-        seconds = way.seconds
-        if seconds is None:
+        if way.seconds is None:
             ratios = self._ratios.get(f"{way.kind} {way.task.layer}") or self._ratios.get(way.kind) or self._ratios[""]
-            seconds = way.candidate.cycles * (median(ratios) if ratios else SECONDS_A_CYCLE)
+            return way.candidate.cycles * (median(ratios) if ratios else SECONDS_A_CYCLE)
         # Weights of a product with a row are read once a run; what was timed again and again had them in the cache.
         once = self._from_memory and way.task.product is not None and way.bytes <= self._target.l2_bytes
-        return seconds + (self._read_seconds * way.bytes if once else 0.0)
+        return way.seconds + (self._read_seconds * way.bytes if once else 0.0)
 
 
 def kernel_seconds(run: Callable[..., None]) -> float:
@@ -390,6 +423,12 @@ def _alone(stage: Stage, call: Call) -> tuple[Plan, list[NDArray[np.float32]]]:
 def _near(density: float, knots: Iterable[float]) -> float | None:
     """The density among `knots` that is about the same."""
     return next((known for known in knots if abs(density / known - 1) < _NEAR), None)
+
+
+def _least_from_right(values: Sequence[float]) -> list[float]:
+    """Of each value and those after it the least: the kernel for more weights takes no longer with fewer."""
+    least: list[float] = np.minimum.accumulate(values[::-1])[::-1].tolist()
+    return least
 
 
 def between(density: float, known: Sequence[float], values: Sequence[float]) -> float:

@@ -168,6 +168,11 @@ HELP = {
         "max_ram_bytes": "Most RAM for variables, workspace, inputs and outputs, without an operating system; bytes.",
         "max_latency_ms": "Longest median time of a run, in milliseconds.",
         "min_speedup": "Least median time of ONNX Runtime on the model before pruning / that of the artifact.",
+        "baseline": "report.json of an earlier `lwc build`, or its directory, for example of the main branch, which "
+        "the next three compare with; where there is none, they are skipped.",
+        "max_accuracy_regression": "How much worse than the baseline's the metric may be, in percent of it.",
+        "max_bytes_regression": "How many more bytes than in the baseline may ship, in percent.",
+        "max_latency_regression": "How much longer than in the baseline a run may take, in percent.",
         "seconds": "Time to measure each engine for, above 0.",
     },
 }
@@ -209,6 +214,7 @@ _METAVARS = {
     ("retrain", "codebook"): "KIND=BITS",
     ("lower", "shapes"): "NAME=D,D,...",
     ("estimate", "shapes"): "NAME=D,D,...",
+    ("gates", "baseline"): "FILE.json",
 }
 
 

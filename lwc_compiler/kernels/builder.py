@@ -63,9 +63,9 @@ class Register:
         """`lanes` of its lanes from `start` on."""
         return self._builder.load(self._buffer, start, lanes)
 
-    def set_part(self, start: int, value: Expr, lanes: int = 1) -> None:
-        """Replaces the values of `lanes` lanes from `start` on."""
-        self._builder.store(self._buffer, start, value, lanes)
+    def set_part(self, lane: int, value: Expr) -> None:
+        """Replaces the value of one lane."""
+        self._builder.store(self._buffer, lane, value)
 
     @property
     def pointer(self) -> Expr:

@@ -20,11 +20,10 @@ import numpy as np
 
 from lwc_compiler.kernels import in_order
 from lwc_compiler.kernels.choice import uneven
-from lwc_compiler.kernels.tap_layout import LINE, Problem, TapLayout, Tiling, readable_in_place
+from lwc_compiler.kernels.tap_layout import LINE, Problem, TapLayout, Tiling
+from lwc_compiler.kernels.tilings import THREADS, pairs_loads, tilings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     from lwc_compiler.targets.target import Core, Target
@@ -138,11 +137,6 @@ def _derived(core: Core, rows: int) -> _Weights:
     )
 
 
-def pairs_loads(target: Target) -> bool:
-    """Whether one instruction loads two vectors that adjoin; such targets' instructions are counted."""
-    return target.core is not None and target.core.by_lane
-
-
 def issued(target: Target, instructions: float) -> float:
     """Cycles of so many instructions beside those that they wait for others."""
     return _ISSUED * instructions / target.core.issue if target.core and pairs_loads(target) else 0.0
@@ -158,12 +152,8 @@ _LIST = 4  # instructions of a tap for its offset, and for the loop
 _LOAD_TO_USE = 4.0  # cycles that a core that works in order waits for a load
 _ISSUED = 0.25  # of the time in which an instruction starts, even where all wait for something else
 _FITTED_LINE = 8.0  # cycles of a cache line from beyond the level-2 cache, on the cores that were timed
-_DENSE_ROWS = (8, 6, 4, 3, 2)
 _NEARLY_DENSE = 0.9  # from this density on, leaving weights out gains nothing
 _BLOCK_ROWS = (2, 4, 8)
-_THREADS = 4  # that a layer's tiles should suffice for at least
-_BLOCK_KILOBYTES = (12, 20, 28, 40, 64)  # of a tile's input, beside a level-1 cache of 32 KB
-_FLAT = 0.9  # of the vectors of rows of their own, that rows one after the other may take
 _RANKED = 16  # tilings of a format that are worth a measurement
 
 
@@ -215,7 +205,6 @@ _BLOCK = _fitted(
 
 
 # Without vectors: instructions of the code for Cortex-M7, counted.
-_SCALAR_SPARE = 12  # registers beside the sums: for the weights, and for inputs that are loaded ahead
 _SCALAR_REACH = 255  # float32 from an address on that a load reaches without an addition
 _SCALAR_COPIES = {"copy": 64.0, "copy_strided": 64.0, "far_copy": 0.0}
 _SCALAR_SINGLE = _Weights(
@@ -269,101 +258,78 @@ def ranked(problem: Problem, target: Target, format_name: str, density: float) -
         density: share of the row groups' taps that are stored.
     """
     best: dict[Tiling, tuple[float, float, Tiling]] = {}
-    for tiling in tilings(problem, target, format_name):
-        tiles = TapLayout(problem, tiling).tiles
-        time = cycles(problem, tiling, target, density) * (1 + 0.1 * (uneven(tiles, _THREADS) - 1))
-        shared = time * uneven(tiles, target.threads)
-        cut = replace(tiling, chunk=0)
-        if cut not in best or shared < best[cut][0]:
-            best[cut] = (shared, time, tiling)
+    for cost in _costs(problem, target, format_name):
+        time = cost.cycles(density) * (1 + 0.1 * (uneven(cost.tiles, THREADS) - 1))
+        shared = time * uneven(cost.tiles, target.threads)
+        if cost.cut not in best or shared < best[cost.cut][0]:
+            best[cost.cut] = (shared, time, cost.tiling)
     ordered = sorted(best.values(), key=lambda item: item[0])
     return tuple((time, tiling) for _, time, tiling in ordered[:_RANKED])
 
 
-def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tiling]:
-    """Every sensible tiling of a format."""
-    rows = {"dense": _DENSE_ROWS, "csr": (1,)}.get(format_name) or (int(format_name.removeprefix("block")),)
-    if problem.out_channels == 1:
-        rows = (1,)
-    wide = target.vector_bits // 32
-    for r in rows:
-        if r > problem.out_channels:
-            continue
-        for lanes in dict.fromkeys((wide, min(wide, 8))):
-            if problem.images > 1 and lanes != problem.images:
-                continue
-            by_lane = target.core is not None and target.core.by_lane and lanes > 1 and r % lanes == 0
-            adjoining = pairs_loads(target) and problem.images == 1
-            ordered = target.core is not None and target.core.in_order and target.core.by_lane and lanes > 1
-            most = max(1, _room(target, r, by_lane) // r)
-            vectors = -(-problem.width.out * problem.images // lanes)
-            flat = not adjoining and problem.images == 1 and problem.height.out > 1
-            for across in sorted({-(-vectors // n) for n in range(1, vectors + 1)}):
-                for down in _parts(problem.height.out):
-                    cut = Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane, adjoining=adjoining)
-                    if ordered and down * across <= in_order.most_vectors(r):
-                        cut = replace(cut, in_order=in_order.suits(r, TapLayout(problem, cut).reads))
-                    if cut.in_order or down * across <= most:
-                        yield from _blockings(problem, target, cut)
-            for down in _parts(problem.height.out) if flat else ():
-                across = -(-((down - 1) * problem.width.pitch + problem.width.out) // lanes)
-                if across <= most and across <= _FLAT * down * vectors:
-                    cut = Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane, flat=True)
-                    yield from _blockings(problem, target, cut)
+@dataclass(frozen=True)
+class Cost:
+    """What a layer is predicted to take in a tiling, by the share of its taps that is stored.
+
+    Attributes:
+        tiling: how it is cut.
+        cut: the same for all tilings that differ in `chunk` only.
+        tiles: of the layer.
+        taps: of a row group.
+        tap: cycles of one.
+        far: cycles more, where the weights do not fit the level-2 cache.
+        near: taps of a row group that fit there.
+        groups: how often a row group is computed.
+        start: cycles until its taps begin, in all blocks.
+        store: cycles of its sums.
+        end: other cycles of a row group.
+        rest: cycles of everything else.
+    """
+
+    tiling: Tiling
+    cut: Tiling
+    tiles: int
+    taps: int
+    tap: float
+    far: float
+    near: float
+    groups: float
+    start: float
+    store: float
+    end: float
+    rest: float
+
+    def cycles(self, density: float) -> float:
+        """Cycles of the whole layer on one core.
+
+        Args:
+            density: share of the row groups' taps that are stored.
+        """
+        taps = self.taps * density
+        tap = self.tap + (self.far if taps > self.near else 0.0)
+        return self.rest + self.groups * (taps * tap + self.start + self.store + self.end)
 
 
-def _parts(rows: int) -> list[int]:
-    """The numbers of rows that tiles can have which share `rows` as evenly as possible."""
-    return [down for down in range(1, rows + 1) if -(-rows // -(-rows // down)) == down]
+@lru_cache(maxsize=512)
+def _costs(problem: Problem, target: Target, format_name: str) -> tuple[Cost, ...]:
+    """What every sensible tiling takes: layers are planned at many densities."""
+    return tuple(cost_of(problem, tiling, target) for tiling in tilings(problem, target, format_name))
 
 
-def _room(target: Target, rows: int, by_lane: bool) -> int:
-    """How many vectors of sums stay in registers, beside the weights of a tap and a vector of input or more."""
-    registers, core = target.vector_registers, target.core
-    if target.vector_bits == 32:
-        return registers - _SCALAR_SPARE
-    if (rows == 1 or by_lane) and not (core and core.in_order):
-        return registers - 4
-    if core is None or rows == 1 or by_lane:
-        return registers * 3 // 4
-    return min(registers * 3 // 4, registers - rows - 2)
-
-
-def _blockings(problem: Problem, target: Target, tiling: Tiling) -> Iterator[Tiling]:
-    """The tiling with the input channels and the output channels cut in every sensible way."""
-    one = TapLayout(problem, tiling)
-    units = one.tiles // one.chunks
-    few = units < 2 * max(_THREADS, target.threads)
-    parts = sorted({min(one.row_groups, count) for count in (1, 2, 4, 8)}) if few else [1]
-    if target.os == "none" and readable_in_place(problem, tiling.lanes):
-        for count in parts:
-            yield replace(tiling, channels=problem.planes, chunk=-(-one.row_groups // count), in_place=True)
-        return
-    for kilobytes in _BLOCK_KILOBYTES:
-        room = kilobytes * min(1024, target.l1_bytes // 32) // 4
-        blocks = -(-problem.planes // max(1, min(problem.planes, room // one.plane)))
-        channels = -(-problem.planes // blocks)
-        for count in parts:
-            chunk = -(-one.row_groups // count)
-            sums = 4 * chunk * tiling.rows * one.vectors * tiling.lanes
-            if blocks > 1 and sums > target.l2_bytes // 4:
-                chunk = max(1, chunk * (target.l2_bytes // 4) // sums)
-            yield replace(tiling, channels=channels, chunk=chunk)
-
-
-def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> float:
-    """Predicted cycles of the whole layer on one core.
+def cost_of(problem: Problem, tiling: Tiling, target: Target) -> Cost:
+    """What a layer is predicted to take in a tiling.
 
     Args:
         problem: the layer.
         tiling: how it is cut.
         target: what the code is for.
-        density: share of the row groups' taps that are stored.
     """
     layout, p, t = TapLayout(problem, tiling), problem, tiling
     wide, vectors = t.lanes > 8, layout.vectors
     positions = p.height.kernel * p.width.kernel
-    split = float(((layout.offsets[:positions, None] + np.array(layout.reads)) % LINE + t.lanes > LINE).mean())
+    reads = layout.reads
+    ends = [(offset + read) % LINE + t.lanes for offset in layout.plane_offsets for read in reads]
+    split = sum(end > LINE for end in ends) / len(ends)
     c = (
         (_SCALAR_SINGLE if t.rows == 1 else _SCALAR_BLOCK)
         if t.lanes == 1
@@ -376,7 +342,7 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
     missed = min(1.0, max(0.0, c.full * 4 * layout.packed / target.l1_bytes - c.room))
     load = vectors * (c.load + c.split * split + c.missed * missed)
     if t.lanes == 1:
-        load += sum(read > _SCALAR_REACH for read in layout.reads) + (t.tile_vectors == 1) * vectors / 2
+        load += sum(read > _SCALAR_REACH for read in reads) + (t.tile_vectors == 1) * vectors / 2
     if t.rows == 1:
         tap = c.tap + max(load, latency)
     else:
@@ -387,23 +353,31 @@ def cycles(problem: Problem, tiling: Tiling, target: Target, density: float) -> 
         start += in_order.start_cycles(t.rows, vectors)
     elif t.adjoining:
         tap += issued(target, _tap_instructions(layout))
-    taps = p.planes * positions * density
-    # Weights that do not fit the level-2 cache come from further away for every tile.
-    if taps * (4 * t.rows + 2) * layout.row_groups * p.groups > target.l2_bytes / 2:
-        tap += c.far_weight * t.rows
     sums = t.rows * vectors
     waiting = 4 * t.chunk * sums * t.lanes if layout.blocks > 1 else 0
     reload = c.far_reload if waiting > target.l1_bytes / 3 else c.reload
     pixels = 4 * p.batch * p.groups * p.images
     stored = pixels * p.out_channels * p.height.out * p.width.out * p.depth.out
     store = c.far_store if stored > 0.75 * target.l2_bytes else c.store
-    group = taps * tap + start * layout.blocks + sums * (store + reload * (layout.blocks - 1)) + c.group
     copied = layout.tiles * p.planes * layout.plane / LINE * (c.copy if p.width.stride == 1 else c.copy_strided)
     if pixels * p.in_channels * p.height.size * p.width.size * p.depth.size > 0.75 * target.l2_bytes:
         copied *= 1 + c.far_copy
     if t.in_place:
         copied = 0.0
-    return copied + layout.tiles * c.tile + layout.tiles / layout.chunks * layout.row_groups * group
+    return Cost(
+        tiling=t,
+        cut=replace(t, chunk=0),
+        tiles=layout.tiles,
+        taps=p.planes * positions,
+        tap=tap,
+        far=c.far_weight * t.rows,  # for every tile
+        near=target.l2_bytes / 2 / ((4 * t.rows + 2) * layout.row_groups * p.groups),
+        groups=layout.tiles / layout.chunks * layout.row_groups,
+        start=start * layout.blocks,
+        store=sums * (store + reload * (layout.blocks - 1)),
+        end=c.group,
+        rest=copied + layout.tiles * c.tile,
+    )
 
 
 def _tap_instructions(layout: TapLayout) -> int:

@@ -38,12 +38,14 @@ class Launch:
         block: threads of a block along x, y and z.
         shared_bytes: of shared memory that a block uses.
         overlaps: it begins before the kernel before it has ended, where the GPU can do that.
+        cluster: neighbouring blocks along x that reach each other's shared memory.
     """
 
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int = 0
     overlaps: bool = False
+    cluster: int = 1
 
     @property
     def dynamic_bytes(self) -> int:

@@ -63,6 +63,7 @@ def pack_lookup(weight: NDArray[np.float32], layout: LookupLayout) -> tuple[list
     Returns the constants `ends`, `bases`, `codes`, `values` and how many weights are stored.
     """
     row, column = np.nonzero(weight)
+    kept = weight[row, column]
     stops = np.full(layout.groups * LANES, row.size)
     stops[: layout.outputs] = np.cumsum(np.bincount(row, minlength=layout.outputs))
     group, base, taken = _schedule(column, stops.reshape(-1, LANES), layout)
@@ -76,9 +77,9 @@ def pack_lookup(weight: NDArray[np.float32], layout: LookupLayout) -> tuple[list
     codes = np.full((steps, LANES), _FILLING, np.uint8)
     values = np.zeros((steps, LANES), np.float32)
     bases[place] = base // LANES
-    step, lane = np.nonzero(taken >= 0)
-    codes[place[step], lane] = column[taken[step, lane]] - base[step]
-    values[place[step], lane] = weight[row, column][taken[step, lane]]
+    adds = taken >= 0
+    codes[place] = np.where(adds, column[taken] - base[:, None], _FILLING)
+    values[place] = np.where(adds, kept[taken], 0)
     constants = [Constant(ends.astype(np.int32)), Constant(bases), Constant(codes.ravel()), Constant(values.ravel())]
     return constants, int(ends[-1]) * LANES
 

@@ -13,7 +13,8 @@ from lwc_compiler.kernels.choice import Candidate, Pick, matmul_task, predicted
 from lwc_compiler.kernels.cost import pace, stored_density
 from lwc_compiler.kernels.gemm import GemmLayout, gemm_kernel, pack_panels
 from lwc_compiler.kernels.gpu import plan as gpu
-from lwc_compiler.kernels.gpu.batched import Matrix, Products, plan_products
+from lwc_compiler.kernels.gpu.batched import Products, plan_products
+from lwc_compiler.kernels.gpu.factors import Matrix
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Scratch, Step
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.lookup import FEATURES, LANES, STEP_BYTES, LookupLayout, lookup_kernel, pack_lookup

@@ -236,20 +236,27 @@ class TapLayout:
         """First output channel of a group of rows; the last group overlaps the one before it."""
         return min(group * self.tiling.rows, self.problem.out_channels - self.tiling.rows)
 
+    @property
+    def plane_offsets(self) -> list[int]:
+        """Offset of every tap of a plane (kernel height x kernel width), within the plane."""
+        p = self.problem
+        if self.tiling.in_place:
+            rows, columns = ([i * axis.dilation for i in range(axis.kernel)] for axis in (p.height, p.width))
+        else:
+            rows = [self.row_base[p.height.phase(i)] + p.height.shift(i) for i in range(p.height.kernel)]
+            columns = [self.column_base[p.width.phase(i)] + p.width.shift(i) * p.images for i in range(p.width.kernel)]
+        return [row * self.pitch + column for row in rows for column in columns]
+
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """Offset of every tap (planes x kernel height x kernel width), within its block of channels."""
         p = self.problem
         if self.tiling.in_place:
             channel, depth = np.divmod(np.arange(p.planes), p.depth.kernel)
-            planes = (channel * p.depth.size + depth * p.depth.dilation) * self.plane
-            down, across = (np.arange(axis.kernel) * axis.dilation for axis in (p.height, p.width))
-            taps: NDArray[np.int64] = planes[:, None, None] + down[:, None] * self.pitch + across
-            return taps.ravel()
-        rows = [self.row_base[p.height.phase(i)] + p.height.shift(i) for i in range(p.height.kernel)]
-        columns = [self.column_base[p.width.phase(i)] + p.width.shift(i) * p.images for i in range(p.width.kernel)]
-        planes = np.arange(p.planes) % self.tiling.channels * self.plane
-        offsets: NDArray[np.int64] = planes[:, None, None] + np.array(rows)[:, None] * self.pitch + np.array(columns)
+            planes = channel * p.depth.size + depth * p.depth.dilation
+        else:
+            planes = np.arange(p.planes) % self.tiling.channels
+        offsets: NDArray[np.int64] = planes[:, None] * self.plane + np.array(self.plane_offsets)
         return offsets.ravel()
 
 

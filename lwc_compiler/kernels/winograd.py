@@ -163,8 +163,9 @@ def pack_winograd(weight: NDArray[np.float32], layout: WinogradLayout) -> Consta
     packed = np.zeros((layout.chunks, layout.positions, layout.in_channels, layout.chunk), np.float32)
     for i, part in enumerate(packed):
         first = layout.first_channel(i)
-        channels = weight[first : first + layout.chunk].astype(np.float64)
-        products = np.einsum("pi,ocij,qj->pqco", g, channels, g, optimize=True)
+        channels = weight[first : first + layout.chunk]
+        columns = channels.reshape(len(channels), -1, KERNEL * KERNEL).transpose(2, 1, 0)
+        products = np.kron(g, g) @ columns.reshape(KERNEL * KERNEL, -1).astype(np.float64)
         part[:, :, : len(channels)] = products.reshape(layout.positions, layout.in_channels, -1)
     return Constant(packed.ravel())
 

@@ -49,7 +49,7 @@ class _Rewriter:
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.proto, graph = proto, proto.graph
         self.opset = next(i.version for i in proto.opset_import if i.domain in ("", "ai.onnx"))
-        self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self.shapes = {
             value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
             for value in (*graph.input, *graph.value_info, *graph.output)
@@ -84,13 +84,15 @@ class _Rewriter:
         if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
             return None
         weight, x, attributes = self.constants.get(node.input[1]), self.shapes.get(node.input[0]), attributes_of(node)
-        if weight is None or x is None or weight.ndim != 2 or weight.dtype != np.float32 or len(x) < 2:
+        if weight is None or x is None or len(weight.dims) != 2 or weight.data_type != TensorProto.FLOAT or len(x) < 2:
             return None
         if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
             return None
         if len(node.input) > 2 and node.input[2] not in self.constants:
             return None
-        if math.prod(x[:-1]) < _FEWEST_TOKENS or np.count_nonzero(weight) > _SPARSE * weight.size:
+        if math.prod(x[:-1]) < _FEWEST_TOKENS:
+            return None
+        if np.count_nonzero(self.array(node.input[1])) > _SPARSE * math.prod(weight.dims):
             return None
         return node.input[1], bool(attributes.get("transB", 0))
 
@@ -118,6 +120,11 @@ class _Rewriter:
         return model
 
     # Values
+
+    def array(self, name: str) -> NDArray[Any]:
+        """A constant of the graph. It is copied, so it is asked for only where it is needed."""
+        array: NDArray[Any] = numpy_helper.to_array(self.constants[name])
+        return array
 
     def memory(self, name: str) -> tuple[str, Order]:
         """Under which name a value is stored, and in which order."""
@@ -167,7 +174,7 @@ class _Rewriter:
 
     def broadcast(self, name: str, order: Order) -> str:
         """A constant that is combined with values of this order."""
-        value = self.constants[name]
+        value = self.array(name)
         if value.size == 1:
             return name
         return self.constant(
@@ -199,7 +206,7 @@ class _Rewriter:
             order = (*range(images), feature, *range(images, feature))
         place = order.index(feature)
         source = self.ordered(x, order)
-        weight = self.constants[node.input[1]]
+        weight = self.array(node.input[1])
         weight = weight if attributes_of(node).get("transB", 0) else weight.T
         name = self.constant(node.input[1], weight)
         memory = [shape[axis] for axis in order]
@@ -213,7 +220,7 @@ class _Rewriter:
         product = f"{flat} without bias" if bias else flat
         self.nodes.append(helper.make_node("MatMul", [name, source], [product], name=node_label(node)))
         if bias:
-            column = self.constant(_name(bias, (1, 0)), self.constants[bias].reshape(-1, 1))
+            column = self.constant(_name(bias, (1, 0)), self.array(bias).reshape(-1, 1))
             self.nodes.append(helper.make_node("Add", [product, column], [flat], name=f"{node.name} bias"))
         if planes != memory:
             self.reshape(flat, [self.shapes[y][axis] for axis in order], result)
@@ -255,7 +262,7 @@ class _Rewriter:
         if len(node.input) > 1 and node.input[1]:
             if node.input[1] not in self.constants:
                 return False
-            axes = self.constants[node.input[1]].tolist()
+            axes = self.array(node.input[1]).tolist()
         if not axes:
             return False
         places = [order.index(axis % len(order)) for axis in axes]

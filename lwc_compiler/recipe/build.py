@@ -43,7 +43,7 @@ class GateOptions(TargetGates):
         max_disagreement: largest share of the predictions (the class with the highest output) that differ from the
             original model's; needs no labels.
         max_packed_bytes: bytes of the packed file; needs `pack`.
-        baseline: `report.json` of an earlier run, which the three limits below compare with.
+        baseline: `report.json` of an earlier run, or its directory, which the three limits below compare with.
         max_accuracy_regression: how much worse the metric may be than the baseline's, in percent of it.
         max_bytes_regression: how many more bytes may ship to each target, in percent of the baseline's.
         max_latency_regression: how much longer a run may take on each target, in percent of the baseline's.

@@ -18,7 +18,7 @@ from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.pipeline import check_complete, check_lowerable, make_artifact, pruned_and_retrained, timed
 from lwc_compiler.passes.reuse import Reuse
 from lwc_compiler.recipe.options import RetrainOptions
-from lwc_compiler.report.document import REPORT, read_report, source_of, to_json
+from lwc_compiler.report.document import read_report, source_of, to_json
 from lwc_compiler.report.outputs import write_outputs
 from lwc_compiler.runtime.artifact import Artifact, check_place, read_artifact, sha256_of, written_whole
 from lwc_compiler.targets import find_target, host_cpu, missing_features
@@ -171,19 +171,22 @@ def gate_artifact(
     Args:
         directory: the artifact.
         gates: limits.
-        against: the model before pruning; None: only sizes are judged.
+        against: the model before pruning; None: only bytes are judged.
         data: what accuracy is measured on.
         via: where to time the code; None: here, where this machine can.
 
     Raises:
         OptionError: there is no gate, or one needs `against` or `data`.
+        ArtifactError: the baseline cannot be read, or is not of a run.
         LwcError: the artifact, the model or the data cannot be read, or do not fit each other.
     """
     if not any(limit is not None for name, limit in gates if name != "seconds"):
         raise OptionError("there is no gate to judge: give one, for example --max-bytes")
     artifact = read_artifact(directory)
-    judged = any(limit is not None for limit in (gates.max_accuracy_drop, gates.min_metric, gates.max_disagreement))
-    wanted = any(limit is not None for limit in (gates.max_latency_ms, gates.min_speedup))
+    baseline = None if gates.baseline is None else read_figures(Path(gates.baseline))
+    on_data = (gates.max_accuracy_drop, gates.min_metric, gates.max_disagreement, gates.max_accuracy_regression)
+    judged = any(limit is not None for limit in on_data)
+    wanted = any(limit is not None for limit in (gates.max_latency_ms, gates.min_speedup, gates.max_latency_regression))
     if judged and data is None:
         raise OptionError("a gate on accuracy needs --data to measure on")
     if (judged or wanted) and against is None:
@@ -198,8 +201,17 @@ def gate_artifact(
         _check_metric(found.metric, gates)
         quality = found.judge(load_model(artifact.model).proto)
     figures, _ = measure(artifact, against if wanted else None, via, gates.seconds)
-    name = artifact.manifest.target
-    return judge(gates, {name: gates}, Figures(quality, None, {name: figures}), None)
+    name = _name_in(baseline, figures)
+    return judge(gates, {name: gates}, Figures(quality, None, {name: figures}), baseline)
+
+
+def _name_in(baseline: Figures | None, figures: TargetFigures) -> str:
+    """What the recipe of a baseline calls the target of an artifact; the target's own name where it has none."""
+    alike = (
+        {} if baseline is None else {n: t.artifact for n, t in baseline.targets.items() if t.target == figures.target}
+    )
+    names = [name for name, artifact in alike.items() if artifact == figures.artifact] or list(alike)
+    return names[0] if len(names) == 1 else figures.target
 
 
 def artifact_name(target: str) -> str:
@@ -286,9 +298,12 @@ def _why_not_timed(target: Target, via: str | None) -> str:
         return ""
     if target.source:
         return "C source is as fast as the compiler that takes it"
-    missing = missing_features(target)
-    where = "" if target.os == "none" else "; 'via' says where to time it"
-    return f"this machine cannot run code for {target.name}: no {', '.join(missing)}{where}" if missing else ""
+    if target.os == "none":
+        return f"code for {target.name} becomes part of your program, which lwc does not time"
+    missing = ", ".join(missing_features(target))
+    return (
+        f"this machine cannot run code for {target.name}: no {missing}; 'via' says where to time it" if missing else ""
+    )
 
 
 def _speed(times: Bench, processor: str) -> Speed:
@@ -323,6 +338,6 @@ def check_build_destination(directory: Path, *, force: bool) -> None:
 
 def _is_run(directory: Path) -> bool:
     try:
-        return next(directory.iterdir(), None) is None or read_figures(directory / REPORT) is not None
+        return next(directory.iterdir(), None) is None or read_figures(directory) is not None
     except (OSError, ArtifactError):
         return False

@@ -13,6 +13,7 @@ from lwc_compiler.report.markdown import escaped, table
 from lwc_compiler.report.render import OPEN, Cells
 
 Value: TypeAlias = int | float | str | None
+_EXPONENT = 1e4  # from which on `.4g` writes one
 # Section, what in it, which of its values.
 Key: TypeAlias = tuple[str, str, str]
 
@@ -109,7 +110,7 @@ def _text(value: Value) -> str:
         return OPEN
     if isinstance(value, str):
         return value
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= _EXPONENT else f"{value:.4g}"
 
 
 def _figures(figures: Figures) -> Iterator[tuple[Key, Value]]:

@@ -365,7 +365,9 @@ def read_artifact(directory: str | Path) -> Artifact:
     try:
         values = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ArtifactError(f"{directory} is not an lwc artifact: it has no {MANIFEST}") from None
+        inside = sorted(path.parent.name for path in directory.glob(f"*/{MANIFEST}"))
+        hint = f"; give one of those in it: {', '.join(inside)}" if inside else ""
+        raise ArtifactError(f"{directory} is not an lwc artifact: it has no {MANIFEST}{hint}") from None
     except OSError as error:
         raise ArtifactError(f"cannot read {directory / MANIFEST}: {error.strerror}") from error
     except ValueError as error:

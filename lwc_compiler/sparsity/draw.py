@@ -30,5 +30,7 @@ def random_weights(
         among = (ranks < pattern.group_kept).reshape(rows, -1)[:, :columns]
         again = generator.random(drawn.shape, np.float32) * pattern.highest_density
         drawn = np.where(among, again, np.float32(1))
-    kept = np.where(drawn < density, drawn + np.float32(1), np.float32(0))
-    return np.repeat(kept, pattern.block_rows, axis=0)[:rows]
+    kept = drawn < density
+    drawn += 1
+    drawn *= kept
+    return drawn if pattern.block_rows == 1 else np.repeat(drawn, pattern.block_rows, axis=0)[:rows]

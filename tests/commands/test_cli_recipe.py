@@ -118,6 +118,23 @@ def test_gates_of_an_artifact(lwc, mlp, mlp_data, tmp_path):
     assert lwc("gate", "mlp.lwc", *measured, "--max-accuracy-drop", "1", "--min-metric", "0").code == 0
 
 
+def test_an_artifact_beside_an_earlier_run(lwc, mlp, mlp_data, tmp_path):
+    recipe = 'model = "mlp.onnx"\nval_data = "data.npz"\nprune.sparsity = 0.9\ntargets.plain.target = "c"\n'
+    (tmp_path / "first.toml").write_text(recipe, encoding="utf-8")
+    assert lwc("build", "first.toml", "-o", "first").code == 0
+    assert lwc("compile", "mlp.onnx", "--target", "c", "-o", "larger.lwc").code == 0
+    size = ("--max-bytes-regression", "1", "--baseline", "first/report.json", "--json")
+    for directory, code, verdict in (("first/plain.lwc", 0, "passed"), ("larger.lwc", 25, "failed")):
+        done = lwc("gate", directory, *size)
+        (result,) = json.loads(done.out)
+        assert (done.code, result["verdict"], result["target"]) == (code, verdict, "plain")
+    on_data = ("--data", "data.npz", "--against", "mlp.onnx")
+    done = lwc("gate", "first/plain.lwc", *size, *on_data, "--max-accuracy-regression", "0")
+    assert [(result["verdict"], result["value"]) for result in json.loads(done.out)] == [("passed", 0)] * 2
+    done = lwc("gate", "larger.lwc", "--max-bytes-regression", "1", "--baseline", "none.json")
+    assert (done.code, done.out.split()[0]) == (0, "skipped")
+
+
 def test_speed_of_an_artifact(lwc, mlp, monkeypatch):
     monkeypatch.setattr("lwc_compiler.runtime.bench._WARM_UP_SECONDS", 0.001)
     monkeypatch.setattr("lwc_compiler.runtime.bench._BLOCK_SECONDS", 0.002)
@@ -135,6 +152,10 @@ def test_speed_of_an_artifact(lwc, mlp, monkeypatch):
         (("--min-metric", "0.5", "--against", "mlp.onnx"), "--data"),
         (("--min-metric", "0.5", "--data", "data.npz"), "--against"),
         (("--min-speedup", "2"), "--against"),
+        (("--max-latency-regression", "2", "--baseline", "report.json"), "--against"),
+        (("--max-accuracy-regression", "2", "--baseline", "report.json", "--against", "mlp.onnx"), "--data"),
+        (("--max-bytes-regression", "2"), "'baseline'"),
+        (("--baseline", "report.json"), "compared with nothing"),
         (("--max-bytes", "-1"), "max_bytes"),
     ],
 )

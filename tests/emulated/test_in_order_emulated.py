@@ -10,10 +10,10 @@ import test_taps
 from batch import Batch, run_batch
 from test_conv import make_case
 
-from lwc_compiler.kernels.cost import tilings
 from lwc_compiler.kernels.kernel import Input, Output, Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.tap_plan import canonical, plan_tiling
+from lwc_compiler.kernels.tilings import tilings
 from lwc_compiler.targets import find_target
 from lwc_compiler.targets.target import Target
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from lwc_compiler.kernels.cost import cycles, ranked, tilings
+from lwc_compiler.kernels.cost import cost_of, ranked
 from lwc_compiler.kernels.layer import ConvGeometry
 from lwc_compiler.kernels.tap_layout import TapLayout
 from lwc_compiler.kernels.tap_plan import canonical
+from lwc_compiler.kernels.tilings import tilings
 from lwc_compiler.targets import all_targets
 
 NARROW = [target for target in all_targets() if target.core is not None and target.vector_bits == 128]
@@ -32,7 +33,7 @@ def test_nothing_is_predicted_faster_than_the_multiply_adds(target, format_name:
     needed = 0.1 * 64 * 64 * 9 * 28 * 28 / 4 / target.core.multiplies
     for _, tiling in ranked(PROBLEM, target, format_name, 0.1):
         assert tiling.rows == rows
-        assert cycles(PROBLEM, tiling, target, 0.1) >= needed
+        assert cost_of(PROBLEM, tiling, target).cycles(0.1) >= needed
 
 
 def test_cores_that_wait_for_loads_gain_more_by_blocks() -> None:

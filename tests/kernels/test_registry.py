@@ -6,9 +6,11 @@ import test_channels
 import test_conv
 import test_depthwise
 import test_gpu
+import test_gpu_attention
 import test_gpu_batched
 import test_gpu_mma_blocks
 import test_gpu_precision
+import test_gpu_wgmma
 import test_matmul
 import test_pairs
 import test_pooled
@@ -28,8 +30,11 @@ def test_lists_every_tested_kernel_and_no_other() -> None:
         test_taps, test_winograd,
     )  # fmt: skip
     plans = [case.plan(find_target("x86-64-v4")) for module in modules for case in module.CASES]
-    plans += [case.plan(find_target("a100")) for case in (*test_gpu.CASES, *test_gpu_batched.CASES)]
-    plans += [case.plan for module in (test_gpu_mma_blocks, test_gpu_precision) for case in module.CASES.values()]
+    plans += [
+        case.plan(find_target("a100")) for case in (*test_gpu.CASES, *test_gpu_attention.CASES, *test_gpu_batched.CASES)
+    ]
+    precise = (test_gpu_mma_blocks, test_gpu_precision, test_gpu_wgmma)
+    plans += [case.plan for module in precise for case in module.CASES.values()]
     for plan in plans:
         for step in plan.steps:
             formats.setdefault(step.kernel.name, set()).add(plan.format)

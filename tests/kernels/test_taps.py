@@ -4,11 +4,11 @@ import numpy as np
 from harness import Case, KernelTests, finish, make_epilogue, sparse
 from test_conv import conv, reference, weight_shape
 
-from lwc_compiler.kernels.cost import tilings
 from lwc_compiler.kernels.kernel import Input, Output, Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
 from lwc_compiler.kernels.registry import KERNELS
 from lwc_compiler.kernels.tap_plan import canonical, plan_tiling
+from lwc_compiler.kernels.tilings import tilings
 from lwc_compiler.targets import find_target
 
 GEOMETRIES = [

@@ -136,6 +136,7 @@ def test_the_figures_are_those_of_the_files(made, folder):
     assert board.flash_bytes == sizes["flash"] < board.bytes
     assert board.ram_bytes == sizes["RAM, static"] + manifest.workspace_bytes + 4 * (64 + 10)
     assert board.speed is None
+    assert "becomes part of your program" in board.not_timed
 
 
 def test_all_gates_are_judged(made):
@@ -215,7 +216,7 @@ def test_a_least_value_of_the_loss_is_refused_before_any_work(folder, tmp_path):
 
 
 def test_an_earlier_run_is_a_baseline(folder, tmp_path):
-    gates = {"baseline": str(tmp_path / "first" / "report.json"), "max_bytes_regression": 1.0}
+    gates = {"baseline": str(tmp_path / "first"), "max_bytes_regression": 1.0}
     lwc.build(recipe(folder), tmp_path / "first")
     same = lwc.build(recipe(folder, gates={**gates, "max_accuracy_regression": 0.0}), tmp_path / "same")
     assert [gate.verdict for gate in same.gates] == ["passed", "passed"]

@@ -42,6 +42,12 @@ def test_every_part_that_changed_is_named(whole):
     assert found["layers", "fc", "format"].relative is None
 
 
+def test_large_numbers_have_no_exponent(whole):
+    gates = (replace(gate("max_bytes", "passed"), limit=80_000.0), *whole.gates[1:])
+    rows = diff_cells(diff_reports(whole, replace(whole, gates=gates)))["gates"].rows
+    assert "80,000" in {row[2] for row in rows}
+
+
 def test_what_only_one_report_has_is_a_change(whole):
     found = diff_reports(Report("net"), whole).changes
     assert Change("sizes", "library", "", None, 23456) in found

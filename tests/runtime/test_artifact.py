@@ -231,7 +231,12 @@ def test_full_disk_leaves_nothing(tmp_path):
 def test_what_is_no_artifact_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match=r"there is no artifact directory"):
         read_artifact(tmp_path / "none")
-    with pytest.raises(ArtifactError, match=r"not an lwc artifact: it has no manifest.json"):
+    with pytest.raises(ArtifactError, match=r"not an lwc artifact: it has no manifest.json$"):
+        read_artifact(tmp_path)
+    for name in ("b.lwc", "a.lwc"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"no manifest.json; give one of those in it: a.lwc, b.lwc$"):
         read_artifact(tmp_path)
 
 

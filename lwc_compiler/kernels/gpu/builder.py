@@ -43,6 +43,7 @@ class DeviceBuilder(KernelBuilder):
         grid: blocks along x, y and z.
         threads: of a block along x.
         along_y: threads of a block along y.
+        cluster: see `Launch`.
 
     Attributes:
         thread: number of the thread in its block along x.
@@ -53,9 +54,9 @@ class DeviceBuilder(KernelBuilder):
     register_scope = "local"
     has_erf = True
 
-    def __init__(self, grid: tuple[int, int, int], threads: int, along_y: int = 1) -> None:
+    def __init__(self, grid: tuple[int, int, int], threads: int, along_y: int = 1, cluster: int = 1) -> None:
         super().__init__()
-        self._grid, self._threads = grid, (threads, along_y)
+        self._grid, self._threads, self._cluster = grid, (threads, along_y), cluster
         self.thread = tirx.Var("thread", "int32")
         self.thread_y = tirx.Var("thread_y", "int32") if along_y > 1 else 0
         self.block = tuple(tirx.Var(f"block_{axis}", "int32") for axis in "xyz")
@@ -136,7 +137,8 @@ class DeviceBuilder(KernelBuilder):
         with self._block() as block:
             yield variable
         zero = tirx.const(0, "int32")
-        loop = For(variable, zero, tirx.const(count, "int32"), ForKind.UNROLLED, SeqStmt(block))
+        body = block[0] if len(block) == 1 else SeqStmt(block)
+        loop = For(variable, zero, tirx.const(count, "int32"), ForKind.UNROLLED, body)
         self.emit(AttrStmt(zero, "pragma_unroll_explicit", zero, loop))
 
     def barrier(self) -> None:
@@ -173,7 +175,8 @@ class DeviceBuilder(KernelBuilder):
             body = AttrStmt(index, "thread_extent", tirx.const(extent, "int32"), body)
         attributes = {"tirx.noalias": True, CONSTANTS: self._constants, WAITS: self._waits}
         func = tirx.PrimFunc(self._pointers, body).with_attr(attributes)
-        return Kernel(name, func, 1, launch=Launch(self._grid, (*self._threads, 1), self._shared_bytes))
+        launch = Launch(self._grid, (*self._threads, 1), self._shared_bytes, cluster=self._cluster)
+        return Kernel(name, func, 1, launch=launch)
 
 
 def both(one: Expr, other: Expr) -> Expr:

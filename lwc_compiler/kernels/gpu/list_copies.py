@@ -148,8 +148,7 @@ class Copies:
         b, t, g = self._b, self._t, self._t.geometry
         positions, across = math.prod(t.window) // t.vector, t.copiers
         if t.by_channel:
-            thread_unit = divide(modulo(b.thread, WARP), t.adjacent)
-            thread = divide(b.thread, WARP) * t.adjacent + modulo(b.thread, t.adjacent)
+            thread, thread_unit = divide(b.thread, WARP), modulo(b.thread, WARP)
         else:
             thread, thread_unit = modulo(b.thread, across), divide(b.thread, across)
         with b.loop("i", 0, ceil_div(positions, across)) as i:

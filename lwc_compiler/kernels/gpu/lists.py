@@ -100,11 +100,6 @@ class ListTile(ABC):
         """Words of a step's offsets: 2, or a multiple of 4."""
 
     @property
-    def adjacent(self) -> int:
-        """Neighbouring pixels that a lane reads together: 1, 2 or 4."""
-        return 1
-
-    @property
     def column_pitch(self) -> int:
         """Elements in shared memory from one column to the next, of a phase."""
         return 1
@@ -154,8 +149,8 @@ class ListTile(ABC):
     @property
     def copiers(self) -> int:
         """Threads that copy different positions of a channel."""
-        if self.by_channel:  # a warp writes some channels of as many pixels as are read together, to different banks
-            return self.warps * self.adjacent
+        if self.by_channel:
+            return self.warps
         positions = math.prod(self.window) // self.vector
         return min(self.warps * WARP, 1 << (positions - 1).bit_length())
 

@@ -43,6 +43,9 @@ _DOWN, _ACROSS = 16, 8  # output channels and pixels of one instruction
 _FRAGMENT = 4  # words of a lane's fragment of the weights
 _OCTET = 8  # channels of which a lane has two neighbours
 _FOUR, _KEPT = 4, 2  # of so many neighbouring input channels so many are kept
+# Which two of four are kept, in order, by the bits of those that have a weight, the first one lowest.
+_HAS_NONE = np.arange(1 << _FOUR)[:, None] >> np.arange(_FOUR) & 1 == 0
+_PLACES = np.sort(np.argsort(_HAS_NONE, axis=1, kind="stable")[:, :_KEPT], axis=1).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -111,11 +114,31 @@ def pack_mma(weight: NDArray[np.float32], t: MmaTile) -> Constant:
     rows = t.slices_of_weights(weight)
     if not t.sparse:
         return Constant(_fragments(rows, t))
-    fours = rows.reshape(*rows.shape[:4], -1, _FOUR)
-    places = np.sort(np.argsort(fours == 0, axis=-1, kind="stable")[..., :_KEPT], axis=-1)
-    kept = np.take_along_axis(fours, places, axis=-1).reshape(*rows.shape[:4], -1)
+    kept, places = two_of_four(rows)
+    ordered = np.ascontiguousarray(places.swapaxes(-3, -2)).reshape(*rows.shape[:3], -1)
+    return Constant(np.concatenate([_fragments(kept, t), ordered], axis=-1))
+
+
+def two_of_four(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+    """Rows of which at most two of four neighbours have a weight, as sparse tensor cores take them.
+
+    Args:
+        rows: float32 (..., outputs, numbers): multiples of 16 and of 32.
+
+    Returns:
+        (..., outputs, numbers / 2), what is kept; and where that was, as lanes give it to instructions that multiply
+        32 of the numbers: (..., outputs / 16, 8, numbers / 32, 2). Lanes 4 r and 4 r + 1 have the first and the last
+        four words of the output channels r, in the low half, and r + 8.
+    """
+    fours = rows.reshape(*rows.shape[:-1], -1, _FOUR)
+    places = _PLACES[np.packbits(fours != 0, axis=-1, bitorder="little")[..., 0]]
+    kept = np.take_along_axis(fours, places, axis=-1).reshape(*rows.shape[:-1], -1)
     bits = (places[..., 0] | places[..., 1] << 2).astype(np.uint32)
-    return Constant(np.concatenate([_fragments(kept, t), _metadata(bits, t)], axis=-1))
+    # ..., half of the channels, r, instruction, lane, word
+    of_words = bits.reshape(*rows.shape[:-2], -1, 2, 8, rows.shape[-1] // (8 * _FOUR), 2, 4)
+    halves = (of_words << (4 * np.arange(4, dtype=np.uint32))).sum(axis=-1, dtype=np.uint32)
+    words: NDArray[np.uint32] = halves[..., 0, :, :, :] | halves[..., 1, :, :, :] << np.uint32(16)
+    return kept, words
 
 
 def is_sparse(weight: NDArray[np.float32]) -> bool:
@@ -141,19 +164,6 @@ def _fragments(rows: NDArray[np.float32], t: MmaTile) -> NDArray[np.uint32]:
         order = (0, 3, 2, 5, 4, 1, 6)  # block of rows, sixteen, r, c, octet, half, number
     ordered = np.ascontiguousarray(split.transpose(*range(n), *(n + axis for axis in order)))
     return round_to(ordered, t.precision).reshape(*before, -1)
-
-
-def _metadata(bits: NDArray[np.uint32], t: MmaTile) -> NDArray[np.uint32]:
-    """The words that lanes give to the instruction: (groups, blocks, slices, words).
-
-    Lanes 4 r and 4 r + 1 have the first and the last four words of the output channels r, in the low half, and r + 8.
-    """
-    before = bits.shape[:3]
-    # ..., half of the channels, r, instruction, lane, word
-    fours = bits.reshape(*before, t.outputs // _DOWN, 2, 8, t.fragments, 2, 4)
-    halves = (fours << (4 * np.arange(4, dtype=np.uint32))).sum(axis=-1, dtype=np.uint32)
-    words: NDArray[np.uint32] = halves[..., 0, :, :, :] | halves[..., 1, :, :, :] << np.uint32(16)
-    return np.ascontiguousarray(words.swapaxes(-3, -2)).reshape(*before, -1)
 
 
 def mma_kernel(name: str, t: MmaTile, epilogue: Epilogue) -> Kernel:

@@ -31,6 +31,10 @@ from lwc_compiler.kernels.gpu.product_cost import product_seconds
 from lwc_compiler.kernels.gpu.taps import taps_kernel
 from lwc_compiler.kernels.gpu.taps_cost import steps_of, taps_seconds
 from lwc_compiler.kernels.gpu.taps_layout import ALIKE, TAP_STEP, TapTile, fitted, pack_taps
+from lwc_compiler.kernels.gpu.wgmma import wgmma_kernel
+from lwc_compiler.kernels.gpu.wgmma_cost import wgmma_seconds
+from lwc_compiler.kernels.gpu.wgmma_inputs import inputs_kernel
+from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile, pack_wgmma, wgmma_tiles
 from lwc_compiler.kernels.kernel import (
     STATIC_SHARED_BYTES,
     Constant,
@@ -159,6 +163,8 @@ def _candidates(
         _dense(weight, tile, epilogue, gpu) if isinstance(tile, GemmTile) else _mma(weight, tile, epilogue, gpu)
         for tile in _product_tiles(weight, geometry, x_strides, y_strides, gpu)
     ]
+    on_hopper = wgmma_tiles(geometry, x_strides, y_strides, gpu, half=is_sparse(weight))
+    candidates += [_wgmma(weight, tile, epilogue, gpu) for tile in on_hopper]
     if np.all(weight):
         return candidates
     kept = int(np.count_nonzero(weight))
@@ -339,6 +345,20 @@ def _mma(weight: NDArray[np.float32], t: MmaTile, epilogue: Epilogue, gpu: Gpu) 
         return _product(stored, format_, t, lambda wanted: mma_kernel(kernel, t, wanted), pack_mma(weight, t), epilogue)
 
     return _candidate(format_, name + _in_parts(t), product_seconds(t, gpu), gpu, plan)
+
+
+def _wgmma(weight: NDArray[np.float32], t: WgmmaTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+    stored = weight.size // (2 if t.sparse else 1)
+    format_, name = ("2:4", "gpu_wgmma_sparse") if t.sparse else ("dense", "gpu_wgmma")
+
+    def plan() -> Plan:
+        inputs = Step(inputs_kernel("gpu_wgmma_inputs", t), (Input(0), Scratch(0)))
+        product = _plan(wgmma_kernel(name, t, epilogue), [pack_wgmma(weight, t)], epilogue, format_, stored, 0).steps[0]
+        product = replace(product, args=(Scratch(0), *product.args[1:]))
+        return Plan((inputs, product), (4 * t.input_words,), format_, "", stored, 2 * stored * t.all_pixels)
+
+    cut = f"{format_} {t.precision} {t.outputs}x{t.pixels} by wgmma, clusters of {t.along_outputs}x{t.along_pixels}"
+    return _candidate(format_, cut, wgmma_seconds(t, gpu), gpu, plan)
 
 
 def _in_parts(t: ProductTile) -> str:

@@ -225,7 +225,7 @@ def store_sums(
         return
     pixel = b.let("pixel", pixel)
     with b.when(pixel < t.all_pixels if t.all_pixels % t.pixels else True):
-        image, at = unravel(b, pixel, (g.batch, t.image_pixels))
+        image, at = unravel(b, pixel, (g.batch, t.image_pixels)) if g.batch > 1 else (0, pixel)
         place = b.let("place", part * t.results + image * t.y_strides[0] + at * t.y_strides[-1])
         for first, register, start in results:
             output = b.let("output", first)

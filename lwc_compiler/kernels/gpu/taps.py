@@ -48,17 +48,15 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
     image, *tile = unravel(b, b.block[0], (g.batch, *t.tiles))
     corner = [b.let("corner", at * size) for at, size in zip(tile, t.tile, strict=True)]
     row, column = t.base(lane)
-    # Places in the window count vectors of neighbouring pixels.
-    base = lane if t.adjacent > 1 else b.let("base", row * (g.strides[-2] * t.pitch) + column)
+    base = b.let("base", row * (g.strides[-2] * t.pitch) + column)
     copies = Copies(b, t, x, (starts, offsets, values), image, corner)
     across = t.warps // t.parts
     part, place = b.let("part", divide(warp, across)), b.let("place", modulo(warp, across))
     slots = [b.let("slot", b.block[1] * t.per_block + i * across + place) for i in range(t.outputs)]
 
     copies.begin()
-    # Of each row the sums of its output channels, one after the other, for each pixel or some neighbours.
-    many = t.pixels // t.adjacent
-    sums = [[[b.register(t.adjacent) for _ in range(many)] for _ in range(t.height)] for _ in slots]
+    # Of each row the sums of its output channels, one after the other, for each pixel.
+    sums = [[[b.register(1) for _ in range(t.pixels)] for _ in range(t.height)] for _ in slots]
     first_part = part == 0 if t.parts > 1 else True
     stores = _Stores(b, t, channels, image, corner, (row, column))
     for slot, row_sums in zip(slots, sums, strict=True):
@@ -68,15 +66,14 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
                 start = b.load(bias, b.load(channels, b.block[2] * t.slots + slot) + number)
                 start = b.let("start", start if t.parts == 1 else tirx.if_then_else(first_part, start, splat(0.0, 1)))
             for register in registers:
-                register.set(splat(start, t.adjacent))
+                register.set(start)
         if residual is not None and not t.staged:  # its loads are under way together, while the window is copied
-            for register, lane_, at, exists in stores.each(slot, row_sums):
-                with b.when(both(exists, first_part)):
-                    added = register.part(lane_, stores.lanes) + b.load(residual, at, stores.lanes)
-                    register.set_part(lane_, added, stores.lanes)
+            for register, at, exists in stores.each(slot, row_sums):
+                added = tirx.if_then_else(both(exists, first_part), b.load(residual, at), splat(0.0, 1))
+                register.set(register.get() + added)
 
     for stage, first_step in copies.each_chunk():
-        here = b.let("here", base + stage * (t.stage_elements // t.adjacent))
+        here = b.let("here", base + stage * t.stage_elements)
         for i, row_sums in enumerate(sums):
             first, last = copies.list_steps(stage, first_step, part * t.per_block + i * across + place)
             with b.loop("step", first, last) as step:
@@ -84,7 +81,7 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
 
     if t.parts > 1:
         registers = [register for row_sums in sums for registers in row_sums for register in registers]
-        add_parts(b, t, copies.window, registers, t.adjacent, (part, place, lane))
+        add_parts(b, t, copies.window, registers, 1, (part, place, lane))
     if t.staged:
         b.barrier()
     for slot, row_sums in zip(slots, sums, strict=True):
@@ -93,10 +90,9 @@ def taps_kernel(name: str, t: TapTile, epilogue: Epilogue) -> Kernel:
             if t.staged:
                 stores.to_shared(copies.window, slot, row_sums)
                 continue
-            for register, lane_, at, exists in stores.each(slot, row_sums):
+            for register, at, exists in stores.each(slot, row_sums):
                 with b.when(exists):
-                    value = register.part(lane_, stores.lanes)
-                    store_result(b, y, at, value, None, epilogue.activation, stores.lanes)
+                    store_result(b, y, b.let("at", at), register.get(), None, epilogue.activation)
     if t.staged:
         b.barrier()
         stores.from_shared(copies.window, y, residual, epilogue)
@@ -113,23 +109,18 @@ class _Stores:
         image: of the tile.
         corner: the tile's first pixel.
         own: row and column in the tile of the lane's first pixel.
-
-    Attributes:
-        lanes: neighbouring pixels that are stored together.
     """
 
     def __init__(
         self, b: DeviceBuilder, t: TapTile, channels: Expr, image: Expr, corner: list[Expr], own: tuple[Expr, Expr]
     ) -> None:
         self._b, self._t, self._channels, self._image, self._corner, self._own = b, t, channels, image, corner, own
-        aligned = not any(n % t.adjacent for n in (*t.y_strides[:2], t.geometry.out_size[-1])) and t.y_strides[-1] == 1
-        self.lanes = t.adjacent if aligned else 1
 
     def _first_output(self, slot: Expr) -> Expr:
         return self._b.let("first_output", self._b.load(self._channels, self._b.block[2] * self._t.slots + slot))
 
-    def each(self, slot: Expr, sums: list[list[Register]]) -> Iterator[tuple[Register, int, Expr, Expr]]:
-        """Of a row, each register and which of its sums are stored together; where they go, and whether that exists."""
+    def each(self, slot: Expr, sums: list[list[Register]]) -> Iterator[tuple[Register, Expr, Expr]]:
+        """Of a row, each sum, where it goes, and whether that exists."""
         b, t, g = self._b, self._t, self._t.geometry
         first_output = self._first_output(slot)
         for number, registers in enumerate(sums):
@@ -137,24 +128,23 @@ class _Stores:
             for axis, corner in enumerate(self._corner[:-2]):
                 to = to + corner * t.y_strides[2 + axis]
             to = b.let("to", to)
-            for pixel in range(0, t.pixels, self.lanes):
+            for pixel, register in enumerate(registers):
                 rows, columns = t.step(pixel)
                 at_row = self._corner[-2] + self._own[0] + rows
                 at_column = self._corner[-1] + self._own[1] + columns
                 exists = tirx.all(at_row < g.out_size[-2], at_column < g.out_size[-1])
                 at = to + at_row * t.y_strides[-2] + at_column * t.y_strides[-1]
-                yield registers[pixel // t.adjacent], pixel % t.adjacent, at, exists
+                yield register, at, exists
 
     def to_shared(self, shared: Expr, slot: Expr, sums: list[list[Register]]) -> None:
         """Writes the sums of a row to shared memory: of each pixel, all channels of the block."""
         b, t = self._b, self._t
         channel = self._first_output(slot) - self._first_channel()
         for number, registers in enumerate(sums):
-            for pixel in range(t.pixels):
+            for pixel, register in enumerate(registers):
                 rows, columns = t.step(pixel)
                 at = (self._own[0] + rows) * t.columns + self._own[1] + columns
-                value = registers[pixel // t.adjacent].part(pixel % t.adjacent, 1)
-                b.store(shared, at * t.stage_pitch + channel + number, value)
+                b.store(shared, at * t.stage_pitch + channel + number, register.get())
 
     def from_shared(self, shared: Expr, y: Expr, residual: Expr | None, epilogue: Epilogue) -> None:
         """Stores what all warps wrote there."""
@@ -200,12 +190,12 @@ def _multiply(b: DeviceBuilder, t: TapTile, copies: Copies, step: Expr, here: Ex
         register.set(b.load(copies.values, (step * t.height + number) * TAP_STEP, TAP_STEP))
     for tap in range(TAP_STEP):
         at = b.let("at", half_of(where, tap) + here)
-        for i in range(t.pixels // t.adjacent):
-            rows, columns = t.step(i * t.adjacent)
-            value = b.register(t.adjacent)
-            further = rows * t.geometry.strides[-2] * t.pitch + columns
-            value.set(b.load(copies.window, at * t.adjacent + further, t.adjacent))
+        for pixel in range(t.pixels):
+            rows, columns = t.step(pixel)
+            value = b.load(copies.window, at + rows * t.geometry.strides[-2] * t.pitch + columns)
+            if t.height > 1:
+                value = b.let("value", value)
             for number, registers in enumerate(sums):
                 vector, part = divmod(tap * t.height + number, TAP_STEP)
-                weight = splat(held[vector].part(part, 1), t.adjacent)
-                registers[i].set(registers[i].get() + weight * value.get())
+                register = registers[pixel]
+                register.set(register.get() + held[vector].part(part, 1) * value)

@@ -97,7 +97,7 @@ def taps_seconds(t: TapTile, steps: float, gpu: Gpu, costs: TapCosts = FITTED) -
         + copies * costs.copy_instructions
         + tap_copies * 8
         + lists * costs.list_instructions
-        + own * (costs.step_instructions + t.height - 1 + (1 / t.adjacent + t.height) * TAP_STEP * t.pixels)
+        + own * (costs.step_instructions + t.height - 1 + (1 + t.height) * TAP_STEP * t.pixels)
         + t.outputs * t.height * t.pixels * costs.sum_instructions
     )
     of_step = 1 + t.height + TAP_STEP * t.pixels  # offsets, values, inputs

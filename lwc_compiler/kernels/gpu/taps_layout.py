@@ -71,18 +71,10 @@ class TapTile(ListTile):
         return _pitch(least, self.lane_rows, self.lane_columns, self.geometry.strides[-2])
 
     @property
-    def adjacent(self) -> int:
-        g = self.geometry
-        plain = set(g.kernel) == set(g.strides) == {1} and not any(g.pads) and self.rows == 1
-        return self.columns // self.lane_columns if plain else 1
-
-    @property
     def plane(self) -> int:
-        """Elements of a channel in shared memory; threads that copy neighbouring channels write to different banks."""
+        """Elements of a channel in shared memory; odd where neighbouring threads write neighbouring channels."""
         size = math.prod(self.window[:-1]) * self.pitch + self.shared_columns
-        if not self.by_channel:
-            return size
-        return size | 1 if self.adjacent == 1 else size + (self.adjacent - size) % WARP
+        return size | 1 if self.by_channel else size
 
     @property
     def staged(self) -> bool:
@@ -127,7 +119,7 @@ class TapTile(ListTile):
     def base(self, lane: Expr) -> tuple[Expr, Expr]:
         """Row and column of a lane's first pixel in the tile."""
         row, column = divide(lane, self.lane_columns), modulo(lane, self.lane_columns)
-        return (smaller(row, self.lane_rows - 1) if self.idle else row), column * self.adjacent
+        return (smaller(row, self.lane_rows - 1) if self.idle else row), column
 
     @property
     def idle(self) -> bool:
@@ -136,8 +128,6 @@ class TapTile(ListTile):
 
     def step(self, pixel: int) -> tuple[int, int]:
         """Rows and columns from a lane's first pixel to another of it."""
-        if self.adjacent > 1:
-            return 0, pixel
         across = self.columns // self.lane_columns
         return pixel // across * self.lane_rows, pixel % across * self.lane_columns
 
@@ -232,8 +222,7 @@ def pack_taps(weight: NDArray[np.float32], t: TapTile) -> tuple[list[Constant], 
     number = np.arange(lists.size) - np.searchsorted(lists, lists)
     to = starts[lists] * TAP_STEP + number
     taken = max(1, int(starts[-1])) * TAP_STEP  # an array of nothing has no address
-    zeros = t.channels * t.plane // t.adjacent
-    offsets, values = np.full(taken, zeros, np.uint16), np.zeros((taken, t.height), np.float32)
-    offsets[to], values[to] = at[sorted_] // t.adjacent, places.values[sorted_]
+    offsets, values = np.full(taken, t.channels * t.plane, np.uint16), np.zeros((taken, t.height), np.float32)
+    offsets[to], values[to] = at[sorted_], places.values[sorted_]
     arrays = (starts.astype(np.int32), channels.reshape(-1), offsets.view(np.uint32), values)
     return [Constant(array) for array in arrays], lists.size * t.height

@@ -190,9 +190,13 @@ extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(4756)) taps(float* 
   int to_1 = (first_output * 36);
   int cse_v19 = ((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1));
   int cse_v20 = (((((int)threadIdx.x) % 32) / 4) * 6);
+  float condval;
   if (((((int)threadIdx.x) % 32) < 24) && (((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1)) < 3)) {
-    r_ptr_2[0] = (r_ptr_2[0] + residual[((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))]);
+    condval = residual[((((first_output * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))];
+  } else {
+    condval = 0x0p+0f/*0.000000e+00*/;
   }
+  r_ptr_2[0] = (r_ptr_2[0] + condval);
   lwc_wait_0();
   __syncthreads();
   int first_step = lists_ptr[0];
@@ -207,26 +211,20 @@ extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(4756)) taps(float* 
     *(uint2*)(r_ptr_3 + 0) = *(uint2*)(where_ptr + (step * 2));
     *(float4*)(r_ptr_4 + 0) = *(float4*)(held_ptr + (step * 4));
     int at_1 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[0] & (uint)65535))) + (((int)threadIdx.x) % 4));
-    alignas(64) float r_ptr_5[1];
-    r_ptr_5[0] = window_ptr[at_1];
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[0] * r_ptr_5[0]));
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[0] * window_ptr[at_1]));
     int at_2 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[0] >> (uint)16))) + (((int)threadIdx.x) % 4));
-    alignas(64) float r_ptr_6[1];
-    r_ptr_6[0] = window_ptr[at_2];
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[1] * r_ptr_6[0]));
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[1] * window_ptr[at_2]));
     int at_3 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[1] & (uint)65535))) + (((int)threadIdx.x) % 4));
-    alignas(64) float r_ptr_7[1];
-    r_ptr_7[0] = window_ptr[at_3];
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[2] * r_ptr_7[0]));
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[2] * window_ptr[at_3]));
     int at_4 = (((((((int)threadIdx.x) % 32) / 4) * 12) + ((int)(r_ptr_3[1] >> (uint)16))) + (((int)threadIdx.x) % 4));
-    alignas(64) float r_ptr_8[1];
-    r_ptr_8[0] = window_ptr[at_4];
-    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[3] * r_ptr_8[0]));
+    r_ptr_2[0] = (r_ptr_2[0] + (r_ptr_4[3] * window_ptr[at_4]));
   }
   int first_output_1 = channels[((((int)blockIdx.y) * 4) + (((int)threadIdx.x) / 32))];
   int cse_v11 = (first_output_1 * 36);
   int to_2 = (first_output_1 * 36);
   if (((((int)threadIdx.x) % 32) < 24) && (((((int)blockIdx.x) * 2) + ((((int)threadIdx.x) & 3) >> 1)) < 3)) {
+    int cse_v22 = ((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
+    int at_5 = ((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4));
     y[((((first_output_1 * 36) + (((((int)threadIdx.x) % 32) / 4) * 6)) + (((int)blockIdx.x) * 4)) + (((int)threadIdx.x) % 4))] = max(r_ptr_2[0], 0x0p+0f/*0.000000e+00*/);
   }
 }
