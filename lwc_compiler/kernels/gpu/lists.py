@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.layer import ConvGeometry
 
 VECTOR = 4  # words of the largest copy
-_PICKS = 8
+MOST_FILLED = 1.05  # weights that are stored where rows are blocks, of those that are kept
+_PICKS = 8  # units that a thread looks up at a time
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.gpu.builder import WARP, ceil_div
+from lwc_compiler.kernels.gpu.lists import MOST_FILLED
 from lwc_compiler.kernels.gpu.mma_blocks_cost import list_steps
 from lwc_compiler.kernels.gpu.mma_blocks_layout import ACROSS, DOWN, MmaBlocksTile, kept_places
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from lwc_compiler.targets.target import Gpu
 
 _HEIGHTS = (4, 8, 16, 32, 64)  # of the blocks that are looked for
-_MOST_FILLED = 1.05  # weights that are stored then, of those that are kept
 _COLUMNS, _FLAT_COLUMNS, _ROWS = (8, 16, 32, 64), (8, 16, 32, 64, 128), (1, 2, 4, 8, 16)
 _MOST_ACROSS = 16  # instructions over the pixels of a tile
 _MOST_SUMS, _MOST_PARTS = 64, 256  # sums of a lane, and of the lanes of all parts that are added up
@@ -45,7 +45,7 @@ def block_height(weight: NDArray[np.float32]) -> int:
     for height in reversed(_HEIGHTS):
         places = np.count_nonzero(kept_places(weight, height), axis=(0, 2, 3))
         of_row = np.minimum(height, outputs - height * np.arange(len(places)))
-        if height <= outputs and (places * of_row).sum() <= _MOST_FILLED * kept:
+        if height <= outputs and (places * of_row).sum() <= MOST_FILLED * kept:
             return height
     return 0
 

@@ -17,6 +17,7 @@ from lwc_compiler.kernels.choice import Candidate, Pick, conv_task, matmul_task,
 from lwc_compiler.kernels.gpu.builder import WARP, blocks_at_once, ceil_div, strides_of
 from lwc_compiler.kernels.gpu.depthwise import depthwise_kernel, rows_of_thread
 from lwc_compiler.kernels.gpu.gemm import GemmTile, gemm_kernel, pack_gemm
+from lwc_compiler.kernels.gpu.lists import MOST_FILLED
 from lwc_compiler.kernels.gpu.matvec import MatvecTile, matvec_kernel, pack_matvec
 from lwc_compiler.kernels.gpu.matvec_cost import matvec_seconds
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse, mma_kernel, pack_mma
@@ -60,7 +61,6 @@ _FEW_ROWS = 8  # of a product that reads its weights once for all of them
 _TAP_SHARE = 0.93  # of shared memory that is planned with; what is left is for rows with more taps than most
 _TAP_BYTES = 1.1  # of shared memory for a tap, of a word of a step; lists are filled to steps
 _HEIGHTS = (1, 4)  # output channels that share their taps' places
-_MOST_FILLED = 1.05  # weights that are stored then, of those that are kept
 # Warps of a block, rows of a warp, and warps that share a row.
 _TAP_CUTS = (
     (4, 1, 1), (8, 1, 1), (8, 2, 1), (8, 4, 1), (8, 8, 1), (16, 1, 1), (16, 2, 1), (16, 4, 1), (8, 1, 2), (8, 2, 2),
@@ -172,7 +172,7 @@ def _candidates(
         if geometry.group_outputs % height:
             continue
         taps = int(np.count_nonzero((weight.reshape(-1, height, *weight.shape[1:]) != 0).any(axis=1)))
-        if taps * height <= _MOST_FILLED * kept:
+        if taps * height <= MOST_FILLED * kept:
             tiles = _tap_tiles(geometry, x_strides, y_strides, taps * height / weight.size, gpu, height)
             candidates += [_sparse(weight, taps, tile, epilogue, gpu) for tile in tiles]
     flat = weight.reshape(geometry.groups, geometry.group_outputs, geometry.group_inputs, -1)
