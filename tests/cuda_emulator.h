@@ -48,7 +48,7 @@ namespace emulator {
 enum { WARP = 32, MOST = 2048, STACK = 1 << 16, MOST_BLOCKS = 4, SHARED = 1 << 18 };
 enum Wait { NOTHING, FOR_WARP, FOR_BLOCK, FOR_CLUSTER, FOR_BARRIER, DONE };
 struct Copy { void *to; const void *from; int size, group; };
-struct Product { void (*multiply)(const Product &); float *sums; uint64_t left, right; uint32_t places[2]; int columns, group; };
+struct Product { void (*multiply)(const Product &); float *sums; uint64_t left, right; int columns, group; };
 struct Thread {
     ucontext_t context; Wait wait; uint3 index, block; std::vector<Copy> copies; int groups, waits;
     std::vector<Product> products; int product_groups;

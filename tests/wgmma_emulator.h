@@ -78,37 +78,20 @@ template <float (*product)(uint32_t, uint32_t)> static void multiply(const Produ
     }
 }
 
-template <float (*number)(uint32_t, int)> static void multiply_sparse(const Product &p) {
-    const int lane = current % WARP, first = current % 128 / WARP * 16;
-    for (int i = 0; i < p.columns / 2; i++) {
-        const int lower = i / 2 % 2, row = first + lane / 4 + lower * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-        for (int word = 0; word < 8; word++) {
-            const uint32_t left = word_of(p.left, row, word);
-            const uint32_t kept = p.places[word / 4] >> (16 * lower + 4 * (word % 4));
-            if ((kept & 3) >= (kept >> 2 & 3)) { fprintf(stderr, "places are not in order\n"); abort(); }
-            for (int which = 0; which < 2; which++) {
-                const int at = 4 * word + (kept >> 2 * which & 3);
-                p.sums[i] += number(left, which) * number(word_of(p.right, column, at / 2), at % 2);
-            }
-        }
-    }
-}
-
 static uint64_t descriptor_of(const void *from, uint32_t layout) {
     return (uint64_t)layout << 32 | (uint64_t)(((const unsigned char *)from - shared[block_of(current)]) & 0x3ffff) >> 4;
 }
 
-/* Begins a product, with what lanes 4 r and 4 r + 1 have of the places for the rows of lanes 4 r to 4 r + 3. */
-static void begin(void (*how)(const Product &), float *sums, uint64_t left, uint64_t right, uint32_t places, int columns) {
-    const int lane = current % WARP, quad = current - lane % 4, next = current / 128 * 128;
-    words[current][0] = places;
-    memcpy(words[current] + 1, &left, 8);
-    memcpy(words[current] + 3, &right, 8);
+/* Begins a product. */
+static void begin(void (*how)(const Product &), float *sums, uint64_t left, uint64_t right, int columns) {
+    const int lane = current % WARP, next = current / 128 * 128;
+    memcpy(words[current], &left, 8);
+    memcpy(words[current] + 2, &right, 8);
     wait(FOR_WARP);
-    if (memcmp(words[current] + 1, words[current - lane] + 1, 16)) { fprintf(stderr, "lanes differ in factors\n"); abort(); }
+    if (memcmp(words[current], words[current - lane], 16)) { fprintf(stderr, "lanes differ in factors\n"); abort(); }
     if (next + 128 > (block_of(current) + 1) * block_threads) { fprintf(stderr, "this is no warpgroup\n"); abort(); }
     Thread &thread = threads[current];
-    thread.products.push_back({how, sums, left, right, {words[quad][0], words[quad + 1][0]}, columns, thread.product_groups});
+    thread.products.push_back({how, sums, left, right, columns, thread.product_groups});
     wait(FOR_WARP);
 }
 
@@ -156,21 +139,13 @@ static void lwc_wgmma_wait_0() { emulator::make_products(0); }
 static void lwc_wgmma_wait_1() { emulator::make_products(1); }
 
 #define LWC_WGMMA(name, how, columns) \
-    static void lwc_wgmma_##name##_##columns(float *s, const void *a, uint of_a, const void *b, uint of_b) { \
-        emulator::begin(how, s, emulator::descriptor_of(a, of_a), emulator::descriptor_of(b, of_b), 0, columns); \
-    }
-#define LWC_WGMMA_SPARSE(name, how, columns) \
-    static void lwc_wgmma_sparse_##name##_##columns( \
-        float *s, const void *a, uint of_a, const void *b, uint of_b, uint places \
-    ) { \
-        emulator::begin(how, s, emulator::descriptor_of(a, of_a), emulator::descriptor_of(b, of_b), places, columns); \
+    static void lwc_wgmma_##name##_##columns(float *s, const void *a, const void *b, uint layout) { \
+        emulator::begin(how, s, emulator::descriptor_of(a, layout), emulator::descriptor_of(b, layout), columns); \
     }
 #define LWC_WGMMA_OF(columns) \
     LWC_WGMMA(tf32, emulator::multiply<emulator::tf32>, columns) \
     LWC_WGMMA(float16, emulator::multiply<emulator::float16>, columns) \
-    LWC_WGMMA(bfloat16, emulator::multiply<emulator::bfloat16>, columns) \
-    LWC_WGMMA_SPARSE(float16, emulator::multiply_sparse<emulator::from_half>, columns) \
-    LWC_WGMMA_SPARSE(bfloat16, emulator::multiply_sparse<emulator::from_bfloat>, columns)
+    LWC_WGMMA(bfloat16, emulator::multiply<emulator::bfloat16>, columns)
 static int lwc_now(int number) { return number; }
 static void lwc_wgmma_done_32(float *) {}
 static void lwc_wgmma_done_48(float *) {}

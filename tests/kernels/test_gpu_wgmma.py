@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from test_conv import conv, weight_shape
-from test_gpu_precision import Case, convolved, rounded, two_of_four
+from test_gpu_precision import Case, convolved, rounded
 
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
@@ -23,44 +23,37 @@ from tests.cuda_harness import Emulator
 GPU = find_target("h200")
 
 
-def tile_of(geometry: ConvGeometry, strides, cut: tuple[int, ...], precision: str, *, sparse: bool, blocks: int):
+def tile_of(geometry: ConvGeometry, strides, cut: tuple[int, ...], precision: str, blocks: int):
     depth = 32 if precision == "tf32" else 64
     outputs, pixels, *further = cut
     shared = GPU.gpu.block_shared_bytes
-    tile = WgmmaTile(geometry, *strides, outputs, pixels, depth, 1, precision, sparse, *further, shared, blocks)
+    tile = WgmmaTile(geometry, *strides, outputs, pixels, depth, 1, precision, *further, shared, blocks)
     assert tile.block == depth, "a slice is at one position of the kernel"
     return tile
 
 
-def product(
-    shape: tuple[int, int, int], cut: tuple[int, ...], precision: str, *, sparse: bool = False, blocks: int = 4
-) -> Case:
+def product(shape: tuple[int, int, int], cut: tuple[int, ...], precision: str, blocks: int = 4) -> Case:
     """Rows, inputs and outputs; with a bias, a residual and an activation."""
     (rows, k, n), generator = shape, np.random.default_rng(sum(shape))
     weight, x = generator.standard_normal((k, n), np.float32), generator.standard_normal((rows, k), np.float32)
-    if sparse:
-        weight = two_of_four(np.ascontiguousarray(weight.T), generator).T
     bias = generator.standard_normal(n).astype(np.float32)
     residual = generator.standard_normal((rows, n), np.float32)
     geometry = ConvGeometry(1, k, (1, rows), n, (1, 1), (1, 1), (0,) * 4, (1, 1))
     strides = (rows * k, 1, 0, k), (rows * n, 1, 0, n)
-    tile = tile_of(geometry, strides, cut, precision, sparse=sparse, blocks=blocks)
+    tile = tile_of(geometry, strides, cut, precision, blocks)
     taps = np.ascontiguousarray(weight.T).reshape(n, k, 1, 1)
     plan = planning._wgmma(taps, tile, Epilogue(bias, True, Activation("relu")), GPU.gpu).build()
     sums = rounded(x, precision).astype(np.float64) @ rounded(weight, precision)
     return Case(plan, [x, residual], np.maximum(sums + bias + residual, 0), float(np.abs(sums).max()))
 
 
-def convolution(
-    g: ConvGeometry, cut: tuple[int, ...], precision: str, *, sparse: bool = False, blocks: int = 4
-) -> Case:
+def convolution(g: ConvGeometry, cut: tuple[int, ...], precision: str, blocks: int = 4) -> Case:
     generator = np.random.default_rng(g.in_channels)
     weight = generator.standard_normal(weight_shape(g), np.float32)
-    weight = two_of_four(weight, generator) if sparse else weight
     x = generator.standard_normal(g.in_shape, np.float32)
     plain, x_strides = planning._without_gaps(planning._as_planes(g))
     strides = x_strides, strides_of(plain.out_shape)
-    tile = tile_of(plain, strides, cut, precision, sparse=sparse, blocks=blocks)
+    tile = tile_of(plain, strides, cut, precision, blocks)
     plan = planning._wgmma(weight.reshape(*weight.shape[:2], *plain.kernel), tile, Epilogue(), GPU.gpu).build()
     expected = convolved(rounded(x, precision), rounded(weight, precision), g)
     return Case(plan, [x], expected, float(np.abs(expected).max()))
@@ -73,21 +66,17 @@ CASES = {
     "dense-tf32": product((70, 70, 70), (64, 64, 1, 1, 1), "tf32"),
     "dense-float16, clusters of four": product((65, 64, 520), (128, 64, 2, 4, 1), "float16", blocks=8),
     "dense-float16, 192 pixels": product((193, 40, 64), (256, 192, 2, 2, 1), "float16"),
-    "sparse-float16, 176 pixels": product((177, 40, 260), (256, 176, 2, 1, 2), "float16", sparse=True),
+    "dense-float16, 176 pixels": product((177, 40, 260), (256, 176, 2, 1, 2), "float16"),
     "dense-bfloat16, 96 pixels": product((100, 72, 130), (128, 96, 2, 1, 1), "bfloat16"),
-    "sparse-float16": product((70, 900, 70), (64, 64, 1, 1, 1), "float16", sparse=True, blocks=1),
-    "sparse-float16, two groups": product((257, 140, 390), (128, 256, 2, 2, 1), "float16", sparse=True),
-    "sparse-bfloat16, two of each group": product((129, 500, 257), (256, 128, 2, 2, 2), "bfloat16", sparse=True),
+    "float16, many slices": product((70, 900, 70), (64, 64, 1, 1, 1), "float16", blocks=1),
+    "dense-float16, two groups": product((257, 140, 390), (128, 256, 2, 2, 1), "float16"),
+    "dense-bfloat16, two of each group": product((129, 500, 257), (256, 128, 2, 2, 2), "bfloat16"),
     "pointwise-float16": convolution(conv(2, 70, (9, 7), 65, (1, 1)), (64, 64, 1, 1, 1), "float16"),
     "3x3-float16": convolution(conv(2, 120, (7, 9), 65, (3, 3), (2, 1), (1, 0, 1, 2)), (64, 64, 1, 1, 1), "float16"),
     "3x3-tf32": convolution(conv(1, 60, (6, 5), 30, (3, 3), (1, 1), (1, 2, 1, 2), (1, 2)), (64, 64, 1, 1, 1), "tf32"),
-    "sparse 1x5-float16": convolution(
-        conv(3, 124, (1, 40), 129, (1, 5), pads=(0, 2, 0, 2)), (128, 96, 2, 1, 1), "float16", sparse=True
-    ),
+    "1x5-float16": convolution(conv(3, 124, (1, 40), 129, (1, 5), pads=(0, 2, 0, 2)), (128, 96, 2, 1, 1), "float16"),
     "strided-float16": convolution(conv(3, 70, (9, 8), 65, (1, 1), (2, 2)), (64, 64, 1, 1, 1), "float16"),
-    "pointwise-bfloat16, sparse": convolution(
-        conv(3, 132, (5, 5), 200, (1, 1)), (128, 64, 2, 2, 2), "bfloat16", sparse=True
-    ),
+    "pointwise-bfloat16": convolution(conv(3, 132, (5, 5), 200, (1, 1)), (128, 64, 2, 2, 2), "bfloat16"),
 }
 
 
@@ -117,8 +106,8 @@ def test_registers_do() -> None:
     strides = (1 << 19, 1, 0, 512), (1 << 19, 1, 0, 512)
     epilogue = Epilogue(np.zeros(512, np.float32), True, Activation("relu"))
     steps = []
-    for precision, first, number in (("float16", 0, 6), ("bfloat16", 13, 11), ("tf32", 7, 11)):
-        tiles = list(wgmma_tiles(geometry, *strides, precise(precision).gpu, half=True))
+    for precision, first, number in (("float16", 0, 4), ("bfloat16", 1, 5), ("tf32", 2, 5)):
+        tiles = list(wgmma_tiles(geometry, *strides, precise(precision).gpu))
         assert all(2 <= tile.stages <= 32 for tile in tiles)
         steps += [(wgmma_kernel("gpu_wgmma", tile, epilogue), 65536) for tile in tiles[first::number]]
         steps.append((inputs_kernel("gpu_wgmma_inputs", tiles[0]), 32768))
@@ -149,13 +138,3 @@ def test_long_products_on_hopper_go_there(precision: str) -> None:
     for other in (replace(full, in_channels=3), replace(full, groups=8)):
         weight = np.ones(weight_shape(other), np.float32)
         assert plan_conv(weight, other, Epilogue(), precise(precision)).steps[-1].kernel.name == "gpu_mma"
-
-
-def test_two_of_four_take_half_the_bytes_and_an_eighth() -> None:
-    weight = two_of_four(np.random.default_rng(0).standard_normal((2048, 2048), np.float32), np.random.default_rng(1)).T
-    plan = plan_matmul(np.ascontiguousarray(weight), 4096, Epilogue(), precise("float16"))
-    full = plan_matmul(np.ones((2048, 2048), np.float32), 4096, Epilogue(), precise("float16"))
-    assert (plan.format, plan.steps[1].kernel.name) == ("2:4", "gpu_wgmma_sparse")
-    assert (full.format, full.steps[1].kernel.name) == ("dense", "gpu_wgmma")
-    assert plan.steps[1].constant_bytes == (1 / 2 + 1 / 16) * full.steps[1].constant_bytes
-    assert 2 * plan.flops == full.flops

@@ -163,7 +163,7 @@ def _candidates(
         _dense(weight, tile, epilogue, gpu) if isinstance(tile, GemmTile) else _mma(weight, tile, epilogue, gpu)
         for tile in _product_tiles(weight, geometry, x_strides, y_strides, gpu)
     ]
-    on_hopper = wgmma_tiles(geometry, x_strides, y_strides, gpu, half=is_sparse(weight))
+    on_hopper = wgmma_tiles(geometry, x_strides, y_strides, gpu)
     candidates += [_wgmma(weight, tile, epilogue, gpu) for tile in on_hopper]
     if np.all(weight):
         return candidates
@@ -348,17 +348,16 @@ def _mma(weight: NDArray[np.float32], t: MmaTile, epilogue: Epilogue, gpu: Gpu) 
 
 
 def _wgmma(weight: NDArray[np.float32], t: WgmmaTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
-    stored = weight.size // (2 if t.sparse else 1)
-    format_, name = ("2:4", "gpu_wgmma_sparse") if t.sparse else ("dense", "gpu_wgmma")
-
     def plan() -> Plan:
         inputs = Step(inputs_kernel("gpu_wgmma_inputs", t), (Input(0), Scratch(0)))
-        product = _plan(wgmma_kernel(name, t, epilogue), [pack_wgmma(weight, t)], epilogue, format_, stored, 0).steps[0]
+        kernel = wgmma_kernel("gpu_wgmma", t, epilogue)
+        product = _plan(kernel, [pack_wgmma(weight, t)], epilogue, "dense", weight.size, 0).steps[0]
         product = replace(product, args=(Scratch(0), *product.args[1:]))
-        return Plan((inputs, product), (4 * t.input_words,), format_, "", stored, 2 * stored * t.all_pixels)
+        flops = 2 * weight.size * t.all_pixels
+        return Plan((inputs, product), (4 * t.input_words,), "dense", "", weight.size, flops)
 
-    cut = f"{format_} {t.precision} {t.outputs}x{t.pixels} by wgmma, clusters of {t.along_outputs}x{t.along_pixels}"
-    return _candidate(format_, cut, wgmma_seconds(t, gpu), gpu, plan)
+    cut = f"dense {t.precision} {t.outputs}x{t.pixels} by wgmma, clusters of {t.along_outputs}x{t.along_pixels}"
+    return _candidate("dense", cut, wgmma_seconds(t, gpu), gpu, plan)
 
 
 def _in_parts(t: ProductTile) -> str:

@@ -1,4 +1,4 @@
-"""Products and convolutions on Hopper's tensor cores by `wgmma`: with every weight, or half of them (2:4).
+"""Products and convolutions on Hopper's tensor cores by `wgmma`, with every weight.
 
 A warpgroup, four warps, multiplies 64 output channels x up to 256 pixels in one instruction, which is asynchronous and
 reads both factors from shared memory (PTX ISA, *Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions*).
@@ -22,7 +22,7 @@ from tvm.tirx.stmt import Evaluate
 from lwc_compiler.kernels.builder import divide, modulo
 from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder
 from lwc_compiler.kernels.gpu.product import store_sums
-from lwc_compiler.kernels.gpu.wgmma_layout import DOWN, KEPT_ROW, PIECE, ROW, STEP_BYTES, WARPGROUP
+from lwc_compiler.kernels.gpu.wgmma_layout import DOWN, PIECE, ROW, STEP_BYTES, WARPGROUP
 
 if TYPE_CHECKING:
     from lwc_compiler.kernels.builder import Register
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.layer import Epilogue
 
 _ACROSS = 8  # pixels of which a thread has two neighbours
-_SWIZZLING = {ROW: 1, KEPT_ROW: 2}  # how a descriptor says it, by the words of a row
+# The high half of a matrix descriptor: from eight rows to the next, in 16 bytes, and that rows of 128 are swizzled.
+_LAYOUT = 8 * ROW // PIECE | 1 << 30
 _FEWER, _MORE = 24, 240  # registers of a thread that copies, and of one that multiplies, where two warpgroups do
 
 
@@ -198,24 +199,15 @@ class _Ring:
         stage, turn = b.let("stage", modulo(number, t.stages)), divide(number, t.stages)
         _call(b, "lwc_barrier_wait", self._arrived(stage), b.let("now", modulo(turn, 2)))
         right = b.let("right", stage * t.stage_words)
-        left = b.let("left", right + t.right + own * (DOWN * t.weight_row))
-        kept = [b.register(t.steps, "uint32") for _ in sums if t.sparse]
-        for i, register in enumerate(kept):
-            warp, lane = divide(modulo(b.thread, WARPGROUP), WARP), modulo(b.thread, WARP)
-            of_lane = ((own + i) * 4 + warp) * 16 + divide(lane, 4) * 2 + modulo(lane, 2)
-            at = right + t.right + t.outputs * t.weight_row + of_lane * t.steps
-            register.set(b.load(self._slices, at, t.steps))
-        instruction = f"lwc_wgmma_{'sparse_' * t.sparse}{t.precision}_{t.pixels}"
-        layouts = [tirx.const(_layout(words), "uint32") for words in (t.weight_row, ROW)]
+        left = b.let("left", right + t.right + own * (DOWN * ROW))
+        instruction, layout = f"lwc_wgmma_{t.precision}_{t.pixels}", tirx.const(_LAYOUT, "uint32")
         _call(b, "lwc_wgmma_begin")
         for step in range(t.steps):
             for i, register in enumerate(sums):
-                of_weights = left + (i * DOWN * t.weight_row + step * STEP_BYTES // 4)
+                of_weights = left + (i * DOWN * ROW + step * STEP_BYTES // 4)
                 of_inputs = right + step * (ROW // t.steps)
-                factors = [b.address_of(self._slices, of_weights), layouts[0]]
-                factors += [b.address_of(self._slices, of_inputs), layouts[1]]
-                places = [kept[i].part(step, 1)] if t.sparse else []
-                _call(b, instruction, register.pointer, *factors, *places)
+                factors = (b.address_of(self._slices, of_weights), b.address_of(self._slices, of_inputs))
+                _call(b, instruction, register.pointer, *factors, layout)
         _call(b, "lwc_wgmma_commit")
 
     def release(self, number: Expr) -> None:
@@ -230,11 +222,6 @@ class _Ring:
 
     def _read(self, stage: Expr) -> Expr:
         return self._b.address_of(self._barriers, (self._t.stages + stage) * 2)
-
-
-def _layout(row: int) -> int:
-    """The high half of a matrix descriptor: from eight rows to the next, in 16 bytes, and how rows are swizzled."""
-    return 8 * row // PIECE | _SWIZZLING[row] << 30
 
 
 def _call(b: DeviceBuilder, name: str, *arguments: Expr) -> None:

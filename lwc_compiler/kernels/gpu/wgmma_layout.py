@@ -1,8 +1,8 @@
 """How `wgmma.py` cuts a product into blocks and clusters, and how its weights are stored.
 
-In the order of shared memory a row is 128 bytes of neighbouring products of one output channel or pixel, or 64 of what
-is kept of these, and pieces of 16 bytes change places within it so that eight rows are read from all banks at once
-(PTX ISA, *128-byte* and *64-byte swizzling mode*).
+In the order of shared memory a row is 128 bytes of neighbouring products of one output channel or pixel, and pieces of
+16 bytes change places within it so that eight rows are read from all banks at once (PTX ISA, *128-byte swizzling
+mode*).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lwc_compiler.kernels.gpu.builder import WARP, ceil_div
-from lwc_compiler.kernels.gpu.mma import two_of_four
 from lwc_compiler.kernels.gpu.precision import round_to
 from lwc_compiler.kernels.gpu.product import ProductTile
 from lwc_compiler.kernels.kernel import Constant
@@ -31,18 +30,17 @@ WARPGROUP = 128  # threads
 DOWN = 64  # output channels of an instruction
 STEP_BYTES = 32  # of a row of weights, in an instruction
 PIECE = 4  # words that stay together in shared memory
-ROW = 32  # words of a row of every number
-KEPT_ROW = 16  # of a row of the weights in 2:4
+ROW = 32  # words of a row
 _ALIGNMENT = 256  # words, to multiples of which rows of 128 bytes are aligned, eight at a time
 _MOST_WORDS = 1 << 28  # of shifted inputs: memory that only one layer needs
 _RESERVED_BYTES = 1024  # of shared memory, for barriers
 _NEIGHBOURS = 16  # multiprocessors that clusters can be of: of all, some are two more
-# Output channels and pixels of a block, warpgroups that multiply, and blocks of a cluster along both.
+# Output channels and pixels of a block, warpgroups that multiply, and blocks of a cluster along both: clusters of four
+# took up to twice as long as those of two on an H200.
 _CUTS = (
-    (128, 256, 2, 2, 1), (128, 256, 2, 4, 1), (128, 256, 2, 2, 2), (256, 192, 2, 2, 1), (256, 192, 2, 2, 2),
-    (256, 176, 2, 2, 1), (256, 176, 2, 1, 2), (256, 176, 2, 2, 2), (256, 128, 2, 1, 2), (256, 128, 2, 2, 2),
-    (128, 192, 2, 2, 1), (128, 128, 2, 1, 1), (128, 128, 2, 2, 1), (128, 128, 2, 2, 2), (128, 96, 2, 1, 1),
-    (128, 96, 2, 1, 2), (64, 256, 1, 2, 1), (64, 128, 1, 1, 1), (64, 64, 1, 1, 1),
+    (128, 256, 2, 2, 1), (256, 192, 2, 2, 1), (256, 176, 2, 2, 1), (256, 176, 2, 1, 2), (256, 128, 2, 1, 2),
+    (128, 192, 2, 2, 1), (128, 128, 2, 1, 1), (128, 128, 2, 2, 1), (128, 96, 2, 1, 1), (128, 96, 2, 1, 2),
+    (64, 256, 1, 2, 1), (64, 128, 1, 1, 1), (64, 64, 1, 1, 1),
 )  # fmt: skip
 _HOPPER = 90  # the compute capability, times ten
 
@@ -56,7 +54,6 @@ class WgmmaTile(ProductTile):
         pixels: of a block: of those that there are instructions for in `codegen/wgmma.cuh`.
         depth: products of a sum in a slice: as many as 128 bytes have.
         precision: `tf32`, `float16` or `bfloat16`.
-        sparse: 2:4, in 16 bits; else every weight.
         groups: warpgroups that multiply, 1 or 2.
         along_outputs: blocks of a cluster that compute the same pixels.
         along_pixels: blocks of a cluster that compute the same output channels.
@@ -65,7 +62,6 @@ class WgmmaTile(ProductTile):
     """
 
     precision: str = "float16"
-    sparse: bool = False
     groups: int = 1
     along_outputs: int = 1
     along_pixels: int = 1
@@ -92,19 +88,13 @@ class WgmmaTile(ProductTile):
         return self.outputs // (DOWN * self.groups)
 
     @property
-    def weight_row(self) -> int:
-        """Words of an output channel's weights in a slice."""
-        return KEPT_ROW if self.sparse else ROW
-
-    @property
     def steps(self) -> int:
         """Instructions of a slice for the same sums."""
-        return 4 * self.weight_row // STEP_BYTES
+        return 4 * ROW // STEP_BYTES
 
     @property
     def slice_words(self) -> int:
-        """The weights and, where they are sparse, the places of what is kept: a word for 16 x 16 products."""
-        return self.outputs * (self.weight_row + self.steps * self.sparse)
+        return self.outputs * ROW
 
     @property
     def pitch(self) -> int:
@@ -166,7 +156,7 @@ class WgmmaTile(ProductTile):
 
 
 def wgmma_tiles(
-    geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], gpu: Gpu, *, half: bool
+    geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], gpu: Gpu
 ) -> Iterator[WgmmaTile]:
     """Cuts of layers of one group with channels for whole slices, in less than float32, on Hopper alone.
 
@@ -175,35 +165,26 @@ def wgmma_tiles(
         x_strides: of the input.
         y_strides: of the output.
         gpu: which.
-        half: `is_sparse` holds for the weights.
     """
     g, in_row = geometry, 4 * ROW // (4 if gpu.precision == "tf32" else 2)
     if gpu.architectures != (_HOPPER,) or gpu.precision == "float32" or g.groups > 1:
         return
-    for sparse in (False, True) if half and gpu.precision != "tf32" else (False,):
-        for outputs, pixels, *cut_ in _CUTS:
-            cut = WgmmaTile(g, x_strides, y_strides, outputs, pixels, in_row, 1, gpu.precision, sparse, *cut_)
-            cut = replace(cut, shared_bytes=gpu.block_shared_bytes, multiprocessors=gpu.multiprocessors)
-            if cut.block == cut.depth and cut.input_words <= _MOST_WORDS:
-                yield cut
+    for outputs, pixels, *cut_ in _CUTS:
+        cut = WgmmaTile(g, x_strides, y_strides, outputs, pixels, in_row, 1, gpu.precision, *cut_)
+        cut = replace(cut, shared_bytes=gpu.block_shared_bytes, multiprocessors=gpu.multiprocessors)
+        if cut.block == cut.depth and cut.input_words <= _MOST_WORDS:
+            yield cut
 
 
 def pack_wgmma(weight: NDArray[np.float32], t: WgmmaTile) -> Constant:
     """The weights as they lie in shared memory, filled up with zeros: uint32 (1, output blocks, slices, words).
 
     Args:
-        weight: float32 (O, C, *kernel); `is_sparse` holds for a sparse tile.
+        weight: float32 (O, C, *kernel).
         t: the layout.
     """
     rows = _ordered(t.slices_of_weights(weight), t)
-    before = rows.shape[:3]
-    if not t.sparse:
-        return Constant(_swizzled(round_to(rows, t.precision)).reshape(*before, -1))
-    kept, places = two_of_four(rows)
-    words = _swizzled(round_to(kept, t.precision)).reshape(*before, -1)
-    # A lane reads what it gives to all instructions of a slice at once.
-    ordered = np.ascontiguousarray(places.swapaxes(-2, -1)).reshape(*before, -1)
-    return Constant(np.concatenate([words, ordered], axis=-1))
+    return Constant(_swizzled(round_to(rows, t.precision)).reshape(*rows.shape[:3], -1))
 
 
 def _ordered(rows: NDArray[np.float32], t: WgmmaTile) -> NDArray[np.float32]:
@@ -218,9 +199,9 @@ def _ordered(rows: NDArray[np.float32], t: WgmmaTile) -> NDArray[np.float32]:
     return np.ascontiguousarray(split.transpose(0, 1, 2, 3, 6, 4, 7, 5, 8)).reshape(rows.shape)
 
 
-def swizzled_piece(row: Expr, piece: Expr, words: int) -> Expr:
-    """Where a piece of a row of so many words lies in it; the other way round, too."""
-    return piece ^ (row % 8 if words == ROW else row // 2 % 4)
+def swizzled_piece(row: Expr, piece: Expr) -> Expr:
+    """Where a piece of a row lies in it; the other way round, too."""
+    return piece ^ row % 8
 
 
 def _swizzled(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
@@ -228,5 +209,5 @@ def _swizzled(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
     rows, row_words = words.shape[-2:]
     pieces = words.reshape(*words.shape[:-1], row_words // PIECE, PIECE)
     row, piece = np.ogrid[:rows, : row_words // PIECE]
-    moved: NDArray[np.uint32] = pieces[..., row, swizzled_piece(row, piece, row_words), :]
+    moved: NDArray[np.uint32] = pieces[..., row, swizzled_piece(row, piece), :]
     return moved.reshape(words.shape)
