@@ -1,4 +1,4 @@
-"""How long the kernels of `wgmma.py` and `wgmma_inputs.py` take: a model whose constants are reasoned from data sheets.
+"""How long the kernels of `wgmma.py` and `wgmma_inputs.py` take: a model with constants of data sheets.
 
 A block is always on a multiprocessor of its own. What bounds a slice is its products, the bytes that these and the
 copies take of shared memory, or what the copies take of the level-2 cache. The busiest block decides.
