@@ -25,6 +25,7 @@ from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from lwc_compiler.errors import ModelError, UnsupportedError
 from lwc_compiler.model import copy_fields, sort_nodes
+from lwc_compiler.packing.skeleton import tensors_of
 
 __all__ = ["Constant", "Graph", "Node", "Tensor", "evaluate", "onnx_type", "replace_uses", "rewritten", "unique_name"]
 
@@ -62,10 +63,9 @@ def rewritten(proto: ModelProto, *rewrites: Callable[[Graph], object]) -> ModelP
     unread = _taken_out(graph)
     with _refusing_damage():
         result: ModelProto = export_onnx(graph, do_type_check=False)
-    for tensor in result.graph.initializer:
-        if value := unread.get(tensor.name):
-            name = tensor.name
-            tensor.CopyFrom(value)
+    for name, tensor in tensors_of(result.graph):  # subgraphs, too, have the constants that they use
+        if tensor.data_type == TensorProto.UNDEFINED and name in unread:
+            tensor.CopyFrom(unread[name])
             tensor.name = name
     for descriptor, _ in result.ListFields():
         if descriptor.name != "graph":

@@ -250,6 +250,24 @@ def test_an_if_that_stays_sees_rewritten_tensors(rng):
         assert_same_outputs(source.proto, result, rng, feeds=feeds)
 
 
+def test_an_if_that_stays_reads_constants_that_nothing_rewrites(rng):
+    text = """
+    net (float[3] x, bool c) => (float[3] y, float[3] z) {
+      k = Constant <value = float[3] {1.0, 2.0, 3.0}> ()
+      z = Add(x, k)
+      y = If (c) <
+        then_branch = yes () => (float[3] t) { i = Identity(k) t = Add(x, i) },
+        else_branch = no () => (float[3] e) { two = Constant <value = float[3] {4.0, 5.0, 6.0}> () e = Mul(x, two) }
+      >
+    }"""
+    source = model(text, {})
+    result = normalized(source).proto
+    assert "If" in operators(result)
+    for value in (True, False):
+        feeds = {"x": rng.standard_normal(3).astype(np.float32), "c": np.array(value)}
+        assert_same_outputs(source.proto, result, rng, feeds=feeds)
+
+
 def test_folding_does_not_store_large_constants(rng):
     source = model(
         """
