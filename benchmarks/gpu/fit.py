@@ -27,8 +27,7 @@ from benchmarks.gpu.bundle import Writer
 from benchmarks.gpu.layers import Checked, Layer, Made, made, square
 from benchmarks.gpu.prepare import pack_cases
 from lwc_compiler.codegen.nvrtc import nvrtc_version
-from lwc_compiler.kernels.gpu import matvec_cost, mma_blocks_cost, product_cost, taps_cost, wgmma_cost
-from lwc_compiler.kernels.gpu import plan as planning
+from lwc_compiler.kernels.gpu import candidates, cuts, matvec_cost, mma_blocks_cost, product_cost, taps_cost, wgmma_cost
 from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.gemm import GemmTile
 from lwc_compiler.kernels.gpu.matvec import MatvecTile
@@ -36,6 +35,7 @@ from lwc_compiler.kernels.gpu.mma import MmaTile
 from lwc_compiler.kernels.gpu.mma_blocks_layout import MmaBlocksTile
 from lwc_compiler.kernels.gpu.mma_blocks_layout import fitted as fitted_blocks
 from lwc_compiler.kernels.gpu.mma_blocks_tiles import mma_blocks_tiles
+from lwc_compiler.kernels.gpu.plan import as_planes, without_gaps
 from lwc_compiler.kernels.gpu.taps_layout import TapTile, fitted
 from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile, wgmma_tiles
 from lwc_compiler.kernels.kernel import Plan
@@ -113,20 +113,20 @@ def _cases(gpu: Gpu) -> Iterator[Checked]:
         task = made(layer)
         weight, geometry, x_strides, y_strides = _as_convolution(layer, task)
         kept = int(np.count_nonzero(weight))
-        tiles = list(planning._tap_tiles(geometry, x_strides, y_strides, kept / weight.size, gpu))
+        tiles = list(cuts.tap_tiles(geometry, x_strides, y_strides, kept / weight.size, gpu))
         for tile in chosen(tiles, lambda t, kept=kept: taps_cost.taps_seconds(t, taps_cost.steps_of(t, kept), gpu)):
             tile = fitted(weight, tile)
-            plan = planning._tap_plan(weight, tile, Epilogue())
+            plan = candidates.tap_plan(weight, tile, Epilogue())
             (values,) = [a.array for a in plan.steps[0].args if getattr(a, "array", np.zeros(0)).dtype == np.float32]
             steps = values.size / 4 / tile.row_blocks / tile.geometry.groups
             yield _checked(layer, task, plan, "taps", tile, {"steps": steps})
         for precision in ("float32", "tf32", "float16"):
             precise = dataclasses.replace(gpu, precision=precision)
-            products = list(planning._product_tiles(weight, geometry, x_strides, y_strides, precise))
+            products = list(cuts.product_tiles(weight, geometry, x_strides, y_strides, precise))
             for product in chosen(products, lambda t: product_cost.product_seconds(t, gpu)):
                 if isinstance(product, GemmTile) != (precision == "float32"):
                     continue
-                build = planning._dense if isinstance(product, GemmTile) else planning._mma
+                build = candidates.gemm_candidate if isinstance(product, GemmTile) else candidates.mma_candidate
                 plan = build(weight, product, Epilogue(), precise).build()
                 kind = "gemm" if isinstance(product, GemmTile) else "mma"
                 yield _checked(layer, task, plan, kind, product, {}, precision)
@@ -139,18 +139,18 @@ def _cases(gpu: Gpu) -> Iterator[Checked]:
         layer = Layer("", *each, density=1.0)
         task = made(layer)
         weight, *geometry_and_strides = _as_convolution(layer, task)
-        cuts = list(wgmma_tiles(*geometry_and_strides, half))
-        for cut in chosen(cuts, lambda t: wgmma_cost.wgmma_seconds(t, half)):
-            plan = planning._wgmma(weight, cut, Epilogue(), half).build()
+        long_cuts = list(wgmma_tiles(*geometry_and_strides, half))
+        for cut in chosen(long_cuts, lambda t: wgmma_cost.wgmma_seconds(t, half)):
+            plan = candidates.wgmma_candidate(weight, cut, Epilogue(), half).build()
             yield _checked(layer, task, plan, "wgmma", cut, {}, "float16")
     for rows, k, n, density in _FEW_ROWS:
         layer = Layer("", rows, k, n, density=density)
         task = made(layer)
         transposed = np.ascontiguousarray(task.weight.T)
         stored = int(np.count_nonzero(transposed))
-        few = list(planning._matvec_tiles(transposed, rows, density < 1, gpu))
+        few = list(cuts.matvec_tiles(transposed, rows, density < 1, gpu))
         for tile in chosen(few, lambda t, stored=stored: matvec_cost.matvec_seconds(t, stored, gpu)):
-            plan = planning._matvec(transposed, tile, Epilogue(), gpu).build()
+            plan = candidates.matvec_candidate(transposed, tile, Epilogue(), gpu).build()
             yield _checked(layer, task, plan, "matvec", tile, {"stored": stored})
 
 
@@ -161,10 +161,10 @@ def _of_blocks(
     task, precise = made(layer), dataclasses.replace(gpu, precision="float16")
     weight, geometry, *strides = _as_convolution(layer, task)
     flat = weight.reshape(1, *weight.shape[:2], -1)
-    budgets = planning._shared_budgets(gpu)
+    budgets = cuts.shared_budgets(gpu)
     tiles = list(mma_blocks_tiles(flat, geometry, (strides[0], strides[1]), precise, budgets))
     for tile, places in chosen(tiles, lambda t: mma_blocks_cost.mma_blocks_seconds(*t, gpu)):
-        plan = planning._mma_blocks_plan(weight, tile, f"{_BLOCK}x1", Epilogue())
+        plan = candidates.mma_blocks_plan(weight, tile, f"{_BLOCK}x1", Epilogue())
         yield _checked(layer, task, plan, "blocks", fitted_blocks(weight, tile), {"places": places}, "float16")
 
 
@@ -174,7 +174,7 @@ def _as_convolution(layer: Layer, task: Made) -> tuple[NDArray[np.float32], Conv
         rows, k, n = layer.rows, layer.k, layer.n
         geometry = ConvGeometry(1, k, (1, rows), n, (1, 1), (1, 1), (0,) * 4, (1, 1))
         return task.weight.reshape(n, k, 1, 1), geometry, (rows * k, 1, 0, k), (rows * n, 1, 0, n)
-    geometry, x_strides = planning._without_gaps(planning._as_planes(layer.geometry))
+    geometry, x_strides = without_gaps(as_planes(layer.geometry))
     weight = task.weight.reshape(*task.weight.shape[:2], *geometry.kernel)
     return weight, geometry, x_strides, strides_of(geometry.out_shape)
 

@@ -21,7 +21,7 @@ from lwc_compiler.codegen.nvrtc import compile_all, nvrtc_version
 from lwc_compiler.codegen.tune import Timings, distinct_kernels, fastest_of, promising
 from lwc_compiler.errors import TargetError
 from lwc_compiler.kernels.choice import predicted
-from lwc_compiler.kernels.gpu.plan import overlapping
+from lwc_compiler.kernels.gpu.candidates import overlapping
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Scratch
 from lwc_compiler.runtime.device_driver import Gpu, GpuError, LaunchError, LaunchOf
 from lwc_compiler.runtime.device_timing import Buffers, sets_of

@@ -13,11 +13,11 @@ from test_matmul import make_case as make_product
 
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
-from lwc_compiler.kernels.gpu import plan as planning
+from lwc_compiler.kernels.gpu import candidates, cuts
 from lwc_compiler.kernels.gpu.builder import WARP, strides_of
 from lwc_compiler.kernels.gpu.gemm import GemmTile
 from lwc_compiler.kernels.gpu.matvec import STEP, pack_matvec
-from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
+from lwc_compiler.kernels.gpu.plan import FEW_ROWS, as_planes, plan_conv, plan_matmul, without_gaps
 from lwc_compiler.kernels.kernel import Step
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.targets import find_target
@@ -31,44 +31,44 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def planes(geometry: ConvGeometry) -> tuple[ConvGeometry, tuple[int, ...], tuple[int, ...]]:
-    plain, x_strides = planning._without_gaps(planning._as_planes(geometry))
+    plain, x_strides = without_gaps(as_planes(geometry))
     return plain, x_strides, strides_of(plain.out_shape)
 
 
 def tap_tiles(geometry: ConvGeometry, _target):
-    return planning._tap_tiles(*planes(geometry), 0.3, GPU.gpu)
+    return cuts.tap_tiles(*planes(geometry), 0.3, GPU.gpu)
 
 
 def block_tiles(geometry: ConvGeometry, _target):
-    return planning._tap_tiles(*planes(geometry), 0.3, GPU.gpu, 4)
+    return cuts.tap_tiles(*planes(geometry), 0.3, GPU.gpu, 4)
 
 
 def planned_taps(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
-    return planning._tap_plan(weight.reshape(*weight.shape[:2], *tile.geometry.kernel), tile, epilogue)
+    return candidates.tap_plan(weight.reshape(*weight.shape[:2], *tile.geometry.kernel), tile, epilogue)
 
 
 def gemm_tiles(geometry: ConvGeometry, _target):
-    cuts = itertools.product(planning._GEMM_TILES, planning._DEPTHS, (1, 3))
-    tiles = [GemmTile(*planes(geometry), m, p, depth, n, *each) for (m, p, *each), depth, n in cuts]
-    return [tile for tile in tiles if planning._fits(tile)]
+    found = itertools.product(cuts.GEMM_TILES, cuts.DEPTHS, (1, 3))
+    tiles = [GemmTile(*planes(geometry), m, p, depth, n, *each) for (m, p, *each), depth, n in found]
+    return [tile for tile in tiles if cuts.fits(tile)]
 
 
 def planned_gemm(weight, geometry: ConvGeometry, epilogue: Epilogue, tile):
-    return planning._dense(weight, tile, epilogue, GPU.gpu).build()
+    return candidates.gemm_candidate(weight, tile, epilogue, GPU.gpu).build()
 
 
 def depthwise(rows: int):
     def plan(weight, geometry: ConvGeometry, epilogue: Epilogue, _target):
-        return planning._depthwise(weight, geometry, rows, epilogue, GPU.gpu).build()
+        return candidates.depthwise_candidate(weight, geometry, rows, epilogue, GPU.gpu).build()
 
     return plan
 
 
 def matvec(*, is_sparse: bool, cut: int = 0):
     def plan(weight, rows: int, epilogue: Epilogue, _target):
-        tiles = list(planning._matvec_tiles(weight, rows, is_sparse, GPU.gpu))
+        tiles = list(cuts.matvec_tiles(weight, rows, is_sparse, GPU.gpu))
         tile = tiles[cut % len(tiles)]
-        return planning._matvec(weight, tile, epilogue, GPU.gpu).build()
+        return candidates.matvec_candidate(weight, tile, epilogue, GPU.gpu).build()
 
     return plan
 
@@ -139,7 +139,7 @@ def test_inputs_reach_only_the_outputs_that_read_them(device) -> None:
 def test_lanes_read_different_banks() -> None:
     """Mostly: of 32 random addresses 3.5 meet in a bank, in lists at most 2 on average."""
     weight = sparse(np.random.default_rng(0), (2000, 20), 0.1, 1)
-    tile = next(planning._matvec_tiles(weight, 1, True, GPU.gpu))
+    tile = next(cuts.matvec_tiles(weight, 1, True, GPU.gpu))
     (starts, indices, _), _ = pack_matvec(weight, tile)
     most = []
     for first, last in itertools.pairwise(starts.array[:21]):
@@ -151,12 +151,12 @@ def test_lanes_read_different_banks() -> None:
 
 def planned_taps_of_rows(weight, rows: int):
     """The kernel for many rows, whatever is predicted."""
-    candidates = []
-    plan_matmul(weight, 2 * rows * planning._FEW_ROWS, Epilogue(), GPU, lambda _, found: candidates.extend(found))
+    offered = []
+    plan_matmul(weight, 2 * rows * FEW_ROWS, Epilogue(), GPU, lambda _, found: offered.extend(found))
     geometry = ConvGeometry(1, 300, (1, rows), 90, (1, 1), (1, 1), (0,) * 4, (1, 1))
-    tile = next(planning._tap_tiles(geometry, (rows * 300, 1, 0, 300), (rows * 90, 1, 0, 90), 0.3, GPU.gpu))
-    assert any(candidate.format == "csr" for candidate in candidates)
-    return planning._tap_plan(np.ascontiguousarray(weight.T).reshape(90, 300, 1, 1), tile, Epilogue())
+    tile = next(cuts.tap_tiles(geometry, (rows * 300, 1, 0, 300), (rows * 90, 1, 0, 90), 0.3, GPU.gpu))
+    assert any(candidate.format == "csr" for candidate in offered)
+    return candidates.tap_plan(np.ascontiguousarray(weight.T).reshape(90, 300, 1, 1), tile, Epilogue())
 
 
 @pytest.mark.parametrize(
@@ -218,19 +218,19 @@ def kernels_of_many_cuts() -> dict[str, Step]:
     weight = sparse(generator, (1024, 512), 0.1, 1)
     for rows in (1, 3, 8):
         for is_sparse in (False, True):
-            for i, tile in enumerate(planning._matvec_tiles(weight, rows, is_sparse, GPU.gpu)):
-                plan = planning._matvec(weight, tile, epilogue(512), GPU.gpu).build()
+            for i, tile in enumerate(cuts.matvec_tiles(weight, rows, is_sparse, GPU.gpu)):
+                plan = candidates.matvec_candidate(weight, tile, epilogue(512), GPU.gpu).build()
                 steps[f"matvec_{rows}_{int(is_sparse)}_{i}"] = plan.steps[0]
     tall = sparse(generator, (13000, 64), 0.1, 1)  # fills shared memory
     for rows in (1, 3, 8):
-        for i, tile in enumerate(list(planning._matvec_tiles(tall, rows, True, GPU.gpu))[::4]):
-            steps[f"tall_{rows}_{i}"] = planning._matvec(tall, tile, epilogue(64), GPU.gpu).build().steps[0]
+        for i, tile in enumerate(list(cuts.matvec_tiles(tall, rows, True, GPU.gpu))[::4]):
+            steps[f"tall_{rows}_{i}"] = candidates.matvec_candidate(tall, tile, epilogue(64), GPU.gpu).build().steps[0]
     plan = plan_matmul(weight, 64, epilogue(512), GPU)
     geometry = conv(1, 32, (112, 112), 32, (3, 3), pads=(1, 1, 1, 1), groups=32)
     plans = {"rows": plan}
     for rows in (1, 8):
         each = np.ones((32, 1, 3, 3), np.float32)
-        plans[f"depthwise_{rows}"] = planning._depthwise(each, geometry, rows, epilogue(32), GPU.gpu).build()
+        plans[f"depthwise_{rows}"] = candidates.depthwise_candidate(each, geometry, rows, epilogue(32), GPU.gpu).build()
     return steps | {name: plan.steps[0] for name, plan in plans.items()}
 
 

@@ -10,11 +10,11 @@ from test_gpu_precision import GEOMETRIES, GPU, PRECISIONS, PRODUCTS, Case, conv
 
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
-from lwc_compiler.kernels.gpu import plan as planning
+from lwc_compiler.kernels.gpu import candidates, cuts
 from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.mma_blocks_layout import COLUMNS, MmaBlocksTile, fitted, pack_mma_blocks
 from lwc_compiler.kernels.gpu.mma_blocks_tiles import block_height, mma_blocks_tiles
-from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
+from lwc_compiler.kernels.gpu.plan import as_planes, plan_conv, plan_matmul
 from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from tests.cuda_harness import Emulator
@@ -50,7 +50,7 @@ def tiles(weight: np.ndarray, geometry: ConvGeometry, strides, precision: str, b
 def planned(weight: np.ndarray, offered: list[MmaBlocksTile], number: int, epilogue: Epilogue) -> Plan:
     """One of the cuts that are offered."""
     tile = np.random.default_rng(number).choice(np.array(offered, object))
-    return planning._mma_blocks_plan(weight, tile, "16x1", epilogue)
+    return candidates.mma_blocks_plan(weight, tile, "16x1", epilogue)
 
 
 def convolution(number: int) -> Case:
@@ -61,7 +61,7 @@ def convolution(number: int) -> Case:
     x = generator.standard_normal(g.in_shape, np.float32)
     bias = generator.standard_normal(g.out_channels).astype(np.float32)
     residual = generator.standard_normal(g.out_shape, np.float32)
-    plain = planning._as_planes(g)
+    plain = as_planes(g)
     taps = weight.reshape(*weight.shape[:2], *plain.kernel)
     offered = tiles(taps, plain, (strides_of(plain.in_shape), strides_of(plain.out_shape)), precision)
     plan = planned(taps, offered, number, Epilogue(bias, True, Activation("relu")))
@@ -162,15 +162,15 @@ def test_registers_do(precision: str, architecture: int) -> None:
     layers = [conv(1, 64, (56, 56), 64, (3, 3), pads=(1, 1, 1, 1)), conv(2, 131, (28, 28), 256, (1, 1))]
     layers.append(conv(1, 128, (28, 28), 128, (3, 3), (2, 2), (1, 1, 1, 1)))
     for geometry in layers:
-        plain = planning._as_planes(geometry)
+        plain = as_planes(geometry)
         weight = blocks(generator, weight_shape(geometry), 0.1, 64)
         epilogue = Epilogue(np.zeros(geometry.out_channels, np.float32), True, Activation("relu"))
         strides = strides_of(plain.in_shape), strides_of(plain.out_shape)
-        offered = tiles(weight, plain, strides, precision, planning._shared_budgets(GPU.gpu))
+        offered = tiles(weight, plain, strides, precision, cuts.shared_budgets(GPU.gpu))
         # Those with the most sums, and others.
         offered.sort(key=lambda tile: tile.outputs * tile.sums * tile.warps)
         for tile in (offered[-1], offered[len(offered) // 2]):
-            found[f"k{len(found)}"] = planning._mma_blocks_plan(weight, tile, "64x1", epilogue).steps[0].kernel
+            found[f"k{len(found)}"] = candidates.mma_blocks_plan(weight, tile, "64x1", epilogue).steps[0].kernel
     weight = blocks(generator, (256, 768, 1, 1), 0.1, 16)
     rows = ConvGeometry(1, 768, (1, 128), 256, (1, 1), (1, 1), (0,) * 4, (1, 1))
     offered = tiles(weight, rows, ((128 * 768, 1, 0, 768), (128 * 256, 1, 0, 256)), precision)

@@ -11,10 +11,10 @@ from test_conv import conv, weight_shape
 
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
-from lwc_compiler.kernels.gpu import plan as planning
+from lwc_compiler.kernels.gpu import candidates, cuts
 from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse
-from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
+from lwc_compiler.kernels.gpu.plan import as_planes, plan_conv, plan_matmul
 from lwc_compiler.kernels.gpu.precision import round_to
 from lwc_compiler.kernels.kernel import Plan, Step
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
@@ -76,10 +76,10 @@ def mma_tile(number: int, geometry: ConvGeometry, strides, precision: str, *, is
     """One of the cuts that are offered."""
     tiles = [
         MmaTile(geometry, *strides, outputs, pixels, depth, 1, precision, is_sparse, *warp)
-        for outputs, pixels, *warp in planning._MMA_TILES
-        for depth in planning._DEPTHS
+        for outputs, pixels, *warp in cuts.MMA_TILES
+        for depth in cuts.DEPTHS
     ]
-    offered = [tile for tile in tiles if planning._fits(tile) and tile.depth % tile.step == 0]
+    offered = [tile for tile in tiles if cuts.fits(tile) and tile.depth % tile.step == 0]
     return offered[number % len(offered)]
 
 
@@ -92,13 +92,13 @@ def convolution(number: int, precision: str, *, is_sparse: bool = False) -> Case
     x = generator.standard_normal(g.in_shape, np.float32)
     bias = generator.standard_normal(g.out_channels).astype(np.float32)
     residual = generator.standard_normal(g.out_shape, np.float32)
-    plain = planning._as_planes(g)
+    plain = as_planes(g)
     strides = strides_of(plain.in_shape), strides_of(plain.out_shape)
     tile = mma_tile(number + PRECISIONS.index(precision), plain, strides, precision, is_sparse=is_sparse)
     if number % 2 == 0 and tile.slices >= 4:
         tile = replace(tile, splits=2)
     epilogue = Epilogue(bias, True, Activation("relu"))
-    plan = planning._mma(weight.reshape(*weight.shape[:2], *plain.kernel), tile, epilogue, GPU.gpu).build()
+    plan = candidates.mma_candidate(weight.reshape(*weight.shape[:2], *plain.kernel), tile, epilogue, GPU.gpu).build()
     sums = convolved(rounded(x, precision), rounded(weight, precision), g)
     expected = np.maximum(sums + bias.reshape(-1, *(1,) * len(g.in_size)) + residual, 0)
     return Case(plan, [x, residual], expected, float(np.abs(sums).max()))
@@ -114,7 +114,9 @@ def product(number: int, precision: str, *, is_sparse: bool = False) -> Case:
     tile = mma_tile(number, geometry, strides, precision, is_sparse=is_sparse)
     taps = np.ascontiguousarray(weight.T).reshape(n, k, 1, 1)
     expected = rounded(x, precision).astype(np.float64) @ rounded(weight, precision)
-    return Case(planning._mma(taps, tile, Epilogue(), GPU.gpu).build(), [x], expected, float(np.abs(expected).max()))
+    return Case(
+        candidates.mma_candidate(taps, tile, Epilogue(), GPU.gpu).build(), [x], expected, float(np.abs(expected).max())
+    )
 
 
 def few_rows(number: int, precision: str, *, is_sparse: bool) -> Case:
@@ -122,9 +124,9 @@ def few_rows(number: int, precision: str, *, is_sparse: bool) -> Case:
     (rows, k, n), generator = FEW_ROWS[number], np.random.default_rng(number)
     weight = sparse(generator, (k, n), 0.1 if is_sparse else 1.0, 1)
     x = generator.standard_normal((rows, k), np.float32)
-    tile = list(planning._matvec_tiles(weight, rows, is_sparse, replace(GPU.gpu, precision=precision)))[2 * number + 1]
+    tile = list(cuts.matvec_tiles(weight, rows, is_sparse, replace(GPU.gpu, precision=precision)))[2 * number + 1]
     expected = x.astype(np.float64) @ rounded(weight, precision)
-    plan = planning._matvec(weight, tile, Epilogue(), GPU.gpu).build()
+    plan = candidates.matvec_candidate(weight, tile, Epilogue(), GPU.gpu).build()
     return Case(plan, [x], expected, float(np.abs(expected).max()))
 
 
@@ -175,7 +177,7 @@ def steps(precision: str, architecture: int) -> dict[str, Step]:
     found, generator = {}, np.random.default_rng(0)
     full = conv(1, 64, (56, 56), 64, (3, 3), pads=(1, 1, 1, 1))
     strided = conv(1, 131, (56, 56), 128, (3, 3), (2, 2), (1, 1, 1, 1))
-    layers = [(full, i, False) for i in range(0, len(planning._MMA_TILES) * len(planning._DEPTHS), 3)]
+    layers = [(full, i, False) for i in range(0, len(cuts.MMA_TILES) * len(cuts.DEPTHS), 3)]
     if precision != "tf32" and architecture >= 80:
         layers += [(full, i, True) for i in range(2)]
     for geometry, number, half in [(strided, 0, False), *layers]:
@@ -184,7 +186,7 @@ def steps(precision: str, architecture: int) -> dict[str, Step]:
         weight = two_of_four(weight, generator) if half else weight
         epilogue = Epilogue(np.zeros(geometry.out_channels, np.float32), True, Activation("relu"))
         tile = replace(mma_tile(number, geometry, strides, precision, is_sparse=half), splits=1 + number % 2)
-        found[f"conv{len(found)}"] = planning._mma(weight, tile, epilogue, GPU.gpu).build().steps[0]
+        found[f"conv{len(found)}"] = candidates.mma_candidate(weight, tile, epilogue, GPU.gpu).build().steps[0]
     found["rows"] = product(1, precision).plan.steps[0]
     if precision != "tf32":
         found |= {f"csr{i}": few_rows(i, precision, is_sparse=True).plan.steps[0] for i in (0, 2)}

@@ -10,9 +10,9 @@ from test_gpu_precision import Case, convolved, rounded
 
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
-from lwc_compiler.kernels.gpu import plan as planning
+from lwc_compiler.kernels.gpu import candidates
 from lwc_compiler.kernels.gpu.builder import strides_of
-from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
+from lwc_compiler.kernels.gpu.plan import as_planes, plan_conv, plan_matmul, without_gaps
 from lwc_compiler.kernels.gpu.wgmma import wgmma_kernel
 from lwc_compiler.kernels.gpu.wgmma_inputs import inputs_kernel
 from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile, wgmma_tiles
@@ -42,7 +42,7 @@ def product(shape: tuple[int, int, int], cut: tuple[int, ...], precision: str, b
     strides = (rows * k, 1, 0, k), (rows * n, 1, 0, n)
     tile = tile_of(geometry, strides, cut, precision, blocks)
     taps = np.ascontiguousarray(weight.T).reshape(n, k, 1, 1)
-    plan = planning._wgmma(taps, tile, Epilogue(bias, True, Activation("relu")), GPU.gpu).build()
+    plan = candidates.wgmma_candidate(taps, tile, Epilogue(bias, True, Activation("relu")), GPU.gpu).build()
     sums = rounded(x, precision).astype(np.float64) @ rounded(weight, precision)
     return Case(plan, [x, residual], np.maximum(sums + bias + residual, 0), float(np.abs(sums).max()))
 
@@ -51,10 +51,12 @@ def convolution(g: ConvGeometry, cut: tuple[int, ...], precision: str, blocks: i
     generator = np.random.default_rng(g.in_channels)
     weight = generator.standard_normal(weight_shape(g), np.float32)
     x = generator.standard_normal(g.in_shape, np.float32)
-    plain, x_strides = planning._without_gaps(planning._as_planes(g))
+    plain, x_strides = without_gaps(as_planes(g))
     strides = x_strides, strides_of(plain.out_shape)
     tile = tile_of(plain, strides, cut, precision, blocks)
-    plan = planning._wgmma(weight.reshape(*weight.shape[:2], *plain.kernel), tile, Epilogue(), GPU.gpu).build()
+    plan = candidates.wgmma_candidate(
+        weight.reshape(*weight.shape[:2], *plain.kernel), tile, Epilogue(), GPU.gpu
+    ).build()
     expected = convolved(rounded(x, precision), rounded(weight, precision), g)
     return Case(plan, [x], expected, float(np.abs(expected).max()))
 
