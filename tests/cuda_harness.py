@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,6 +63,12 @@ class Emulator:
         first, second = (self._run_once(name, inputs, shape, backwards) for backwards in (False, True))
         assert np.array_equal(first.view(np.uint32), second.view(np.uint32)), "the order of threads changes the result"
         return first
+
+    def check(self, name: str, case: Any) -> None:
+        """Asserts that a plan gives what a case expects: only sums are rounded otherwise, to 1e-5 of their scale."""
+        result = self.run(name, case.inputs, case.expected.shape)
+        assert np.isfinite(result).all(), name
+        assert np.abs(result - case.expected).max() <= 1e-5 * case.scale, name
 
     def _run_once(self, name: str, inputs: list[np.ndarray], shape: tuple[int, ...], backwards: bool) -> np.ndarray:
         plan = self._plans[name]

@@ -154,10 +154,7 @@ def emulator(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_same_as_float64_of_rounded_factors(emulator, name: str) -> None:
     """Only sums are rounded otherwise, in float32: 1e-5 of their scale, as for kernels in float32."""
-    case = CASES[name]
-    result = emulator.run(name, case.inputs, case.expected.shape)
-    assert np.isfinite(result).all()
-    assert np.abs(result - case.expected).max() <= 1e-5 * case.scale
+    emulator.check(name, CASES[name])
 
 
 def test_rounding() -> None:
@@ -208,8 +205,9 @@ def test_registers_do(precision: str, architecture: int) -> None:
         assert code.resources[name].registers * math.prod(step.kernel.launch.block) <= 65536, name
 
 
-def precise(precision: str):
-    return replace(GPU, gpu=replace(GPU.gpu, precision=precision))
+def precise(precision: str, name: str = "a100"):
+    target = find_target(name)
+    return replace(target, gpu=replace(target.gpu, precision=precision))
 
 
 def test_two_of_four_are_stored_and_multiplied() -> None:

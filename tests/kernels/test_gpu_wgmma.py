@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from test_conv import conv, weight_shape
-from test_gpu_precision import Case, convolved, rounded
+from test_gpu_precision import Case, convolved, precise, rounded
 
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
@@ -91,15 +91,7 @@ def emulator(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_same_as_float64_of_rounded_factors(emulator, name: str) -> None:
     """Only sums are rounded otherwise, in float32: 1e-5 of their scale."""
-    case = CASES[name]
-    result = emulator.run(name, case.inputs, case.expected.shape)
-    assert np.isfinite(result).all()
-    assert np.abs(result - case.expected).max() <= 1e-5 * case.scale
-
-
-def precise(precision: str, name: str = "h200"):
-    target = find_target(name)
-    return replace(target, gpu=replace(target.gpu, precision=precision))
+    emulator.check(name, CASES[name])
 
 
 def test_registers_do() -> None:
@@ -109,7 +101,7 @@ def test_registers_do() -> None:
     epilogue = Epilogue(np.zeros(512, np.float32), True, Activation("relu"))
     steps = []
     for precision, first, number in (("float16", 0, 4), ("bfloat16", 1, 5), ("tf32", 2, 5)):
-        tiles = list(wgmma_tiles(geometry, *strides, precise(precision).gpu))
+        tiles = list(wgmma_tiles(geometry, *strides, precise(precision, "h200").gpu))
         assert all(2 <= tile.stages <= 32 for tile in tiles)
         steps += [(wgmma_kernel("gpu_wgmma", tile, epilogue), 65536) for tile in tiles[first::number]]
         steps.append((inputs_kernel("gpu_wgmma_inputs", tiles[0]), 32768))
@@ -126,17 +118,17 @@ def test_registers_do() -> None:
 def test_long_products_on_hopper_go_there(precision: str) -> None:
     """And nowhere else: not where a library is for others, too, and not layers of few channels in a group."""
     weight = np.ones((2048, 2048), np.float32)
-    plan = plan_matmul(weight, 2048, Epilogue(), precise(precision))
+    plan = plan_matmul(weight, 2048, Epilogue(), precise(precision, "h200"))
     assert [step.kernel.name for step in plan.steps] == ["gpu_wgmma_inputs", "gpu_wgmma"]
     assert all(step.kernel.launch.overlaps for step in plan.steps[1:])
     for other in ("a100", "cuda", "cuda:sm_100"):
         assert plan_matmul(weight, 2048, Epilogue(), precise(precision, other)).steps[0].kernel.name == "gpu_mma"
     pointwise = conv(16, 1024, (28, 28), 1024, (1, 1))
     weight = np.ones(weight_shape(pointwise), np.float32)
-    assert plan_conv(weight, pointwise, Epilogue(), precise(precision)).steps[-1].kernel.name == "gpu_wgmma"
+    assert plan_conv(weight, pointwise, Epilogue(), precise(precision, "h200")).steps[-1].kernel.name == "gpu_wgmma"
     full = conv(16, 512, (28, 28), 512, (3, 3), pads=(1, 1, 1, 1))
     weight = np.ones(weight_shape(full), np.float32)
-    assert plan_conv(weight, full, Epilogue(), precise(precision)).steps[-1].kernel.name == "gpu_wgmma"
+    assert plan_conv(weight, full, Epilogue(), precise(precision, "h200")).steps[-1].kernel.name == "gpu_wgmma"
     for other in (replace(full, in_channels=3), replace(full, groups=8)):
         weight = np.ones(weight_shape(other), np.float32)
-        assert plan_conv(weight, other, Epilogue(), precise(precision)).steps[-1].kernel.name == "gpu_mma"
+        assert plan_conv(weight, other, Epilogue(), precise(precision, "h200")).steps[-1].kernel.name == "gpu_mma"

@@ -88,7 +88,7 @@ class DeviceBuilder(KernelBuilder):
         changing = [buffer for buffer, data in self._data.items() if not any(data.same_as(c) for c in constants)]
         early = [buffer.name for buffer in changing if any(other.same_as(buffer) for other in used)]
         assert not early, f"{early} may change before `inputs_ready`"
-        self._call("lwc_inputs_ready")
+        self.device_call("lwc_inputs_ready")
 
     def shared(self, name: str, elements: int, dtype: str = "float32") -> Expr:
         """Memory that the threads of a block share, of numbers of 32 bits; its first contents are undefined."""
@@ -107,24 +107,25 @@ class DeviceBuilder(KernelBuilder):
         """
         exists = tirx.const(1, "int32") if exists is True else exists.astype("int32")
         addresses = self.address_of(to, at), self.address_of(from_, index)
-        self._call(f"lwc_copy_{4 * words}", *addresses, exists)
+        self.device_call(f"lwc_copy_{4 * words}", *addresses, exists)
 
     def read(self, to: Register, from_: Expr, index: Expr, words: int) -> None:
         """Reads 2 or 4 words of 32 bits of a constant to a register, at this place and no later.
 
         The address is a multiple of the size.
         """
-        self._call(f"lwc_read_{4 * words}", to.address(), self.address_of(from_, index))
+        self.device_call(f"lwc_read_{4 * words}", to.address(), self.address_of(from_, index))
 
     def commit(self) -> None:
         """Ends a group of copies."""
-        self._call("lwc_commit")
+        self.device_call("lwc_commit")
 
     def wait(self, pending: int) -> None:
         """Waits for all groups of this thread's copies but the last `pending`: 0 or 1."""
-        self._call(f"lwc_wait_{pending}")
+        self.device_call(f"lwc_wait_{pending}")
 
-    def _call(self, name: str, *arguments: Expr) -> None:
+    def device_call(self, name: str, *arguments: Expr) -> None:
+        """Calls a function of the texts in `codegen/*.cuh` and `*.cl`, which gives nothing."""
         self.emit(Evaluate(tirx.call_extern("void", name, *arguments)))
 
     @contextmanager

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from tvm import tirx
-from tvm.tirx.stmt import Evaluate
 
 from lwc_compiler.kernels.builder import divide, modulo, splat
 from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder
@@ -203,7 +202,7 @@ def mma_kernel(name: str, t: MmaTile, epilogue: Epilogue) -> Kernel:
                     further = [b.let("kept", b.load(left, left_at + t.weight_words + at))]
                 for j in acrosses:
                     pointers = (sums[i][j].pointer, a[i].pointer, c[j].pointer)
-                    b.emit(Evaluate(tirx.call_extern("void", instruction, *pointers, *further)))
+                    b.device_call(instruction, *pointers, *further)
 
     lanes = 1 if t.to_channels else 2
     for j in acrosses:

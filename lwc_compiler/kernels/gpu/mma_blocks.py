@@ -15,7 +15,6 @@ import itertools
 from typing import TYPE_CHECKING
 
 from tvm import tirx
-from tvm.tirx.stmt import Evaluate
 
 from lwc_compiler.kernels.builder import divide, modulo, smaller, splat, unravel
 from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder, both, half_of
@@ -178,4 +177,4 @@ def _multiply(
             right.set_part(word, tirx.call_extern("uint32", f"lwc_round_{t.precision}", *numbers))
         for register, registers in zip(left, sums, strict=True):
             pointers = (registers[across].pointer, register.pointer, right.pointer)
-            b.emit(Evaluate(tirx.call_extern("void", f"lwc_mma_{t.precision}", *pointers)))
+            b.device_call(f"lwc_mma_{t.precision}", *pointers)

@@ -17,12 +17,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tvm import tirx
-from tvm.tirx.stmt import Evaluate
 
 from lwc_compiler.kernels.builder import divide, modulo
 from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder
 from lwc_compiler.kernels.gpu.product import store_sums
-from lwc_compiler.kernels.gpu.wgmma_layout import DOWN, PIECE, ROW, STEP_BYTES, WARPGROUP
+from lwc_compiler.kernels.gpu.wgmma_layout import DOWN, PIECE, ROW, STEP, WARPGROUP
 
 if TYPE_CHECKING:
     from lwc_compiler.kernels.builder import Register
@@ -53,7 +52,7 @@ def wgmma_kernel(name: str, t: WgmmaTile, epilogue: Epilogue) -> Kernel:
     b.inputs_ready()
     with b.when(warpgroup == 0):
         if t.groups > 1:
-            _call(b, f"lwc_registers_{_FEWER}")
+            b.device_call(f"lwc_registers_{_FEWER}")
         with b.when(b.thread == 0), b.loop("turn", 0, turns, rolled=True) as turn:
             output, pixel = _place(b, t, cluster + turn * t.clusters, rank)
             with b.loop("slice", 0, t.slices, rolled=True) as number:
@@ -62,7 +61,7 @@ def wgmma_kernel(name: str, t: WgmmaTile, epilogue: Epilogue) -> Kernel:
                 )
     with b.otherwise():
         if t.groups > 1:
-            _call(b, f"lwc_registers_{_MORE}")
+            b.device_call(f"lwc_registers_{_MORE}")
         sums = [b.register(t.pixels // 2) for _ in range(t.each)]
         own = b.let("own", (warpgroup - 1) * t.each)
         with b.loop("turn", 0, turns, rolled=True) as turn:
@@ -72,17 +71,17 @@ def wgmma_kernel(name: str, t: WgmmaTile, epilogue: Epilogue) -> Kernel:
             with b.loop("slice", 0, t.slices, rolled=True) as number:
                 ring.multiply(turn * t.slices + number, own, sums)
                 with b.when(number > 0):
-                    _call(b, "lwc_wgmma_wait_1")
+                    b.device_call("lwc_wgmma_wait_1")
                     ring.release(turn * t.slices + number - 1)
-            _call(b, "lwc_wgmma_wait_0")
+            b.device_call("lwc_wgmma_wait_0")
             ring.release((turn + 1) * t.slices - 1)
             for register in sums:
-                _call(b, f"lwc_wgmma_done_{t.pixels // 2}", register.pointer)
+                b.device_call(f"lwc_wgmma_done_{t.pixels // 2}", register.pointer)
             output, pixel = _place(b, t, cluster + turn * t.clusters, rank)
             exists = tirx.all(output * t.outputs < t.geometry.group_outputs, pixel * t.pixels < t.all_pixels)
             with b.when(exists if t.cluster > 1 else True):
                 _store(b, t, output * t.outputs + own * DOWN, pixel * t.pixels, sums, (y, residual, bias), epilogue)
-    _call(b, "lwc_cluster_sync")  # no block ends while another of its cluster may still copy to it
+    b.device_call("lwc_cluster_sync")  # no block ends while another of its cluster may still copy to it
     return b.finished(name)
 
 
@@ -145,9 +144,9 @@ class _Ring:
         """Makes the barriers: of each stage, one for a slice that has arrived, and one for all having read it."""
         b, t = self._b, self._t
         with b.when(b.thread == 0), b.unrolled("i", t.stages) as stage:
-            _call(b, "lwc_barrier_init", self._arrived(stage), 1)
-            _call(b, "lwc_barrier_init", self._read(stage), t.groups * (WARPGROUP // WARP) * t.cluster)
-        _call(b, "lwc_cluster_sync")
+            b.device_call("lwc_barrier_init", self._arrived(stage), 1)
+            b.device_call("lwc_barrier_init", self._read(stage), t.groups * (WARPGROUP // WARP) * t.cluster)
+        b.device_call("lwc_cluster_sync")
 
     def copy(self, number: Expr, rank: Expr, weights: Expr, left: Expr, x: Expr, right: Expr) -> None:
         """Starts the block's copies of a slice: of weights and inputs, each a part of what some of the cluster need.
@@ -162,9 +161,9 @@ class _Ring:
         """
         b, t = self._b, self._t
         stage, turn = b.let("stage", modulo(number, t.stages)), divide(number, t.stages)
-        _call(b, "lwc_barrier_wait", self._read(stage), b.let("before", 1 - modulo(turn, 2)))
+        b.device_call("lwc_barrier_wait", self._read(stage), b.let("before", 1 - modulo(turn, 2)))
         at = b.let("at", stage * t.stage_words)
-        _call(b, "lwc_barrier_expect", self._arrived(stage), 4 * (t.right + t.slice_words))
+        b.device_call("lwc_barrier_expect", self._arrived(stage), 4 * (t.right + t.slice_words))
         down, across = modulo(rank, t.along_outputs), divide(rank, t.along_outputs)
         same_outputs = sum(1 << (i * t.along_outputs) for i in range(t.along_pixels))
         self._copy_part(
@@ -182,10 +181,10 @@ class _Ring:
         first = b.let("first", number * (words // parts))
         addresses = b.address_of(self._slices, at + first), b.address_of(from_, which * words + first)
         if parts == 1:
-            _call(b, "lwc_copy_bulk", *addresses, 4 * words, self._arrived(stage))
+            b.device_call("lwc_copy_bulk", *addresses, 4 * words, self._arrived(stage))
         else:
             blocks = b.let("blocks", tirx.const(mask, "int32") << shift)
-            _call(b, "lwc_copy_bulk_to_all", *addresses, 4 * words // parts, self._arrived(stage), blocks)
+            b.device_call("lwc_copy_bulk_to_all", *addresses, 4 * words // parts, self._arrived(stage), blocks)
 
     def multiply(self, number: Expr, own: Expr, sums: list[Register]) -> None:
         """Starts the products of a slice, when it is there.
@@ -197,32 +196,27 @@ class _Ring:
         """
         b, t = self._b, self._t
         stage, turn = b.let("stage", modulo(number, t.stages)), divide(number, t.stages)
-        _call(b, "lwc_barrier_wait", self._arrived(stage), b.let("now", modulo(turn, 2)))
+        b.device_call("lwc_barrier_wait", self._arrived(stage), b.let("now", modulo(turn, 2)))
         right = b.let("right", stage * t.stage_words)
         left = b.let("left", right + t.right + own * (DOWN * ROW))
         instruction, layout = f"lwc_wgmma_{t.precision}_{t.pixels}", tirx.const(_LAYOUT, "uint32")
-        _call(b, "lwc_wgmma_begin")
-        for step in range(t.steps):
+        b.device_call("lwc_wgmma_begin")
+        for step in range(0, ROW, STEP):
             for i, register in enumerate(sums):
-                of_weights = left + (i * DOWN * ROW + step * STEP_BYTES // 4)
-                of_inputs = right + step * (ROW // t.steps)
-                factors = (b.address_of(self._slices, of_weights), b.address_of(self._slices, of_inputs))
-                _call(b, instruction, register.pointer, *factors, layout)
-        _call(b, "lwc_wgmma_commit")
+                places = (left + (i * DOWN * ROW + step), right + step)
+                factors = (b.address_of(self._slices, place) for place in places)
+                b.device_call(instruction, register.pointer, *factors, layout)
+        b.device_call("lwc_wgmma_commit")
 
     def release(self, number: Expr) -> None:
         """Says to all blocks of the cluster that the warp has read a slice."""
         b, t = self._b, self._t
         lane = modulo(b.thread, WARP)
         with b.when(lane < t.cluster):
-            _call(b, "lwc_barrier_arrive", self._read(b.let("stage", modulo(number, t.stages))), lane)
+            b.device_call("lwc_barrier_arrive", self._read(b.let("stage", modulo(number, t.stages))), lane)
 
     def _arrived(self, stage: Expr) -> Expr:
         return self._b.address_of(self._barriers, stage * 2)
 
     def _read(self, stage: Expr) -> Expr:
         return self._b.address_of(self._barriers, (self._t.stages + stage) * 2)
-
-
-def _call(b: DeviceBuilder, name: str, *arguments: Expr) -> None:
-    b.emit(Evaluate(tirx.call_extern("void", name, *arguments)))

@@ -28,13 +28,12 @@ if TYPE_CHECKING:
 
 WARPGROUP = 128  # threads
 DOWN = 64  # output channels of an instruction
-STEP_BYTES = 32  # of a row of weights, in an instruction
+STEP = 8  # words of a row in an instruction
 PIECE = 4  # words that stay together in shared memory
 ROW = 32  # words of a row
 _ALIGNMENT = 256  # words, to multiples of which rows of 128 bytes are aligned, eight at a time
 _MOST_WORDS = 1 << 28  # of shifted inputs: memory that only one layer needs
 _RESERVED_BYTES = 1024  # of shared memory, for barriers
-_NEIGHBOURS = 16  # multiprocessors that clusters can be of: of all, some are two more
 # Output channels and pixels of a block, warpgroups that multiply, and blocks of a cluster along both: clusters of four
 # took up to twice as long as those of two on an H200.
 _CUTS = (
@@ -88,11 +87,6 @@ class WgmmaTile(ProductTile):
         return self.outputs // (DOWN * self.groups)
 
     @property
-    def steps(self) -> int:
-        """Instructions of a slice for the same sums."""
-        return 4 * ROW // STEP_BYTES
-
-    @property
     def slice_words(self) -> int:
         return self.outputs * ROW
 
@@ -140,10 +134,7 @@ class WgmmaTile(ProductTile):
     @property
     def clusters(self) -> int:
         """That there are at the same time."""
-        count = self.multiprocessors
-        if self.cluster > 2 and count > _NEIGHBOURS:
-            count -= count % _NEIGHBOURS
-        return min(self.tiles, count // self.cluster)
+        return min(self.tiles, self.multiprocessors // self.cluster)
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -206,8 +197,7 @@ def swizzled_piece(row: Expr, piece: Expr) -> Expr:
 
 def _swizzled(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """(..., rows, words of a row) with the pieces of each row at their places."""
-    rows, row_words = words.shape[-2:]
-    pieces = words.reshape(*words.shape[:-1], row_words // PIECE, PIECE)
-    row, piece = np.ogrid[:rows, : row_words // PIECE]
+    pieces = words.reshape(*words.shape[:-1], ROW // PIECE, PIECE)
+    row, piece = np.ogrid[: words.shape[-2], : ROW // PIECE]
     moved: NDArray[np.uint32] = pieces[..., row, swizzled_piece(row, piece), :]
     return moved.reshape(words.shape)
