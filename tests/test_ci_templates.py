@@ -282,11 +282,12 @@ def commit(project):
     hook = {**hook, "language": "system", "additional_dependencies": []}
     config = {"repos": [{"repo": "local", "hooks": [hook]}]}
     (project / ".pre-commit-config.yaml").write_text(yaml.safe_dump(config))
-    bash("git init -q . && git config user.name a && git config user.email a@example.org", project)
-    bash(f'"{sys.executable}" -m pre_commit install', project, PRE_COMMIT_HOME=project / "temporary").check_returncode()
+    own = {"PRE_COMMIT_HOME": project / "temporary", "GIT_CONFIG_GLOBAL": "/dev/null"}
+    start = "git init -q . && git config user.name a && git config user.email a@example.org"
+    bash(f'{start} && "{sys.executable}" -m pre_commit install', project, **own).check_returncode()
 
-    def commit(name):
-        return bash(f"git add {name} && git commit -m x", project, PRE_COMMIT_HOME=project / "temporary")
+    def commit(names):
+        return bash(f"git add {names} && git commit -m x", project, **own)
 
     return commit
 
