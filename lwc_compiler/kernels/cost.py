@@ -73,7 +73,8 @@ class _Weights:
         far_store: the same, when the output does not fit the level-2 cache.
         copy: 16 floats of input, copied.
         copy_strided: the same with a stride.
-        far_copy: more, as a share, when the input does not fit the level-2 cache.
+        far_copy: more, as a share, when the input does not fit the level-2 cache, and ...
+        far_input: ... for each of its cache lines, once: the rows that tiles share are then in the level-2 cache.
         tile: a tile.
     """
 
@@ -97,6 +98,7 @@ class _Weights:
     multiply: float = 0.0
     broadcast: float = 0.0
     tile: float = 0.0
+    far_input: float = 0.0
 
 
 def _fitted(wide: dict[str, float], narrow: dict[str, float], both: dict[str, float]) -> tuple[_Weights, _Weights]:
@@ -130,7 +132,8 @@ def _derived(core: Core, rows: int) -> _Weights:
         far_store=load + core.far_line / 4,
         copy=8 * load + 2 * instruction,
         copy_strided=12 * load + 4 * instruction,
-        far_copy=core.far_line / (8 * load),
+        far_copy=0.0,
+        far_input=core.far_line,
         multiply=1 / core.multiplies,
         broadcast=0.0 if core.by_lane or not core.in_order else load,
         tile=30 * instruction,
@@ -360,8 +363,9 @@ def cost_of(problem: Problem, tiling: Tiling, target: Target) -> Cost:
     stored = pixels * p.out_channels * p.height.out * p.width.out * p.depth.out
     store = c.far_store if stored > 0.75 * target.l2_bytes else c.store
     copied = layout.tiles * p.planes * layout.plane / LINE * (c.copy if p.width.stride == 1 else c.copy_strided)
-    if pixels * p.in_channels * p.height.size * p.width.size * p.depth.size > 0.75 * target.l2_bytes:
-        copied *= 1 + c.far_copy
+    read = pixels * p.in_channels * p.height.size * p.width.size * p.depth.size
+    if read > 0.75 * target.l2_bytes:
+        copied = copied * (1 + c.far_copy) + c.far_input * layout.chunks * read / (4 * LINE)
     if t.in_place:
         copied = 0.0
     return Cost(
