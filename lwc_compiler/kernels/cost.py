@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels import in_order
+from lwc_compiler.kernels import in_order, short_loop
 from lwc_compiler.kernels.choice import uneven
 from lwc_compiler.kernels.tap_layout import LINE, Problem, TapLayout, Tiling
 from lwc_compiler.kernels.tilings import THREADS, pairs_loads, tilings
@@ -354,6 +354,9 @@ def cost_of(problem: Problem, tiling: Tiling, target: Target) -> Cost:
     if t.in_order:
         tap = in_order.tap_cycles(t.rows, vectors) + vectors * (c.split * split + c.missed * missed)
         start += in_order.start_cycles(t.rows, vectors)
+    elif t.short:
+        tap += issued(target, short_loop.tap_instructions(t.rows, reads))
+        start += tap / 2  # every other list has one more for the last pass
     elif t.adjoining:
         tap += issued(target, _tap_instructions(layout))
     sums = t.rows * vectors
