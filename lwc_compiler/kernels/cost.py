@@ -153,7 +153,7 @@ def tap_cycles(core: Core, vectors: int) -> float:
 
 _LIST = 4  # instructions of a tap for its offset, and for the loop
 _LOAD_TO_USE = 4.0  # cycles that a core that works in order waits for a load
-_ISSUED = 0.25  # of the time in which an instruction starts, even where all wait for something else
+_ISSUED = 0.5  # of the time in which an instruction starts, even where all wait for something else
 _FITTED_LINE = 8.0  # cycles of a cache line from beyond the level-2 cache, on the cores that were timed
 _NEARLY_DENSE = 0.9  # from this density on, leaving weights out gains nothing
 _BLOCK_ROWS = (2, 4, 8)
