@@ -34,6 +34,15 @@ if TYPE_CHECKING:
 
 Expr = Any
 
+# Replaces an integer by itself, by way of assembly that is empty.
+_OPAQUE = """define void @lwc_opaque(ptr %place) alwaysinline {
+%before = load i64, ptr %place
+%after = call i64 asm "", "=r,0"(i64 %before)
+store i64 %after, ptr %place
+ret void
+}
+"""
+
 # Buffers are declared without their real length: kernels that differ only in the amount of data are the same function.
 _ANY_LENGTH = 1 << 30
 
@@ -131,6 +140,15 @@ class KernelBuilder:
         self.emit(AllocBuffer(cell))
         self.emit(BufferStore(cell, _int(value).astype("int64"), [tirx.const(0, "int32")]))
         return cell.vload([tirx.const(0, "int32")])
+
+    def opaque_address(self, value: Expr) -> Expr:
+        """Computes an index once, for uses at constant distances, and keeps LLVM from taking it for another's sum."""
+        cell = tirx.decl_buffer((1,), "int64", name="address")
+        self.emit(AllocBuffer(cell))
+        self.emit(BufferStore(cell, _int(value).astype("int64"), [tirx.const(0, "int32")]))
+        place = cell.vload([tirx.const(0, "int32")])
+        self.call(_OPAQUE, "lwc_opaque", tirx.address_of(place))
+        return place
 
     def register(self, lanes: int, dtype: str = "float32") -> Register:
         """A new register; its value is undefined until it is set."""

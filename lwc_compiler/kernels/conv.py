@@ -20,7 +20,7 @@ from lwc_compiler.kernels.matmul import plan_matmul
 from lwc_compiler.kernels.pair_plan import pair_candidates
 from lwc_compiler.kernels.subsample import subsample_kernel
 from lwc_compiler.kernels.tap_plan import tap_candidates
-from lwc_compiler.kernels.winograd_plan import winograd_candidates
+from lwc_compiler.kernels.winograd_plan import phased_candidates, winograd_candidates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -74,6 +74,8 @@ def plan_conv(
     if geometry.images == 1:
         candidates += channel_candidates(weight, geometry, epilogue, target)
         candidates += winograd_candidates(weight, geometry, epilogue, target)
+        if target.core is not None:
+            candidates += phased_candidates(weight, geometry, epilogue, target)
     return pick(task, candidates)
 
 

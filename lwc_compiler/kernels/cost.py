@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lwc_compiler.kernels import in_order
+from lwc_compiler.kernels import in_order, short_loop
 from lwc_compiler.kernels.choice import uneven
 from lwc_compiler.kernels.tap_layout import LINE, Problem, TapLayout, Tiling
 from lwc_compiler.kernels.tilings import THREADS, pairs_loads, tilings
@@ -73,7 +73,8 @@ class _Weights:
         far_store: the same, when the output does not fit the level-2 cache.
         copy: 16 floats of input, copied.
         copy_strided: the same with a stride.
-        far_copy: more, as a share, when the input does not fit the level-2 cache.
+        far_copy: more, as a share, when the input does not fit the level-2 cache, and ...
+        far_input: ... for each of its cache lines, once: the rows that tiles share are then in the level-2 cache.
         tile: a tile.
     """
 
@@ -97,6 +98,7 @@ class _Weights:
     multiply: float = 0.0
     broadcast: float = 0.0
     tile: float = 0.0
+    far_input: float = 0.0
 
 
 def _fitted(wide: dict[str, float], narrow: dict[str, float], both: dict[str, float]) -> tuple[_Weights, _Weights]:
@@ -130,7 +132,8 @@ def _derived(core: Core, rows: int) -> _Weights:
         far_store=load + core.far_line / 4,
         copy=8 * load + 2 * instruction,
         copy_strided=12 * load + 4 * instruction,
-        far_copy=core.far_line / (8 * load),
+        far_copy=0.0,
+        far_input=core.far_line,
         multiply=1 / core.multiplies,
         broadcast=0.0 if core.by_lane or not core.in_order else load,
         tile=30 * instruction,
@@ -150,7 +153,7 @@ def tap_cycles(core: Core, vectors: int) -> float:
 
 _LIST = 4  # instructions of a tap for its offset, and for the loop
 _LOAD_TO_USE = 4.0  # cycles that a core that works in order waits for a load
-_ISSUED = 0.25  # of the time in which an instruction starts, even where all wait for something else
+_ISSUED = 0.5  # of the time in which an instruction starts, even where all wait for something else
 _FITTED_LINE = 8.0  # cycles of a cache line from beyond the level-2 cache, on the cores that were timed
 _NEARLY_DENSE = 0.9  # from this density on, leaving weights out gains nothing
 _BLOCK_ROWS = (2, 4, 8)
@@ -351,6 +354,9 @@ def cost_of(problem: Problem, tiling: Tiling, target: Target) -> Cost:
     if t.in_order:
         tap = in_order.tap_cycles(t.rows, vectors) + vectors * (c.split * split + c.missed * missed)
         start += in_order.start_cycles(t.rows, vectors)
+    elif t.short:
+        tap += issued(target, short_loop.tap_instructions(t.rows, reads))
+        start += tap / 2  # every other list has one more for the last pass
     elif t.adjoining:
         tap += issued(target, _tap_instructions(layout))
     sums = t.rows * vectors
@@ -360,8 +366,9 @@ def cost_of(problem: Problem, tiling: Tiling, target: Target) -> Cost:
     stored = pixels * p.out_channels * p.height.out * p.width.out * p.depth.out
     store = c.far_store if stored > 0.75 * target.l2_bytes else c.store
     copied = layout.tiles * p.planes * layout.plane / LINE * (c.copy if p.width.stride == 1 else c.copy_strided)
-    if pixels * p.in_channels * p.height.size * p.width.size * p.depth.size > 0.75 * target.l2_bytes:
-        copied *= 1 + c.far_copy
+    read = pixels * p.in_channels * p.height.size * p.width.size * p.depth.size
+    if read > 0.75 * target.l2_bytes:
+        copied = copied * (1 + c.far_copy) + c.far_input * layout.chunks * read / (4 * LINE)
     if t.in_place:
         copied = 0.0
     return Cost(

@@ -18,14 +18,13 @@ been read for the last time; two taps at a time have weights and addresses, in r
 
 from __future__ import annotations
 
-import hashlib
-import re
 from dataclasses import dataclass, field, replace
+
+from lwc_compiler.kernels.assembly import tap_function
 
 BEHIND = 2  # taps behind the last one of a list whose inputs may be loaded, and are not used
 
 _REGISTERS = 32
-_NAME = re.compile(r"\{(?:(\w):)?(\w+)\}")
 _FEWEST = 10  # sums; with fewer, multiply-adds wait for loads
 _CYCLE = 4  # a load to a vector register in every so many cycles is in no multiply-add's way
 # Cycles for addresses and the loop's end of a tap, which single weights have no room for beside multiply-adds; those
@@ -89,34 +88,8 @@ def tap_loop(rows: int, reads: list[int], offset_bytes: int, ahead: int = 0) -> 
         ahead: see `tap_lines`.
     """
     order = _Order(rows, [4 * read for read in reads], offset_bytes, ahead)
-    sums, vectors = [f"s{i}" for i in range(rows * len(reads))], order.vectors
-    whole = ["offsets", "values", "count", "a0", "a1", "o", "weight", *order.halves]
-    number = {name: i for i, name in enumerate([*sums, *vectors, *whole, "x"])}
-
-    def operand(match: re.Match[str]) -> str:
-        part, name = match.groups()
-        return f"${{{number[name]}:{part}}}" if part else f"${{{number[name]}}}"
-
-    text = "\\0A".join(_NAME.sub(operand, line) for line in order.lines())
-    changed = ["offsets", "values", "count"]  # besides the sums
-    outputs = ["=&w"] * (len(sums) + len(vectors)) + ["=&r"] * len(whole)
-    tied = [str(number[name]) for name in [*sums, *changed]]
-    constraints = ",".join([*outputs, "r", *tied, "~{cc}", "~{memory}"])
-    types = ["<4 x float>"] * (len(sums) + len(vectors)) + ["ptr" if n in changed[:2] else "i64" for n in whole]
-    passed = ["ptr %x", *(f"<4 x float> %{name}" for name in sums), "ptr %offsets", "ptr %values", "i64 %wide"]
-    result = f"{{ {', '.join(types)} }}"
-    parameters = ["ptr %offsets", "ptr %values", "ptr %x", "i32 %count", *(f"ptr %p{name}" for name in sums)]
-    body = [
-        *(f"%{name} = load <4 x float>, ptr %p{name}, align 16" for name in sums),
-        "%wide = zext i32 %count to i64",
-        f'%all = call {result} asm sideeffect "{text}", "{constraints}"({", ".join(passed)})',
-    ]
-    for i, name in enumerate(sums):
-        body += [f"%n{name} = extractvalue {result} %all, {i}", f"store <4 x float> %n{name}, ptr %p{name}, align 16"]
-    body.append("ret void")
-    inside = "\n".join([f"({', '.join(parameters)}) {{", *body, "}", ""])
-    name = f"lwc_taps_{hashlib.sha256(inside.encode()).hexdigest()[:12]}"
-    return f"define void @{name}{inside}", name
+    sums = [f"s{i}" for i in range(rows * len(reads))]
+    return tap_function(order.lines(), sums, order.vectors, ["a0", "a1", "o", "weight", *order.halves])
 
 
 def _packed(rows: int) -> int:

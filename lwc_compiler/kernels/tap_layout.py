@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lwc_compiler.kernels import short_loop
 from lwc_compiler.kernels.in_order import BEHIND
 from lwc_compiler.kernels.kernel import Constant
 
@@ -121,6 +122,7 @@ class Tiling:
         flat: the whole rows of a tile follow each other in `tile_vectors` vectors, with the zeros between them, whose
             lanes are computed but not stored: for rows that fill their last vector badly.
         in_order: the loop over taps is written for a core that works in order, see `in_order.py`.
+        short: it is written for few instructions, see `short_loop.py`.
     """
 
     lanes: int
@@ -134,6 +136,7 @@ class Tiling:
     adjoining: bool = False
     flat: bool = False
     in_order: bool = False
+    short: bool = False
 
     def __str__(self) -> str:
         cut = f"{self.rows}x{self.tile_rows}x{self.tile_vectors}x{self.lanes}/{self.channels}/{self.chunk}"
@@ -232,6 +235,11 @@ class TapLayout:
         """Sums that the taps of a row take turns in, so that one multiply-add need not wait for the last."""
         return 2 if self.tiling.rows * self.vectors <= _FEW_SUMS else 1
 
+    @property
+    def step(self) -> int:
+        """Taps of a pass through the loop over a list."""
+        return short_loop.TAPS if self.tiling.short else self.chains
+
     def first_row(self, group: int) -> int:
         """First output channel of a group of rows; the last group overlaps the one before it."""
         return min(group * self.tiling.rows, self.problem.out_channels - self.tiling.rows)
@@ -292,7 +300,7 @@ def pack_taps(weight: NDArray[Any], layout: TapLayout, *, shared: bool) -> tuple
         kept = (part != 0).any(axis=1)
         group, tap = np.nonzero(kept)
         value, count = part[group, :, tap], kept.sum(axis=1)
-        if layout.chains > 1:
+        if layout.step > 1:
             # The last tap of an odd row becomes two that share its weight.
             odd = np.cumsum(count)[count % 2 == 1] - 1
             again = np.ones(len(tap), np.int64)
@@ -303,7 +311,8 @@ def pack_taps(weight: NDArray[Any], layout: TapLayout, *, shared: bool) -> tuple
             value[second - 1] -= value[second]
             count = (count + 1) // 2
         counts.append(count)
-        offsets.append(layout.offsets[block][tap].astype(offset_type))
+        unit = 4 if layout.tiling.short else 1  # bytes or float32
+        offsets.append((unit * layout.offsets[block][tap]).astype(offset_type))
         values.append(value.ravel())
     ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
     flat = np.concatenate(values)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tvm import tirx
 
-from lwc_compiler.kernels import in_order
+from lwc_compiler.kernels import in_order, short_loop
 from lwc_compiler.kernels.builder import (
     KernelBuilder,
     Register,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 _SCALAR_LOADS_AHEAD = 3  # of the multiply-add that needs one: processors without vectors work in order
 _EDGES = 3  # ways in which a tile's rows meet the edges of the input that have code of their own
+_FEW_VECTORS = 4  # of a row, for which an address of their own does not pay
 _AHEAD = 512  # float32 by which dense weights are asked for before they are used
 
 
@@ -145,10 +146,14 @@ class TapSums:
             begin = b.let("begin", b.load(self._ends, block * every + number))
             end = b.let("end", b.load(self._ends, block * every + number + 1))
             first = 0
-        if t.in_order and in_order.suits(t.rows, lay.reads[part]):
-            source = b.address_of(scratch, base)
-            where = (b.address_of(self._offsets, begin), b.address_of(values, first + begin * t.rows), source)
-            self._add_in_order(where, end - begin, lay.reads[part], sums)
+        if t.short or (t.in_order and in_order.suits(t.rows, lay.reads[part])):
+            at_first = begin * lay.step if t.short else begin
+            where = (
+                b.address_of(self._offsets, at_first),
+                b.address_of(values, first + at_first * t.rows),
+                b.address_of(scratch, base),
+            )
+            self._add_by_assembly(where, end - begin, lay.reads[part], sums)
             self._keep(scratch, block, held, each)
             return sums
         with b.loop("taps", begin, end) as taps:
@@ -171,10 +176,15 @@ class TapSums:
             self._scale(block, channel, sums)
         return sums
 
-    def _add_in_order(self, where: tuple[Any, Any, Any], count: Any, at: list[int], sums: list[list[Register]]) -> None:
-        """Adds a list of taps in the order that suits a core that works in order; `where` are its data's addresses."""
-        size = 2 if self.layout.packed <= 1 << 16 else 4
-        code, name = in_order.tap_loop(self.layout.tiling.rows, at, size, 4 * _AHEAD if self.shared else 0)
+    def _add_by_assembly(
+        self, where: tuple[Any, Any, Any], count: Any, at: list[int], sums: list[list[Register]]
+    ) -> None:
+        """Adds a list of taps, `count` or so many pairs of them, by a loop in assembly; `where` its data lie."""
+        rows, size = self.layout.tiling.rows, 2 if self.layout.packed <= 1 << 16 else 4
+        if self.layout.tiling.short:
+            code, name = short_loop.tap_loop(rows, at)
+        else:
+            code, name = in_order.tap_loop(rows, at, size, 4 * _AHEAD if self.shared else 0)
         self.b.call(code, name, *where, count, *(register.address() for row in sums for register in row))
 
     def _keep(self, scratch: Any, block: Any, held: Any, each: list[tuple[int, int, Register]]) -> None:
@@ -438,9 +448,12 @@ class _Writer:
             self.b.store(self.scratch, at + (begin + start), splat(0.0, lanes), lanes)
 
     def _copy(self, source: Any, stride: int, at: Any, begin: int, end: int) -> None:
+        source, at = source + begin * stride, at + begin
+        if (self.t.adjoining or self.t.short) and end - begin > _FEW_VECTORS * self.t.lanes:
+            # One instruction loads or stores two vectors where they lie whole vectors behind its address.
+            source, at = self.b.opaque_address(source), self.b.opaque_address(at)
         for start, lanes in pieces(end - begin, self.t.lanes):
-            value = self._pixels(source + (begin + start) * stride, lanes, stride)
-            self.b.store(self.scratch, at + (begin + start), value, lanes)
+            self.b.store(self.scratch, at + start, self._pixels(source + start * stride, lanes, stride), lanes)
 
     def _pixels(self, at: Any, lanes: int, stride: int) -> Any:
         """A vector of input: of one pixel, or of pixels `stride` apart."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lwc_compiler.kernels import in_order
-from lwc_compiler.kernels.tap_layout import Problem, TapLayout, Tiling, readable_in_place
+from lwc_compiler.kernels import in_order, short_loop
+from lwc_compiler.kernels.tap_layout import LINE, Problem, TapLayout, Tiling, readable_in_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,21 +40,33 @@ def tilings(problem: Problem, target: Target, format_name: str) -> Iterator[Tili
             by_lane = target.core is not None and target.core.by_lane and lanes > 1 and r % lanes == 0
             adjoining = pairs_loads(target) and problem.images == 1
             ordered = target.core is not None and target.core.in_order and target.core.by_lane and lanes > 1
+            short = target.core is not None and target.core.assembly and problem.images == 1 and format_name != "dense"
             most = max(1, _room(target, r, by_lane) // r)
             vectors = -(-problem.width.out * problem.images // lanes)
-            flat = not adjoining and problem.images == 1 and problem.height.out > 1
+            flat = (short or not adjoining) and problem.images == 1 and problem.height.out > 1
+            filled = 1.0 if short else _FLAT
             for across in sorted({-(-vectors // n) for n in range(1, vectors + 1)}):
                 for down in _parts(problem.height.out):
                     cut = Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane, adjoining=adjoining)
                     if ordered and down * across <= in_order.most_vectors(r):
                         cut = replace(cut, in_order=in_order.suits(r, TapLayout(problem, cut).reads))
+                    if short:
+                        cut = replace(cut, short=_can_be_short(problem, cut))
                     if cut.in_order or down * across <= most:
                         yield from _blockings(problem, target, cut)
             for down in _parts(problem.height.out) if flat else ():
                 across = -(-((down - 1) * problem.width.pitch + problem.width.out) // lanes)
-                if across <= most and across <= _FLAT * down * vectors:
+                if across <= most and across <= filled * down * vectors:
                     cut = Tiling(lanes, r, down, across, 1, 1, by_lane=by_lane, flat=True)
+                    if short:
+                        cut = replace(cut, short=_can_be_short(problem, cut))
                     yield from _blockings(problem, target, cut)
+
+
+def _can_be_short(problem: Problem, tiling: Tiling) -> bool:
+    """Whether the loop of few instructions computes a tiling, of one channel at least."""
+    layout = TapLayout(problem, tiling)
+    return 4 * layout.packed <= short_loop.REACH and short_loop.suits(tiling.rows, layout.reads)
 
 
 def _parts(rows: int) -> list[int]:
@@ -86,6 +98,8 @@ def _blockings(problem: Problem, target: Target, tiling: Tiling) -> Iterator[Til
         return
     for kilobytes in _BLOCK_KILOBYTES:
         room = kilobytes * min(1024, target.l1_bytes // 32) // 4
+        if tiling.short:
+            room = min(room, short_loop.REACH // 4 - LINE)
         blocks = -(-problem.planes // max(1, min(problem.planes, room // one.plane)))
         channels = -(-problem.planes // blocks)
         for count in parts:

@@ -1,14 +1,14 @@
-"""Dense 3x3 convolutions with stride 1 by Winograd's minimal filtering.
+"""Dense 3x3 and 4x4 convolutions with stride 1 by Winograd's minimal filtering.
 
-It is F(m x m, 3 x 3) of Lavin & Gray 2015 (arXiv:1509.09308). The output is cut into squares of m x m pixels. Each
-needs (m + 2) x (m + 2) inputs d; with weights g it is
+It is F(m x m, r x r) of Lavin & Gray 2015 (arXiv:1509.09308). The output is cut into squares of m x m pixels. Each
+needs n x n inputs d, n = m + r - 1; with weights g it is
 
     y = A^T [(G g G^T) * (B^T d B)] A
 
-where * is elementwise: summed over input channels, that is one matrix product for each of the (m + 2)^2 positions, with
-((m + 2) / (3 m))^2 of the multiplications. G g G^T is computed in float64 when the plan is made. The matrices are those
-of Cook and Toom for the points 0, +-3/4, +-3/2 and infinity (m = 4): all are exact in float32, and the error is a
-quarter of that of the usual 0, +-1, +-2.
+where * is elementwise: summed over input channels, that is one matrix product for each of the n^2 positions, with
+(n / (r m))^2 of the multiplications. G g G^T is computed in float64 when the plan is made. The matrices are those of
+Cook and Toom for the points 0, +-3/4, +-3/2 and infinity (n = 6): all are exact in float32, and the error is a quarter
+of that of the usual 0, +-1, +-2.
 
 Channels are in the vectors, so that any number of squares is computed without filling: rows of pixels are transposed
 when they are read and when they are written. A unit of work is some images x rows of squares x all columns; its
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.kernel import Kernel
     from lwc_compiler.kernels.layer import Epilogue
 
-KERNEL = 3
 _AHEAD = 48  # channels by which weights are asked for before they are used
-_POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
+# The points beside infinity, by the inputs along one side of a square.
+POINTS = {4: (0.0, 1.0, -1.0), 6: (0.0, 0.75, -0.75, 1.5, -1.5)}
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class WinogradLayout:
         out_size: (H', W').
         pads: rows above and columns left of the input; negative ones crop.
         lanes: float32 in a vector.
+        kernel: r, weights along one side of the kernel.
         square: m, pixels along one side of a square.
         images: images of a unit.
         rows: rows of squares of a unit.
@@ -66,6 +67,7 @@ class WinogradLayout:
     out_size: tuple[int, int]
     pads: tuple[int, int]
     lanes: int
+    kernel: int
     square: int
     images: int
     rows: int
@@ -76,7 +78,7 @@ class WinogradLayout:
     @property
     def size(self) -> int:
         """Inputs along one side of a square."""
-        return self.square + KERNEL - 1
+        return self.square + self.kernel - 1
 
     @property
     def positions(self) -> int:
@@ -121,7 +123,7 @@ class WinogradLayout:
     @property
     def pitch(self) -> int:
         """Columns of a transformed row of pixels."""
-        return -(-(self.columns * self.square + KERNEL - 1) // self.lanes) * self.lanes
+        return -(-(self.columns * self.square + self.kernel - 1) // self.lanes) * self.lanes
 
     @property
     def stride(self) -> int:
@@ -138,19 +140,19 @@ class WinogradLayout:
         return smaller(chunk * self.chunk, max(0, self.out_channels - self.chunk))
 
 
-def matrices(square: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """A^T (m, m + 2), G (m + 2, 3) and B^T (m + 2, m + 2) of F(m, 3), by Cook and Toom (Lavin & Gray 2015, section 5).
+def matrices(square: int, kernel: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """A^T (m, n), G (n, r) and B^T (n, n) of F(m, r), by Cook and Toom (Lavin & Gray 2015, section 5).
 
     Column j of A^T and row j of G evaluate polynomials at point j, row j of B^T has the coefficients of the product of
     the other points' linear factors; the last ones belong to the point at infinity.
     """
-    size = square + KERNEL - 1
-    points = np.array(_POINTS[: size - 1] if square > 2 else (0.0, 1.0, -1.0))
-    backward, forward, weights = np.zeros((square, size)), np.zeros((size, size)), np.zeros((size, KERNEL))
+    size = square + kernel - 1
+    points = np.array(POINTS[size])
+    backward, forward, weights = np.zeros((square, size)), np.zeros((size, size)), np.zeros((size, kernel))
     for j, point in enumerate(points):
         others = np.delete(points, j)
         backward[:, j] = point ** np.arange(square)
-        weights[j] = point ** np.arange(KERNEL) / np.prod(point - others)
+        weights[j] = point ** np.arange(kernel) / np.prod(point - others)
         forward[j, :-1] = np.poly(others)[::-1]
     backward[-1, -1] = weights[-1, -1] = 1
     forward[-1] = np.poly(points)[::-1]
@@ -158,14 +160,14 @@ def matrices(square: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDA
 
 
 def pack_winograd(weight: NDArray[np.float32], layout: WinogradLayout) -> Constant:
-    """Weight (O, C, 3, 3) as G g G^T, float32 (chunks, positions, C, chunk); zeros for missing channels."""
-    _, g, _ = matrices(layout.square)
+    """Weight (O, C, r, r) as G g G^T, float32 (chunks, positions, C, chunk); zeros for missing channels."""
+    _, g, _ = matrices(layout.square, layout.kernel)
     packed = np.zeros((layout.chunks, layout.positions, layout.in_channels, layout.chunk), np.float32)
     for i, part in enumerate(packed):
         first = layout.first_channel(i)
         channels = weight[first : first + layout.chunk]
-        columns = channels.reshape(len(channels), -1, KERNEL * KERNEL).transpose(2, 1, 0)
-        products = np.kron(g, g) @ columns.reshape(KERNEL * KERNEL, -1).astype(np.float64)
+        columns = channels.reshape(len(channels), -1, layout.kernel**2).transpose(2, 1, 0)
+        products = np.kron(g, g) @ columns.reshape(layout.kernel**2, -1).astype(np.float64)
         part[:, :, : len(channels)] = products.reshape(layout.positions, layout.in_channels, -1)
     return Constant(packed.ravel())
 
@@ -246,7 +248,7 @@ class _Writer:
         """
         b, lay, lanes = self.b, self.lay, self.lay.lanes
         (height, width), (top, left) = lay.in_size, lay.pads
-        _, _, forward = matrices(lay.square)
+        _, _, forward = matrices(lay.square, lay.kernel)
         mixed = free + lay.size * lay.pitch
         turned = mixed + lay.size * lanes * lay.pitch
         channel = b.let("channel", smaller(block * lanes, lay.in_channels - lanes))
@@ -329,7 +331,7 @@ class _Writer:
     ) -> None:
         """A^T m A of a chunk's products, transposed to rows of pixels; bias, residual, activation, store."""
         b, lay, lanes, m = self.b, self.lay, self.lay.lanes, self.lay.square
-        backward, _, _ = matrices(m)
+        backward, _, _ = matrices(m, lay.kernel)
         height, width = lay.out_size
         pixels = free + lay.size * m * lanes
         count = -(-min(lay.chunk, lay.out_channels) // lanes)

@@ -18,8 +18,8 @@ from lwc_compiler.targets.target import ALL_WEIGHT_TYPES, Core, Target
 # Cortex-A53, which loads 64 bits in a cycle, of measurements (`kernels/in_order.py`); no other number was checked
 # against a model, a guide or a processor. Cortex-A7, A8 and A9 are taken to multiply 32 or 64.
 _A53 = Core(1, 0.5, 2, 8, in_order=True, near_line=12, far_line=60, by_lane=True)
-_A72 = Core(1, 1, 3, 4, by_lane=True)
-_A76 = Core(2, 2, 4, 4, near_line=6, far_line=20, by_lane=True)
+_A72 = Core(1, 1, 3, 4, by_lane=True, assembly=True)
+_A76 = Core(2, 2, 4, 4, near_line=6, far_line=20, by_lane=True, assembly=True)
 _V1 = Core(2, 2, 8, 4, near_line=4, far_line=20)  # in vectors of SVE, whose multiply-adds take no lane of a whole one
 _M1 = Core(4, 3, 8, 4, near_line=4, far_line=20, by_lane=True)
 _A7 = Core(0.25, 0.5, 2, 8, in_order=True, near_line=12, far_line=60)

@@ -24,6 +24,7 @@ class Core:
         near_line: cycles to bring a cache line from the level-2 cache, with others on their way.
         far_line: the same from memory.
         by_lane: a multiply-add takes one lane of a vector as a factor; elsewhere weights are loaded one by one.
+        assembly: loops over taps may be AArch64's instructions, see `kernels/short_loop.py`.
     """
 
     multiplies: float
@@ -34,6 +35,7 @@ class Core:
     near_line: float = 8.0
     far_line: float = 30.0
     by_lane: bool = False
+    assembly: bool = False
 
 
 # Shared memory that a block can have (CUDA C++ Programming Guide, Technical Specifications per Compute Capability).

@@ -12,6 +12,7 @@ import test_conv_beside
 import test_depthwise
 import test_matmul
 import test_pairs
+import test_phases
 import test_pooled
 import test_separable
 import test_subsample
@@ -45,6 +46,7 @@ CONVOLUTIONS = {
     "channels": (test_channels.GEOMETRIES[:4], layouts(test_channels, test_channels.every_layout)),
     "winograd": (test_winograd.GEOMETRIES[::2], layouts(test_winograd)),
     "depthwise": (test_depthwise.GEOMETRIES[::2], test_depthwise.one_band),
+    "phases": (test_phases.GEOMETRIES[::2], test_phases.phased),
     "subsample": (test_subsample.GEOMETRIES, test_subsample.subsampled),
     "transposed": (test_conv.TRANSPOSED[::4], lambda number: plan_conv_transpose),
 }

@@ -32,7 +32,7 @@ NARROW = replace(
     name="narrow",
     vector_bits=128,
     vector_registers=32,
-    core=find_target("cortex-a72").core,
+    core=replace(find_target("cortex-a72").core, assembly=False),
 )
 TARGETS = [t for t in dict.fromkeys([find_target("x86-64-v3"), find_target("host")]) if not missing_features(t)]
 DENSITIES = (0.0, 0.1, 0.5, 1.0, "blocks")

@@ -13,6 +13,7 @@ import test_gpu_precision
 import test_gpu_wgmma
 import test_matmul
 import test_pairs
+import test_phases
 import test_pooled
 import test_separable
 import test_subsample
@@ -26,8 +27,8 @@ from lwc_compiler.targets import find_target
 def test_lists_every_tested_kernel_and_no_other() -> None:
     formats = {}
     modules = (
-        test_channels, test_conv, test_depthwise, test_matmul, test_pairs, test_pooled, test_separable, test_subsample,
-        test_taps, test_winograd,
+        test_channels, test_conv, test_depthwise, test_matmul, test_pairs, test_phases, test_pooled, test_separable,
+        test_subsample, test_taps, test_winograd,
     )  # fmt: skip
     plans = [case.plan(find_target("x86-64-v4")) for module in modules for case in module.CASES]
     plans += [

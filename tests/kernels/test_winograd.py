@@ -20,6 +20,7 @@ GEOMETRIES = [
     conv(1, 31, (19, 1), 50, (3, 3), pads=(1, 1, 1, 1)),
     conv(1, 33, (12, 38), 17, (3, 3), pads=(-1, -2, -2, -1)),
     conv(2, 16, (6, 35), 47, (3, 3), pads=(3, 4, 2, 5)),
+    conv(2, 20, (10, 14), 33, (4, 4), pads=(2, 2, 1, 1)),
 ]
 
 
@@ -34,12 +35,12 @@ class TestEveryLayout(KernelTests):
     cases = CASES
 
 
-@pytest.mark.parametrize("square", [2, 4])
-def test_matrices_filter_a_signal(square: int) -> None:
+@pytest.mark.parametrize(("square", "kernel"), [(2, 3), (4, 3), (3, 4)])
+def test_matrices_filter_a_signal(square: int, kernel: int) -> None:
     """A^T [(G g) * (B^T d)] is the signal's correlation with the filter."""
     generator = np.random.default_rng(square)
-    signal, kernel = generator.standard_normal(square + 2), generator.standard_normal(3)
-    backward, weights, forward = matrices(square)
-    assert np.allclose(backward @ ((weights @ kernel) * (forward @ signal)), np.correlate(signal, kernel))
+    signal, taps = generator.standard_normal(square + kernel - 1), generator.standard_normal(kernel)
+    backward, weights, forward = matrices(square, kernel)
+    assert np.allclose(backward @ ((weights @ taps) * (forward @ signal)), np.correlate(signal, taps))
     for matrix in (backward, forward):
         assert np.array_equal(matrix, matrix.astype(np.float32))
