@@ -3,7 +3,9 @@
 In every step each of the 16 rows of a group multiplies one of its non-zeros, all with inputs from one window of the
 vector. The window is loaded whole, and `vpermt2ps` picks every lane's input from it by a code of one byte; a code and a
 value are all that is stored of a non-zero. The windows of a group follow its row that is furthest behind. A row without
-a non-zero left in the window gets filling.
+a non-zero left in the window gets filling. Where the weights come from beyond the caches, rows whose non-zeros are at
+the same places therefore share a group, and the sums of a tile's groups are put in order at its end. Inputs are cut
+into blocks that stay in the level-1 cache.
 """
 
 from __future__ import annotations
@@ -29,17 +31,32 @@ FEATURES = frozenset({"avx512f", "avx512bw", "avx512vl"})
 STEP_BYTES = 5 * LANES + 2
 _CHAINS = 2  # sums of a group, so that additions do not wait for each other; its steps are a multiple
 _FILLING = 128  # bit of a code: the lane has nothing to add
+_AHEAD = 32  # steps by which values are asked for before they are used
+_PLACES, _WAVES = 16, 4  # in which, and by which, the way of a row through the inputs is described
 
 
 @dataclass(frozen=True)
 class LookupLayout:
-    """Shape of the problem y (vectors, outputs) = x (vectors, inputs) @ w, and how it is cut."""
+    """Shape of the problem y (vectors, outputs) = x (vectors, inputs) @ w, and how it is cut.
+
+    Attributes:
+        vectors: rows of x.
+        inputs: length of a vector.
+        outputs: rows of the matrix.
+        window: inputs of a window: 64, 96 or 128.
+        chunk: groups of a tile.
+        block: inputs of a block, a multiple of `LANES` if there are several.
+        far: the weights do not stay in the level-2 cache: fewer of them are worth more work for each group, and they
+            are asked for in advance.
+    """
 
     vectors: int
     inputs: int
     outputs: int
-    window: int  # inputs of a window: 32, 64 or 128
-    chunk: int  # groups of a tile
+    window: int
+    chunk: int
+    block: int
+    far: bool
 
     @property
     def groups(self) -> int:
@@ -52,52 +69,96 @@ class LookupLayout:
         return -(-self.groups // self.chunk)
 
     @property
+    def blocks(self) -> int:
+        """Blocks of inputs."""
+        return -(-self.inputs // self.block)
+
+    @property
     def last_window(self) -> int:
         """Where a window may start at most, so that it ends less than 256 bytes behind the inputs."""
         return max(0, -(-(self.inputs - self.window) // LANES) * LANES)
 
 
 def pack_lookup(weight: NDArray[np.float32], layout: LookupLayout) -> tuple[list[Constant], int]:
-    """Weight (outputs, inputs) as steps, group by group.
+    """Weight (outputs, inputs) as steps, block by block of inputs and group by group.
 
-    Returns the constants `ends`, `bases`, `codes`, `values` and how many weights are stored.
+    Returns the constants `ends`, `rows`, `bases`, `codes`, `values` and how many weights are stored.
     """
-    row, column = np.nonzero(weight)
-    kept = weight[row, column]
-    stops = np.full(layout.groups * LANES, row.size)
-    stops[: layout.outputs] = np.cumsum(np.bincount(row, minlength=layout.outputs))
-    group, base, taken = _schedule(column, stops.reshape(-1, LANES), layout)
-    counts = np.bincount(group, minlength=layout.groups)
-    ends = np.concatenate([[0], np.cumsum(-(-counts // _CHAINS) * _CHAINS)])
-    order = np.argsort(group, kind="stable")
-    group, base, taken = group[order], base[order], taken[order]
-    place = ends[group] + np.arange(group.size) - (np.cumsum(counts) - counts)[group]
-    steps = max(1, int(ends[-1]))  # an empty constant has no address
-    bases = np.zeros(steps, np.uint16)
-    codes = np.full((steps, LANES), _FILLING, np.uint8)
-    values = np.zeros((steps, LANES), np.float32)
-    bases[place] = base // LANES
-    adds = taken >= 0
-    codes[place] = np.where(adds, column[taken] - base[:, None], _FILLING)
-    values[place] = np.where(adds, kept[taken], 0)
-    constants = [Constant(ends.astype(np.int32)), Constant(bases), Constant(codes.ravel()), Constant(values.ravel())]
-    return constants, int(ends[-1]) * LANES
+    lanes = np.arange(layout.groups * LANES)
+    counts, rows, bases, codes, values = [], [], [], [], []
+    for first in range(0, layout.inputs, layout.block):
+        part = weight[:, first : first + layout.block]
+        row, column = np.nonzero(part)
+        order = _order(row, column, part.shape[1], layout) if layout.far else lanes
+        begin = np.searchsorted(row, np.arange(lanes.size + 1))
+        group, base, taken = _schedule(first + column, begin[order], begin[order + 1], layout)
+        # The steps of all groups come side by side; those of a group are to follow each other.
+        side = np.argsort(group, kind="stable")
+        count = np.bincount(group, minlength=layout.groups)
+        filled = -(-count // _CHAINS) * _CHAINS
+        place = np.arange(group.size) + np.repeat(np.cumsum(filled - count) - (filled - count), count)
+        step, lane = np.nonzero(taken[side] >= 0)
+        source = taken[side][step, lane]
+        steps = int(filled.sum())
+        counts.append(filled)
+        rows.append(order - lanes // (layout.chunk * LANES) * (layout.chunk * LANES))
+        bases.append(np.zeros(steps, np.uint16))
+        bases[-1][place] = base[side] // LANES
+        codes.append(np.full((steps, LANES), _FILLING, np.uint8))
+        codes[-1][place[step], lane] = first + column[source] - base[side][step]
+        values.append(np.zeros((steps, LANES), np.float32))
+        values[-1][place[step], lane] = part[row[source], column[source]]
+    ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
+    if not ends[-1]:  # an empty constant has no address
+        bases, codes, values = [np.zeros(1, np.uint16)], [np.zeros((1, 1), np.uint8)], [np.zeros((1, 1), np.float32)]
+    constants = (
+        np.concatenate(rows).astype(np.uint16),
+        *(np.concatenate(each).ravel() for each in (bases, codes, values)),
+    )
+    return [Constant(ends), *(Constant(array) for array in constants)], int(ends[-1]) * LANES
+
+
+def _order(row: NDArray[np.int64], column: NDArray[np.int64], width: int, layout: LookupLayout) -> NDArray[np.int64]:
+    """The rows of every tile, those of a group one after the other: rows whose non-zeros are at the same places.
+
+    How many non-zeros a row has before each of some places is, but for what all rows share, a random walk. Most of it
+    is in the first of the waves that make up such walks best (Karhunen-Loeve, of the Wiener process). Groups are cut
+    like a k-d tree, each time along the wave that varies most.
+    """
+    rows = layout.groups * LANES
+    counts = np.bincount(row * _PLACES + column * _PLACES // width, minlength=rows * _PLACES)
+    times = np.arange(1, _PLACES + 1) / _PLACES
+    waves = np.rint(1000 * np.sin(np.pi * np.outer(times, np.arange(_WAVES) + 0.5))).astype(np.int64)
+    walks = counts.reshape(rows, _PLACES).cumsum(axis=1) @ waves
+
+    def alike(these: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        if these.size <= LANES:
+            return [these]
+        varied = walks[these].var(axis=0).argmax()
+        these = these[np.argsort(walks[these, varied], kind="stable")]
+        half = -(-these.size // LANES) // 2 * LANES
+        return [*alike(these[:half]), *alike(these[half:])]
+
+    size = layout.chunk * LANES
+    tiles = [alike(np.arange(start, min(start + size, rows))) for start in range(0, rows, size)]
+    return np.concatenate([group for tile in tiles for group in tile])
 
 
 def _schedule(
-    column: NDArray[np.int64], stops: NDArray[np.int64], layout: LookupLayout
+    column: NDArray[np.int64], heads: NDArray[np.int64], stops: NDArray[np.int64], layout: LookupLayout
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Shares the non-zeros out to steps, those of all groups side by side.
 
     Args:
-        column: of every non-zero, row by row.
-        stops: (groups, lanes), end of every row in it.
+        column: of every non-zero.
+        heads: of every row, group by group, its first non-zero.
+        stops: the end of its non-zeros.
         layout: of the kernel.
 
     Returns:
         Of every step: the group, the start of its window, and the non-zero of every lane or -1.
     """
-    heads = np.concatenate([[0], stops.ravel()[:-1]]).reshape(-1, LANES)
+    heads, stops = heads.reshape(-1, LANES), stops.reshape(-1, LANES)
     group = np.arange(layout.groups)
     column = np.append(column, layout.inputs)
     groups, bases, taken = [group[:0]], [group[:0]], [heads[:0]]
@@ -118,41 +179,60 @@ def _schedule(
 
 
 def lookup_kernel(name: str, layout: LookupLayout, epilogue: Epilogue) -> Kernel:
-    """Builds the kernel; parameters: x, [residual], ends, bases, codes, values, [bias], y."""
-    b = KernelBuilder()
+    """Builds the kernel; parameters: x, [residual], ends, rows, bases, codes, values, [bias], y."""
+    b, lay = KernelBuilder(), layout
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    ends, bases = b.pointer("ends", "int32"), b.pointer("bases", "uint16")
+    ends, rows, bases = b.pointer("ends", "int32"), b.pointer("rows", "uint16"), b.pointer("bases", "uint16")
     codes, values = b.pointer("codes", "uint8"), b.pointer("values")
     bias = b.pointer("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
-    whole, rest = divmod(layout.outputs, LANES)
+    scratch = b.pointer("scratch")
+    whole, rest = divmod(lay.outputs, LANES)
     with b.loop("tile", b.first, b.last) as tile:
-        chunk, vector = unravel(b, tile, (layout.chunks, layout.vectors))
-        first = b.let("first", chunk * layout.chunk)
-        start = b.let("start", vector * layout.inputs)
-        with b.loop("group", first, b.let("last", smaller(first + layout.chunk, layout.groups))) as group:
+        chunk, vector = unravel(b, tile, (lay.chunks, lay.vectors))
+        first = b.let("first", chunk * lay.chunk)
+        last = b.let("last", smaller(first + lay.chunk, lay.groups))
+        start = b.let("start", vector * lay.inputs)
+        with b.loop("block", 0, lay.blocks) as block, b.loop("group", first, last) as group:
+            number = b.let("number", block * lay.groups + group)
             sums = [b.register(LANES) for _ in range(_CHAINS)]
-            sums[0].set(b.load(bias, group * LANES, LANES) if bias is not None else splat(0.0, LANES))
-            for register in sums[1:]:
+            for register in sums:
                 register.set(splat(0.0, LANES))
-            begin = b.let("begin", b.load(ends, group))
-            with b.loop("steps", 0, (b.load(ends, group + 1) - begin) // _CHAINS) as steps:
+            begin = b.let("begin", b.load(ends, number))
+            with b.loop("steps", 0, (b.load(ends, number + 1) - begin) // _CHAINS) as steps:
                 for i, register in enumerate(sums):
                     step = b.let("step", begin + steps * _CHAINS + i)
+                    if lay.far:
+                        b.prefetch(values, (step + _AHEAD) * LANES)
                     base = b.let("base", start + b.load(bases, step).astype("int32") * LANES)
                     code = b.let("code", b.load(codes, step * LANES, LANES))
-                    window = [b.load(x, base + at, LANES) for at in range(0, layout.window, LANES)]
+                    window = [b.load(x, base + at, LANES) for at in range(0, lay.window, LANES)]
                     added = register.get() + _look_up(window, code) * b.load(values, step * LANES, LANES)
                     register.set(tirx.Select(code < _bytes(_FILLING), added, register.get()))
             sums[0].set(sums[0].get() + sums[1].get())
+            if lay.far:
+                places = [b.let("row", b.load(rows, number * LANES + i).astype("int32")) for i in range(LANES)]
+                added = [(place, sums[0].part(i, 1), 1) for i, place in enumerate(places)]
+            else:
+                added = [((group - first) * LANES, sums[0].get(), LANES)]
+            for place, total, lanes in added:
+                with b.when(block == 0):
+                    b.store(scratch, place, total, lanes)
+                with b.when(block > 0):
+                    b.store(scratch, place, b.load(scratch, place, lanes) + total, lanes)
+        with b.loop("group", first, last) as group:
             parts = [(LANES, group < whole)] * (whole > 0) + [(rest, group == whole)] * (rest > 0)
             for count, these in parts:
                 with b.when(these):
                     for piece, lanes in pieces(count, LANES):
-                        at = b.let("at", vector * layout.outputs + group * LANES + piece)
-                        store_result(b, y, at, sums[0].part(piece, lanes), residual, epilogue.activation, lanes)
-    return b.build(name, layout.vectors * layout.chunks)
+                        channel = b.let("channel", group * LANES + piece)
+                        value = b.load(scratch, (group - first) * LANES + piece, lanes)
+                        if bias is not None:
+                            value = value + b.load(bias, channel, lanes)
+                        at = b.let("at", vector * lay.outputs + channel)
+                        store_result(b, y, at, b.let("value", value), residual, epilogue.activation, lanes)
+    return b.build(name, lay.vectors * lay.chunks, 4 * lay.chunk * LANES)
 
 
 def _look_up(window: list[Any], code: Any) -> Any:
@@ -165,7 +245,8 @@ def _look_up(window: list[Any], code: Any) -> Any:
     bit = 2 * LANES
     while len(found) > 1:
         upper = (code & _bytes(bit)) != _bytes(0)
-        found = [tirx.Select(upper, high, low) for low, high in zip(found[::2], found[1::2], strict=True)]
+        single = found[len(found) // 2 * 2 :]
+        found = [tirx.Select(upper, high, low) for low, high in zip(found[::2], found[1::2], strict=False)] + single
         bit *= 2
     return found[0]
 

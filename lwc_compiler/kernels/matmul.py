@@ -36,6 +36,7 @@ _MOST_SHARED = 2  # vectors of rows that share a non-zero
 _FEWEST_TOKENS = 4  # below, most lanes of a vector of tokens are empty
 _LONG_ROW = 32  # non-zeros
 _MOST_INPUTS = 1 << 20  # of a layer whose inputs are looked up
+_FEWEST_TILES, _MOST_GROUPS = 4, 16  # of it; groups of a tile
 
 _HEIGHTS = (2, 4, 8)  # of blocks of outputs
 _MOSTLY_KEPT = 1.5  # weights that blocks of that height store for each that is kept, at most
@@ -47,7 +48,7 @@ _RUN = 12.0  # cycles of the start and end of a run, on a target with a `core`
 _NEAR_BYTE, _DISTANT_BYTE, _GATHER, _TRANSPOSE = 0.025, 0.1, 1.1, 0.35
 # Cycles, measured on Sapphire Rapids: of a look-up step by its window, with weights in the level-2 cache and beyond it;
 # of a non-zero that several rows share, and for each byte of its inputs.
-_LOOKUP_STEP = {64: (4.0, 7.5), 128: (6.8, 8.6)}
+_LOOKUP_STEP = {64: (4.0, 7.5), 96: (4.9, 7.5), 128: (5.6, 7.6)}
 _SHARED, _SHARED_BYTE = 0.9, 0.014
 # Without vectors: instructions of the code for Cortex-M7, counted.
 _SCALAR_GATHER, _SCALAR_MULTIPLY = 5.7, 2.2
@@ -97,8 +98,9 @@ def plan_matmul(
         candidates += candidates_of("csr gathered", cycles, _SCALAR_GATHER, plan_gathered)
         candidates += _block_candidates(weight, rows, epilogue, target)
         if target.features >= FEATURES and k <= _MOST_INPUTS:
-            _, cycles = _best_window(k, n, rows, density, target)
-            candidates.append(candidate("csr lookup", cycles, plan_lookup))
+            layout, cycles = lookup_layout(k, n, rows, density, target)
+            build = partial(plan_lookup, weight, epilogue, layout)
+            candidates.append(Candidate("csr", "csr lookup", cycles, build))
         if 1 < rows <= _MOST_SHARED * lanes:
             cycles = k * n * density * (_SHARED + 4 * rows * _SHARED_BYTE) + _TRANSPOSE * rows * (k + n)
             candidates.append(candidate("csr shared", cycles, plan_shared))
@@ -152,18 +154,22 @@ def _block_candidates(weight: NDArray[np.float32], rows: int, epilogue: Epilogue
     return found
 
 
-def _best_window(k: int, n: int, rows: int, density: float, target: Target) -> tuple[int, float]:
-    """The best window for looking inputs up, and the cycles it takes."""
+def lookup_layout(k: int, n: int, rows: int, density: float, target: Target) -> tuple[LookupLayout, float]:
+    """The best layout for looking inputs up, and the cycles it takes."""
+    groups, blocks = -(-n // LANES), -(-k // (target.l1_bytes // 16))
+    chunk = min(_MOST_GROUPS, -(-groups // max(_FEWEST_TILES, 2 * target.threads)))
+    block = -(-k // (blocks * LANES)) * LANES
 
-    def cycles(window: int) -> float:
+    def layout(window: int) -> tuple[LookupLayout, float]:
         # Fitted to random weights: the fewer non-zeros a row has in a window, the more lanes are idle.
         filled = 1 + 1.3 * math.pow(max(density * window, 0.1), -0.85)
-        steps = -(-n // LANES) * k * density * filled
+        steps = groups * k * density * filled
+        far = steps * STEP_BYTES > target.l2_bytes / 2
         near, distant = _LOOKUP_STEP[window]
-        first = distant if steps * STEP_BYTES > target.l2_bytes / 2 else near
-        return steps * (first + (rows - 1) * near) + rows * n
+        cycles = steps * ((distant if far else near) + (rows - 1) * near) + rows * n
+        return LookupLayout(rows, k, n, window, chunk, block, far), cycles
 
-    return min(((window, cycles(window)) for window in _LOOKUP_STEP), key=lambda option: option[1])
+    return min((layout(window) for window in _LOOKUP_STEP), key=lambda option: option[1])
 
 
 def plan_dense(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
@@ -217,13 +223,10 @@ def plan_blocks(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, targ
     return replace(plan, format=f"block{height}")
 
 
-def plan_lookup(weight: NDArray[np.float32], rows: int, epilogue: Epilogue, target: Target) -> Plan:
+def plan_lookup(weight: NDArray[np.float32], epilogue: Epilogue, layout: LookupLayout) -> Plan:
     """`plan_matmul` row by row: inputs are looked up in registers."""
-    k, n = weight.shape
-    window, _ = _best_window(k, n, rows, float((weight != 0).mean()), target)
-    layout = LookupLayout(rows, k, n, window, 4)
     constants, stored = pack_lookup(np.ascontiguousarray(weight.T), layout)
-    return _one_step(lookup_kernel("matvec_lookup", layout, epilogue), constants, epilogue, stored, rows)
+    return _one_step(lookup_kernel("matvec_lookup", layout, epilogue), constants, epilogue, stored, layout.vectors)
 
 
 def _one_step(kernel: Kernel, constants: list[Constant], epilogue: Epilogue, stored: int, rows: int) -> Plan:

@@ -1,5 +1,6 @@
 """Matrix products compute what numpy does in float64, and touch nothing outside of their buffers."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,6 +22,7 @@ from harness import (
 from lwc_compiler.kernels.layer import Epilogue
 from lwc_compiler.kernels.lookup import FEATURES
 from lwc_compiler.kernels.matmul import (
+    lookup_layout,
     plan_batched_matmul,
     plan_blocks,
     plan_gathered,
@@ -81,9 +83,11 @@ BATCHED = [
 ]
 
 
-def lookup_where_possible(weight, rows, epilogue, target):
-    plan = plan_lookup if target.features >= FEATURES else plan_gathered
-    return plan(weight, rows, epilogue, target)
+def lookup_where_possible(weight, rows, epilogue, target, **changes):
+    if not target.features >= FEATURES:
+        return plan_gathered(weight, rows, epilogue, target)
+    layout, _ = lookup_layout(*weight.shape, rows, float((weight != 0).mean()), target)
+    return plan_lookup(weight, epilogue, replace(layout, **changes))
 
 
 def make_case(
@@ -125,6 +129,9 @@ def make_cases() -> list[Case]:
     for name, plan, shapes in (
         ("gathered", plan_gathered, GATHERED),
         ("lookup", lookup_where_possible, LOOKUP),
+        ("far-64", partial(lookup_where_possible, far=True, window=64, block=80, chunk=2), LOOKUP[::2]),
+        ("far-96", partial(lookup_where_possible, far=True, window=96, block=112), LOOKUP[1::2]),
+        ("near-128", partial(lookup_where_possible, far=False, window=128, block=256), LOOKUP[2::2]),
         ("shared", plan_shared, SHARED),
         *((f"block{height}", partial(plan_blocks, height=height), BLOCKS) for height in (2, 4, 8)),
     ):
@@ -155,7 +162,9 @@ def test_layers_alike_share_their_kernels(target, rows: int, density: float) -> 
 
 
 @pytest.mark.parametrize("target", [*TARGETS, NARROW], ids=lambda target: target.name)
-@pytest.mark.parametrize("plan", [plan_gathered, lookup_where_possible, plan_shared])
+@pytest.mark.parametrize(
+    "plan", [plan_gathered, lookup_where_possible, partial(lookup_where_possible, far=True, block=64), plan_shared]
+)
 @pytest.mark.parametrize("density", [0.02, 0.3])
 def test_inputs_reach_only_the_outputs_that_read_them(target, plan, density: float, tmp_path) -> None:
     """Filling adds 0 times an input: one that is not finite must not get into a sum by it."""
