@@ -21,7 +21,7 @@ struct Known {
     std::vector<Time> until; /* of each who accesses, the first time that is not over */
     Time of_threads; /* the least of all threads */
 };
-static std::vector<Word> words_of_shared(MOST_BLOCKS *SHARED / 4);
+static std::vector<Word> words_of_shared(MOST_BLOCKS * SHARED / 4);
 static unsigned runs; /* words of earlier ones count for nothing */
 static Time now;
 
