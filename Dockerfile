@@ -7,10 +7,10 @@ RUN python -m venv /opt/lwc && /opt/lwc/bin/pip install --no-cache-dir --disable
 
 FROM python:3.12-slim
 COPY --from=install /opt/lwc /opt/lwc
-# Whatever user `docker run --user` names may write these, and has a home.
-RUN useradd lwc && mkdir -m 1777 /work /cache
+# Whatever user `docker run --user` names may write these, and has a home. Kubernetes tells by a number that it is not root.
+RUN useradd --uid 1000 lwc && mkdir -m 1777 /work /cache
 ENV PATH=/opt/lwc/bin:$PATH LWC_CACHE=/cache HOME=/tmp
-USER lwc
+USER 1000
 WORKDIR /work
 ENTRYPOINT ["lwc"]
 CMD ["--help"]

@@ -11,7 +11,7 @@ import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,7 +51,7 @@ _COMPILED = 1.1  # how much slower by prediction a kernel may be to be used for 
 _WHOLE = ("dense", "channels", "winograd", "depthwise")  # formats that store every weight
 _FIXED = 0.15  # share of a sparse layer's time that its density does not change, where only one density is known
 _SCALAR_CYCLES = 3.0  # of a number that is read or written without vectors: estimated
-_STREAMED = 64 << 20  # bytes that are read to see how fast memory is
+_STREAMED, _STREAMED_MOST = 16 << 20, 256 << 20  # steps of bytes that are read to see how fast memory is, and the most
 
 
 _NOTHING = Task("", 1.0, (), 0)
@@ -186,17 +186,14 @@ class Sampler:
     Args:
         target: what kernels are made for.
         compiler: links kernels that are measured; None: nothing is measured.
-        weight_bytes: of all layers. Where they exceed the level-2 cache, weights that are used once come from memory.
     """
 
-    def __init__(self, target: Target, compiler: Compiler | None, weight_bytes: float) -> None:
+    def __init__(self, target: Target, compiler: Compiler | None) -> None:
         self._target, self._compiler = target, compiler
         self._timings = Timings(target) if compiler else None
         self._knots: dict[str, dict[str, dict[float, _Knot]]] = defaultdict(lambda: defaultdict(dict))
         self._as_it_is: dict[str, list[Way]] = {}
         self._ratios: dict[str, list[float]] = defaultdict(list)
-        self._read_seconds = 1 / read_speed() if compiler else 0.0
-        self._from_memory = weight_bytes > target.l2_bytes
 
     @property
     def measures(self) -> bool:
@@ -293,25 +290,42 @@ class Sampler:
                 return
             self._time(waiting[first : first + _TOGETHER], self._compiler)
 
-    def whole(self, task: Task) -> Sample | None:
-        """What a layer takes with every weight stored, or as it is; None where that is not known."""
-        knots = [knot for each in self._knots[task.layer].values() for knot in each.values()]
-        best = self._best([*self._as_it_is.get(task.layer, []), *(way for knot in knots for way in knot.whole)])
-        return None if best is None else Sample(self._time_of(best), lambda: best.bytes / best.share, best.timed)
+    def whole(self, task: Task, weight_bytes: float) -> Sample | None:
+        """What a layer takes with every weight stored, or as it is; None where that is not known.
 
-    def sparse(self, task: Task, structure: str, density: float) -> Sample | None:
-        """What a layer takes with weights left out; None where that was not planned, or there is no such kernel."""
+        Args:
+            task: the layer.
+            weight_bytes: of all layers of its network: where they lie while it runs.
+        """
+        knots = [knot for each in self._knots[task.layer].values() for knot in each.values()]
+        ways = [*self._as_it_is.get(task.layer, []), *(way for knot in knots for way in knot.whole)]
+        best = self._best(ways, weight_bytes)
+        if best is None:
+            return None
+        return Sample(self._seconds(best, weight_bytes) / best.share, lambda: best.bytes / best.share, best.timed)
+
+    def sparse(self, task: Task, structure: str, density: float, weight_bytes: float) -> Sample | None:
+        """What a layer takes with weights left out; None where that was not planned, or there is no such kernel.
+
+        Args:
+            task: the layer.
+            structure: of its zeros.
+            density: kept / all weights.
+            weight_bytes: of all layers of its network: where they lie while it runs.
+        """
         knots = sorted(self._knots[task.layer][structure].items())
-        ways = {at: best for at, knot in knots if (best := self._best(knot.sparse)) is not None}
+        ways = {at: best for at, knot in knots if (best := self._best(knot.sparse, weight_bytes)) is not None}
         if not ways:
             return None
         timed = {at: way for at, way in ways.items() if way.timed}
 
         def stored() -> float:
+            if (own := _near(density, ways)) is not None:
+                return ways[own].bytes / ways[own].share
             known = timed if len(timed) > 1 else ways
             return between(density, list(known), _least_from_right([w.bytes / w.share for w in known.values()]))
 
-        times = _least_from_right([self._time_of(way) for way in ways.values()])
+        times = _least_from_right([self._seconds(way, weight_bytes) / way.share for way in ways.values()])
         return Sample(between(density, list(ways), times), stored, bool(timed))
 
     def calls(self, stage: Stage, calls: Sequence[Call]) -> float:
@@ -330,7 +344,7 @@ class Sampler:
     def copies(self, size: int) -> float:
         """What copying so many bytes from one place to another takes."""
         if self._compiler is not None:
-            return self._read_seconds * size
+            return read_seconds(size) * size
         return size / BYTES_A_NANOSECOND * self._cycles_a_nanosecond()
 
     def _cycles_a_nanosecond(self) -> float:
@@ -365,25 +379,25 @@ class Sampler:
             if self._timings is not None:
                 self._timings.remember(way.task, self._timings.of(way.task) | {way.candidate.name: seconds})
 
-    def _best(self, ways: Sequence[Way]) -> Way | None:
+    def _best(self, ways: Sequence[Way], weight_bytes: float) -> Way | None:
         """The fastest of ways; those that were measured go before those that were not."""
-        return min([way for way in ways if way.timed] or ways, key=self._seconds, default=None)
+        known = [way for way in ways if way.timed] or ways
+        return min(known, key=lambda way: self._seconds(way, weight_bytes), default=None)
 
-    def _time_of(self, way: Way) -> float:
-        """`_seconds` of the whole layer."""
-        return self._seconds(way) / way.share
-
-    def _seconds(self, way: Way) -> float:
-        """Seconds, or cycles where nothing is measured."""
+    def _seconds(self, way: Way, weight_bytes: float) -> float:
+        """Seconds of what is planned of a layer, or cycles where nothing is measured."""
         if self._compiler is None:
             return way.candidate.cycles
         seconds = way.seconds
         if seconds is None:
             ratios = self._ratios.get(f"{way.kind} {way.task.layer}") or self._ratios.get(way.kind) or self._ratios[""]
             seconds = way.candidate.cycles * (median(ratios) if ratios else SECONDS_A_CYCLE)
-        # Weights of a product with a row are read once a run; what was timed again and again had them in the cache.
-        once = self._from_memory and way.task.product is not None and way.bytes <= self._target.l2_bytes
-        return seconds + (self._read_seconds * way.bytes if once else 0.0)
+        if way.task.product is None or weight_bytes <= self._target.l2_bytes:
+            return seconds
+        # Weights of a product with a row are read once a run, from where those of a network of this size lie. What was
+        # timed again and again had them in the level-2 cache, or in the next one.
+        read = read_seconds(weight_bytes) - (read_seconds(0) if way.bytes > self._target.l2_bytes else 0)
+        return seconds + max(read, 0.0) * way.bytes
 
 
 def kernel_seconds(run: Callable[..., None]) -> float:
@@ -402,10 +416,18 @@ def kernel_seconds(run: Callable[..., None]) -> float:
     return max(full - empty, 1e-9) / times
 
 
-def read_speed() -> float:
-    """Bytes of memory beyond the caches that one core of this machine reads in a second."""
-    memory = np.ones(_STREAMED // 4, np.float32)
-    return _STREAMED / fastest([memory.sum], 0.0)[0]
+def read_seconds(size: float) -> float:
+    """Seconds of a byte, where one core of this machine reads so many bytes in turn, again and again.
+
+    It finds a few megabytes in its caches; what is more comes from memory.
+    """
+    return _read_seconds(min(max(1, math.ceil(size / _STREAMED)) * _STREAMED, _STREAMED_MOST))
+
+
+@lru_cache
+def _read_seconds(size: int) -> float:
+    memory = np.ones(size // 4, np.float32)
+    return fastest([memory.sum], 0.0)[0] / size
 
 
 def _alone(stage: Stage, call: Call) -> tuple[Plan, list[NDArray[np.float32]]]:

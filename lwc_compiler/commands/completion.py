@@ -19,7 +19,9 @@ def completion(ctx: click.Context, shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(ctx.find_root().command, {}, "lwc", "_LWC_COMPLETE").source())
+    script = kind(ctx.find_root().command, {}, "lwc", "_LWC_COMPLETE").source()
+    # click's script for fish ends a description at its first comma.
+    click.echo(script.replace('(string split ","', '(string split --max 1 ","'))
 
 
 def complete_target(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:

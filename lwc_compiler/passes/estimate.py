@@ -29,7 +29,6 @@ _STRUCTURES, _GPU_STRUCTURES = ("element", "4x1"), ("element",)  # by default; o
 _FORMS, _FORMS_OF_SMALL = 0.4, 0.85  # share of the time for looking at whole networks, where kernels are to be measured
 _PLANS = 0.6  # and after which no more densities are planned
 _LEAST = 0.2  # of that time is for measurements, also where a large network took longer to look at
-_PAIR_BYTES = 6  # of a kept weight and its index
 
 
 def estimate(model: Model, options: EstimateOptions) -> Estimate:
@@ -64,8 +63,7 @@ def estimate(model: Model, options: EstimateOptions) -> Estimate:
     compiler = None if target.source else find_compiler(target, options.cc)
     main = _near_main(goals)
     fastest = (target.variants or (target,))[-1]  # of what its library has code for
-    weight_bytes = _PAIR_BYTES * network.kept_weights(main[0])
-    sampler = Sampler(fastest, compiler if options.target == HOST else None, weight_bytes)
+    sampler = Sampler(fastest, compiler if options.target == HOST else None)
     forms = Forms(network, goals, target, lowering, sampler)
     clock = _Clock(begin, options.seconds)
     looks, plans = (_FORMS_OF_SMALL if network.is_small else _FORMS, _PLANS) if sampler.measures else (1.0, 1.0)
@@ -160,8 +158,11 @@ def _measure(forms: Forms, sampler: Sampler, planned: Sequence[Goal], main: Sequ
     known = {way.task.layer for way in whole}
     dense = [task for task in forms.dense_tasks() if task.layer not in known]
     first = [*main, *_last_of_each(sorted(planned, key=lambda goal: goal.sparsity))]
+    # One of each kind says how far to trust what is predicted of the others, which are not alike.
+    kinds = {way.kind: way for way in sorted([*whole, *as_they_are(dense, 0)], key=lambda way: way.candidate.cycles)}
     for turn in (
         [*as_they_are(kept, 0), *kernels(first, 0)],
+        kinds.values(),
         [*as_they_are(kept, 1), *kernels(first, 1)],
         [*whole, *as_they_are(dense, 0)],
         [*as_they_are(kept, 2), *kernels(planned, 0)],

@@ -129,17 +129,18 @@ class Forms:
     def sample(self, layer: Layer, goal: Goal | None) -> Sample:
         """What a layer takes, in the way that is fastest."""
         task, _ = task_share(layer)
-        found = [self._sampler.whole(task)]
+        weight_bytes = self._network.weight_bytes(goal)
+        found = [self._sampler.whole(task, weight_bytes)]
         if goal is not None and self._network.is_pruned(layer.nodes):
-            found.append(self._sampler.sparse(task, goal.structure, self.density(layer, goal)))
+            found.append(self._sampler.sparse(task, goal.structure, self.density(layer, goal), weight_bytes))
         return min((sample for sample in found if sample is not None), key=lambda sample: sample.time)
 
     def left_out(self, layer: Layer, goal: Goal) -> Sample | None:
         """What a layer takes with weights left out, or as it is where it stays so; None where that is not known."""
         task, _ = task_share(layer)
         if task.again is None or not self._network.is_pruned(layer.nodes):
-            return self._sampler.whole(task)
-        return self._sampler.sparse(task, goal.structure, self.density(layer, goal))
+            return self._sampler.whole(task, self._network.weight_bytes(goal))
+        return self._sampler.sparse(task, goal.structure, self.density(layer, goal), self._network.weight_bytes(goal))
 
     def _form(self, goal: Goal | None, *, lower: bool) -> Form:
         from lwc_compiler.codegen.batch import cut_batch

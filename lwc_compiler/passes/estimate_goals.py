@@ -19,6 +19,7 @@ from lwc_compiler.sparsity.draw import random_weights
 from lwc_compiler.sparsity.masks import erdos_renyi_kernel, parse_structure
 
 MAIN = 0.9  # what networks are pruned to most often: the sparsity that is looked at first
+_WEIGHT_BYTES, _PAIR_BYTES = 4, 6  # of a weight, and of one that is kept with its index
 _SMALL = 1 << 22  # weights of a network up to which zeros at random cut channels off
 _DRAWN, _ROWS = 1 << 23, 64  # weights of a layer that are drawn, in so many outputs; a larger layer repeats them
 
@@ -85,6 +86,10 @@ class Network:
     def kept_weights(self, goal: Goal | None) -> float:
         """Weights that are left at a goal; None: all."""
         return sum(site.size * (goal.densities.get(site.weight, 1.0) if goal else 1.0) for site in self.sites)
+
+    def weight_bytes(self, goal: Goal | None) -> float:
+        """About the bytes of the weights that are left at a goal, with their indices; None: of all."""
+        return self.kept_weights(goal) * (_WEIGHT_BYTES if goal is None else _PAIR_BYTES)
 
     def density(self, nodes: Sequence[str], goal: Goal) -> float:
         """Kept / all weights of these nodes that are pruned; 1 where none is."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lwc_compiler.passes.estimate_goals import Goal, Network
     from lwc_compiler.targets.target import Target
 
+_CLEARLY = 1.15  # slower by this factor: more than most estimates are off by
 _DENSITIES = tuple(round(0.01 * percent, 2) for percent in range(1, 101))
 
 
@@ -44,7 +45,7 @@ class Points:
             form.rest + sum(runs * sample.time for runs, sample in samples)
             for form, samples in zip(forms, sums, strict=True)
         ]
-        best = min(range(len(forms)), key=totals.__getitem__)
+        best = likely(totals)
         timed = sum(runs * sample.time for runs, sample in sums[best] if sample.measured)
         timed += forms[best].rest if self._measured else 0.0
         like = own = self._forms.made.get(goal) if goal else None
@@ -145,6 +146,17 @@ class Points:
         if any(sample is None for sample, _ in samples):
             return None
         return sum(runs * sample.time for sample, runs in samples if sample is not None)
+
+
+def likely(totals: Sequence[float]) -> int:
+    """Which form a network is likely to get: that of the network as it is only where it is clearly faster.
+
+    Less of it was measured, and in a close race it may take twice the bytes.
+
+    Args:
+        totals: time of the network as it is, and of the forms that it was found to have with zeros, if any.
+    """
+    return min(range(len(totals)), key=lambda form: totals[form] * (1 if form else _CLEARLY))
 
 
 def _file_bytes(lowered: Lowered) -> int:

@@ -172,7 +172,8 @@ def _fix_shapes(graph: GraphProto, shapes: Mapping[str, Sequence[int]], batch: i
                 hint = ",".join(str(d.dim_value) if not _is_open(d) else d.dim_param or "?" for d in dims)
                 label = f" ('{dim.dim_param}')" if dim.dim_param else ""
                 raise UnsupportedError(
-                    f"input '{name}', dimension {axis}{label} is dynamic; give its size with --shape {name}={hint}"
+                    f"input '{name}', dimension {axis}{label} is dynamic; give its size with --shape {name}={hint}, "
+                    "in a recipe with `shapes` under [lower]"
                 )
             dim.dim_value = size_or_none
     _forget_shapes(graph)

@@ -95,8 +95,6 @@ def check_recipe(recipe: BuildRecipe, directory: Path | None, *, force: bool) ->
         LwcError: the recipe contradicts itself, or its model, targets or output cannot be what they have to be.
     """
     check_complete(recipe)
-    place = directory or Path(recipe.outputs.directory or f"{Path(recipe.model).stem}.build")
-    check_build_destination(place, force=force)
     targets = recipe.each_target()
     for name, target in targets.items():
         if find_target(target.target).os == "none" and target.via is not None:
@@ -106,6 +104,8 @@ def check_recipe(recipe: BuildRecipe, directory: Path | None, *, force: bool) ->
     for data in (recipe.train_data, recipe.val_data):
         if data is not None and not is_function(data) and not Path(data).exists():
             raise DataError(f"data {data}: there is no such file or folder")
+    place = directory or Path(recipe.outputs.directory or f"{Path(recipe.model).stem}.build")
+    check_build_destination(place, force=force)
     original = normalize(load_model(recipe.model), fold_batch_norm=False)
     for target in targets.values():
         check_lowerable(original, recipe.for_target(target).lower, thorough=recipe.train_data is not None)

@@ -142,36 +142,65 @@ def bytes_of(plan: Plan) -> int:
 def test_bytes_follow_the_density_and_predictions_are_cycles() -> None:
     note = Note()
     plan_conv(sparse(32, 16, 3, 3), PLAIN, Epilogue(), find_target("cortex-m4"), note)
-    sampler = Sampler(find_target("cortex-m4"), None, 0)
+    sampler = Sampler(find_target("cortex-m4"), None)
     assert not sampler.measures
     for density in (0.1, 0.4):
         sampler.plan(note.task, "element", density)
-    low, middle, high = (sampler.sparse(note.task, "element", density) for density in (0.1, 0.2, 0.4))
+    low, middle, high = (sampler.sparse(note.task, "element", density, 0) for density in (0.1, 0.2, 0.4))
     assert low and middle and high
     assert low.bytes() == pytest.approx(bytes_of(note.plan), rel=0.05)
     assert middle.bytes() == pytest.approx(low.bytes() + (high.bytes() - low.bytes()) / 3)
+    plan_conv(sparse(32, 16, 3, 3, density=0.2), PLAIN, Epilogue(), find_target("cortex-m4"), there := Note())
+    sampler.plan(note.task, "element", 0.2)
+    exact = sampler.sparse(note.task, "element", 0.2, 0)
+    assert exact
+    assert exact.bytes() == pytest.approx(bytes_of(there.plan), rel=0.02)
     assert low.time < middle.time < high.time
     assert low.time > 1000  # cycles, not seconds
     assert not low.measured
-    assert sampler.sparse(note.task, "4x1", 0.1) is None
+    assert sampler.sparse(note.task, "4x1", 0.1, 0) is None
 
 
 def test_what_was_measured_goes_before_what_was_predicted() -> None:
     note = Note()
     plan_conv(sparse(32, 16, 3, 3), PLAIN, Epilogue(), HOST, note)
-    sampler = Sampler(HOST, find_compiler(), 0)
+    sampler = Sampler(HOST, find_compiler())
     sampler.plan(note.task, "element", 0.1)
     (way,) = sampler.kernels(note.task, "element", 0.1, 0, sparse=True)
     sampler.measure([way], 0.0)
     assert way.seconds is None  # there was no time
-    before = sampler.sparse(note.task, "element", 0.1)
+    before = sampler.sparse(note.task, "element", 0.1, 0)
     assert before
     assert not before.measured
     sampler.measure([way], time.monotonic() + 60)
-    after = sampler.sparse(note.task, "element", 0.1)
+    after = sampler.sparse(note.task, "element", 0.1, 0)
     assert after
     assert after.measured
     assert 0 < after.time == way.seconds < 0.1
+
+
+@pytest.mark.parametrize("l2_bytes", [1 << 20, 1000])
+def test_weights_of_a_product_are_read_from_where_those_of_the_network_lie(
+    l2_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "read_seconds", lambda size: 5e-9 if size > 1 << 22 else 1e-9)
+    target = replace(HOST, l2_bytes=l2_bytes)
+    note, other = Note(), Note()
+    plan_matmul(sparse(200, 256, density=0.5), 1, Epilogue(), target, note)
+    plan_conv(sparse(32, 16, 3, 3), PLAIN, Epilogue(), target, other)
+    sampler = Sampler(target, find_compiler())
+    sampler.plan(note.task, "element", 0.5)
+    sampler.plan(other.task, "element", 0.1)
+    in_l2, in_l3, in_memory = (sampler.sparse(note.task, "element", 0.5, size) for size in (0, 1 << 21, 1 << 30))
+    assert in_l2 and in_l3 and in_memory
+    # What measuring the layer alone, again and again, saw of it.
+    known = 0.0 if in_l2.bytes() <= l2_bytes else 1e-9
+    assert (known > 0) == (l2_bytes == 1000)
+    assert in_l3.time == pytest.approx(in_l2.time + (1e-9 - known) * in_l2.bytes())
+    assert in_memory.time == pytest.approx(in_l2.time + (5e-9 - known) * in_l2.bytes())
+    planes, again = (sampler.sparse(other.task, "element", 0.1, size) for size in (0, 1 << 30))
+    assert planes and again
+    assert planes.time == again.time
 
 
 def test_timings_are_there_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,10 +208,10 @@ def test_timings_are_there_the_next_time(monkeypatch: pytest.MonkeyPatch) -> Non
     plan_conv(sparse(32, 16, 3, 3), PLAIN, Epilogue(), HOST, note)
     found = []
     for _ in range(2):
-        sampler = Sampler(HOST, find_compiler(), 0)
+        sampler = Sampler(HOST, find_compiler())
         sampler.plan(note.task, "element", 0.1)
         sampler.measure(sampler.kernels(note.task, "element", 0.1, 0, sparse=True), time.monotonic() + 60)
-        point = sampler.sparse(note.task, "element", 0.1)
+        point = sampler.sparse(note.task, "element", 0.1, 0)
         found.append((point.time, point.bytes(), point.measured))
         monkeypatch.setattr(Sampler, "_time", lambda *_: pytest.fail("measured again"))
     assert found[0] == found[1]

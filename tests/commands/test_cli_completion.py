@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ def wrapper(tmp_path):
     return path
 
 
-@pytest.mark.parametrize(
+ASKED = pytest.mark.parametrize(
     ("words", "expected"),
     [
         ("lwc comp", ["compile", "compact", "completion"]),
@@ -27,6 +28,9 @@ def wrapper(tmp_path):
         ("lwc completion ''", ["bash", "zsh", "fish"]),
     ],
 )
+
+
+@ASKED
 def test_bash(wrapper, words, expected):
     script = (
         f'eval "$(lwc completion bash)"; COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); '
@@ -37,6 +41,46 @@ def test_bash(wrapper, words, expected):
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(set(done.stdout.split()) & set(expected)) == sorted(expected)
     assert all(word.startswith(words.split()[-1].strip("'")) for word in done.stdout.split())
+
+
+def asked_of(shell, script, wrapper):
+    """The lines that a shell prints for a script, without the configuration of whoever runs it."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    options = {"zsh": ["--no-rcs"], "fish": ["--no-config"]}[shell]
+    environment = os.environ | {"PATH": f"{wrapper.parent}:{os.environ['PATH']}"}
+    done = subprocess.run([shell, *options, "-c", script], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+@ASKED
+def test_zsh(wrapper, words, expected):
+    """Outside of its line editor: what the script hands to zsh's functions for completion is printed."""
+    script = (
+        'compdef() { completer=$1; }; eval "$(lwc completion zsh)"; '
+        '_describe() { print -l -- "${completions_with_descriptions[@]}"; }; '
+        'compadd() { print -l -- "${completions[@]}"; }; '
+        f"words=({words}); CURRENT=${{#words}}; $completer"
+    )
+    found = [
+        line if words.split()[-1][0].isdigit() else line.partition(":")[0] for line in asked_of("zsh", script, wrapper)
+    ]
+    assert set(expected) <= set(found)
+    assert all(word.startswith(words.split()[-1].strip("'")) for word in found)
+
+
+@ASKED
+def test_fish(wrapper, words, expected):
+    script = f'lwc completion fish | source; complete -C "{words}"'.replace("''", "")
+    found = [line.partition("\t")[0] for line in asked_of("fish", script, wrapper)]
+    assert set(expected) <= set(found)
+    assert all(word.startswith(words.split()[-1].strip("'")) for word in found)
+
+
+def test_fish_shows_whole_descriptions(wrapper):
+    script = 'lwc completion fish | source; complete -C "lwc lower m.onnx --target rpi4"'
+    assert asked_of("fish", script, wrapper) == ["rpi4\tRaspberry Pi 4, 64-bit Linux"]
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])

@@ -86,6 +86,14 @@ def test_check_refuses_what_build_would(lwc, recipe):
     assert "--allow-code" in done.err
 
 
+def test_check_says_what_is_wrong_with_a_recipe_before_what_stands_in_its_way(lwc, recipe, tmp_path):
+    (tmp_path / "mlp.build").mkdir()
+    (tmp_path / "mlp.build" / "file").write_text("")
+    assert "mlp.build exists" in lwc("recipe", "check", recipe()).err
+    (tmp_path / "data.npz").unlink()
+    assert "data.npz: there is no such file" in lwc("recipe", "check", "recipe.toml").err
+
+
 def test_init_writes_a_recipe_that_runs(lwc, recipe, mlp, tmp_path):
     done = lwc("recipe", "init", "mlp.onnx", "--val-data", "data.npz", "--target", "c", "-o", "new.toml")
     assert (done.code, done.out) == (0, "wrote new.toml\nnext: lwc recipe check new.toml, lwc build new.toml\n")

@@ -9,7 +9,9 @@ import pytest
 
 import lwc_compiler as lwc
 from benchmarks.models import Network
+from lwc_compiler.codegen.sample import Sampler, Way
 from lwc_compiler.passes.compact import compact
+from lwc_compiler.passes.estimate_points import likely
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.report.estimates import Estimate, layer_cells, point_cells
@@ -93,6 +95,25 @@ def test_kernels_are_measured_here_and_predicted_elsewhere() -> None:
         assert same.seconds == pytest.approx(processor.cycles / 168e6)
     assert any("predicted" in note for note in core.notes)
     assert not any("predicted" in note for note in here.notes)
+
+
+def test_one_kernel_of_each_kind_is_measured_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[list[Way]] = []
+    monkeypatch.setattr(Sampler, "measure", lambda self, ways, end: turns.append(list(ways)))
+    estimate("host", sparsities=(0.9,))
+    _, kinds, _, dense, *_ = turns
+    assert sorted(way.kind for way in kinds) == sorted({way.kind for way in dense})
+    assert len(kinds) > 1
+    for largest in kinds:
+        alike = [way.candidate.cycles for way in dense if way.kind == largest.kind]
+        assert largest.candidate.cycles == max(alike)
+
+
+def test_a_form_of_the_network_as_it_is_has_to_be_clearly_faster() -> None:
+    assert likely([1.0]) == 0
+    assert likely([0.99, 1.0]) == 1
+    assert likely([0.8, 1.0, 1.1]) == 0
+    assert likely([0.99, 1.1, 1.0]) == 2
 
 
 def test_a_board_without_the_memory_is_said_and_not_refused() -> None:

@@ -486,7 +486,12 @@ def test_named_dimensions_hold_for_all_inputs():
             OptionError,
             "input 'z', dimension 1: the shape given says 6, the model 5",
         ),
-        (None, 4, UnsupportedError, r"input 'x', dimension 2 \('H'\) is dynamic; give its size with --shape x=4,3,H"),
+        (
+            None,
+            4,
+            UnsupportedError,
+            r"input 'x', dimension 2 \('H'\) is dynamic; give its size with --shape x=4,3,H, in a recipe with `shapes`",
+        ),
         ({}, None, UnsupportedError, r"input 'x', dimension 0 \('N'\) is dynamic"),
     ],
 )
