@@ -71,6 +71,14 @@ _ENTRY = 'extern "C" __global__'
 _BOUNDS = re.compile(r"__launch_bounds__\((\d+)\) (\w+)\(")
 _SIGNATURE = re.compile(rf"({_ENTRY} .*\b)(\w+)\(([^()]*)\)(;| {{)")
 
+
+def _with_barriers(func: PrimFunc, _module: tvm.IRModule, _context: tvm.ir.transform.PassContext) -> PrimFunc:
+    """TVM's schedules have no barriers yet; kernels by `DeviceBuilder` have all, and would get some without a need."""
+    if WAITS in func.attrs:
+        return func
+    return s_tir.transform.ThreadSync("shared")(tvm.IRModule({"kernel": func}))["kernel"]
+
+
 _PASSES = tvm.ir.transform.Sequential(
     [
         tirx.transform.StmtSimplify(),
@@ -84,7 +92,7 @@ _PASSES = tvm.ir.transform.Sequential(
         s_tir.transform.RewriteUnsafeSelect(),
         tirx.transform.CommonSubexprElim(),
         tirx.transform.VerifyMemory(),
-        s_tir.transform.ThreadSync("shared"),
+        tirx.transform.prim_func_pass(_with_barriers, opt_level=0),
         s_tir.transform.LowerThreadAllreduce(),
         tirx.transform.LowerWarpMemory(),
         tirx.transform.StmtSimplify(),

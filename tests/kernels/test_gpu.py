@@ -26,7 +26,8 @@ from tests.opencl_harness import Device, run_plan
 
 GPU = find_target("a100")
 ARCHITECTURES = (find_target("cuda").gpu.architectures[0], find_target("cuda").gpu.architectures[-1])
-TAPS = ("gpu_taps", "gpu_blocks")
+# Of each kernel a case.
+WITH_ALL = ("15-conv-3x9x3x3", "7-conv-3x9x3x3", "3-conv-1x8x50-to-12-kernel-3-", "1csr-1x13000x5", "1all-2x7000x17")
 GOLDEN = Path(__file__).parent / "golden"
 
 
@@ -115,12 +116,26 @@ class TestKernels:
         assert error.max() <= 1e-5 * case.scale, f"error {error.max() / (case.scale or 1):.2g} of the scale"
 
 
-def test_copies_are_waited_for(tmp_path) -> None:
-    """As CUDA's text, where copies are made as late as they may be: of which several are under way at once."""
-    chosen = [case for case in TestKernels.cases if case.plan(GPU).steps[0].kernel.name in TAPS][::6]
+def test_no_hazards(tmp_path) -> None:
+    """As CUDA's text, where copies are made as late as they may be, of which several are under way at once."""
+    by_kernel: dict[str, list] = {}
+    for case in TestKernels.cases:
+        kernel = case.plan(GPU).steps[0].kernel
+        if kernel.launch.shared_bytes:
+            by_kernel.setdefault(kernel.name, []).append(case)
+    chosen = [case for cases in by_kernel.values() for case in cases[::6]]
     emulator = Emulator({case.name: case.plan(GPU) for case in chosen}, tmp_path)
     for case in chosen:
         emulator.check(case.name, case)
+
+
+def test_every_wait_and_barrier_is_needed(tmp_path) -> None:
+    """Where a layer takes several chunks or slices, and warps share sums."""
+    chosen = [case for case in TestKernels.cases if case.name.startswith(WITH_ALL)]
+    assert len(chosen) == len(WITH_ALL)
+    emulator = Emulator({case.name: case.plan(GPU) for case in chosen}, tmp_path)
+    for case in chosen:
+        assert not emulator.not_needed(case.name, case)
 
 
 def test_inputs_reach_only_the_outputs_that_read_them(device) -> None:

@@ -80,12 +80,20 @@ class TestAttention:
         assert np.abs(result - case.expected).max() <= 1e-5 * case.scale
 
 
-def test_copies_are_waited_for(tmp_path) -> None:
-    """As CUDA's text, where copies are made as late as they may be, in two orders of the threads."""
-    chosen = CASES[1::3]
-    emulator = Emulator({case.name: case.plan(GPU) for case in chosen}, tmp_path)
-    for case in chosen:
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory):
+    """Some cases as CUDA's text."""
+    return Emulator({case.name: case.plan(GPU) for case in CASES[2::3]}, tmp_path_factory.mktemp("emulator"))
+
+
+def test_no_hazards(emulator) -> None:
+    """Where copies are made as late as they may be, in two orders of the threads."""
+    for case in CASES[2::3]:
         emulator.check(case.name, case)
+
+
+def test_every_wait_and_barrier_is_needed(emulator) -> None:
+    assert not emulator.not_needed(CASES[2].name, CASES[2])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -90,12 +90,13 @@ class TestProducts:
         assert np.abs(result - case.expected).max() <= 1e-5 * case.scale
 
 
-def test_copies_are_waited_for(tmp_path) -> None:
+def test_no_hazards(tmp_path) -> None:
     """As CUDA's text, where copies are made as late as they may be, in two orders of the threads."""
     chosen = CASES[::5]
     emulator = Emulator({case.name: case.plan(GPU) for case in chosen}, tmp_path)
     for case in chosen:
         emulator.check(case.name, case)
+    assert not emulator.not_needed(chosen[0].name, chosen[0]), "every wait and barrier is needed"
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

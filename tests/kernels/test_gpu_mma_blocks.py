@@ -96,6 +96,12 @@ def test_same_as_float64_of_rounded_factors(emulator, name: str) -> None:
     emulator.check(name, CASES[name])
 
 
+@pytest.mark.parametrize("name", ["blocks conv5-bfloat16", "blocks conv13-float16"])
+def test_every_wait_and_barrier_is_needed(emulator, name: str) -> None:
+    """Without any of them a hazard is found."""
+    assert not emulator.not_needed(name, CASES[name])
+
+
 def test_inputs_reach_only_the_outputs_that_read_them(tmp_path) -> None:
     """Filling adds 0 times an input: one that is not finite must not get into a sum by it."""
     generator, geometry = np.random.default_rng(0), conv(1, 30, (4, 8), 48, (1, 1))

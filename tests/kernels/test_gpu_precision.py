@@ -157,6 +157,12 @@ def test_same_as_float64_of_rounded_factors(emulator, name: str) -> None:
     emulator.check(name, CASES[name])
 
 
+@pytest.mark.parametrize("name", ["conv0-tf32", "sparse conv1-bfloat16", "csr0-float16", "dense0-float16"])
+def test_every_wait_and_barrier_is_needed(emulator, name: str) -> None:
+    """Without any of them a hazard is found."""
+    assert not emulator.not_needed(name, CASES[name])
+
+
 def test_rounding() -> None:
     """To nearest: as PyTorch does in 16 bits; in tf32 a significand of 11 bits, ties away from zero."""
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)

@@ -71,7 +71,7 @@ CASES = {
     "dense-float16, 176 pixels": product((177, 40, 260), (256, 176, 2, 1, 2), "float16"),
     "dense-bfloat16, 96 pixels": product((100, 72, 130), (128, 96, 2, 1, 1), "bfloat16"),
     "float16, many slices": product((70, 900, 70), (64, 64, 1, 1, 1), "float16", blocks=1),
-    "dense-float16, two groups": product((257, 140, 390), (128, 256, 2, 2, 1), "float16"),
+    "dense-float16, two groups": product((257, 140, 390), (128, 256, 2, 2, 1), "float16", blocks=2),
     "dense-bfloat16, two of each group": product((129, 500, 257), (256, 128, 2, 2, 2), "bfloat16"),
     "pointwise-float16": convolution(conv(2, 70, (9, 7), 65, (1, 1)), (64, 64, 1, 1, 1), "float16"),
     "3x3-float16": convolution(conv(2, 120, (7, 9), 65, (3, 3), (2, 1), (1, 0, 1, 2)), (64, 64, 1, 1, 1), "float16"),
@@ -92,6 +92,12 @@ def emulator(tmp_path_factory):
 def test_same_as_float64_of_rounded_factors(emulator, name: str) -> None:
     """Only sums are rounded otherwise, in float32: 1e-5 of their scale."""
     emulator.check(name, CASES[name])
+
+
+@pytest.mark.parametrize("name", ["float16, many slices", "dense-float16, two groups"])
+def test_every_wait_and_barrier_is_needed(emulator, name: str) -> None:
+    """Without any of them a hazard is found."""
+    assert not emulator.not_needed(name, CASES[name])
 
 
 def test_registers_do() -> None:

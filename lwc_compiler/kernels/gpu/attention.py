@@ -229,8 +229,7 @@ def _exponentiate(
     b.store(parts, t.threads + b.thread, largest.get())
     b.barrier()
     most = b.let("most", combined(tirx.max, t.threads))
-    # Keys that do not exist, but are in the last slice, weigh nothing. As many as these are read before they are
-    # replaced, because a barrier is put between the two.
+    # Keys that do not exist, but are in the last slice, weigh nothing. Loads of some are under way together.
     steps = ceil_div(ceil_div(t.key_count, t.depth) * t.depth, shares)
     together = min(steps, _TOGETHER)
     with b.loop("step", 0, ceil_div(steps, together)) as step:

@@ -93,8 +93,9 @@ class Copies:
             b.wait(t.stages - 1)
             b.barrier()
             yield stage, b.let("first_step", b.load(self._starts, stage * (t.lists + 1)))
-            if t.chunks > 1:
-                b.barrier()
+            if t.chunks > t.stages:
+                with b.when(chunk + t.stages < t.chunks):  # another chunk takes the stage
+                    b.barrier()
 
     def list_steps(self, stage: Expr, first_step: Expr, number: Expr) -> tuple[Expr, Expr]:
         """The first step of one of the stage's lists, and the one after its last."""

@@ -81,7 +81,8 @@ def wgmma_kernel(name: str, t: WgmmaTile, epilogue: Epilogue) -> Kernel:
             exists = tirx.all(output * t.outputs < t.geometry.group_outputs, pixel * t.pixels < t.all_pixels)
             with b.when(exists if t.cluster > 1 else True):
                 _store(b, t, output * t.outputs + own * DOWN, pixel * t.pixels, sums, (y, residual, bias), epilogue)
-    b.device_call("lwc_cluster_sync")  # no block ends while another of its cluster may still copy to it
+    if t.cluster > 1:
+        b.device_call("lwc_cluster_sync")  # no block ends while another of its cluster may still copy to it
     return b.finished(name)
 
 

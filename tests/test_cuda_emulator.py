@@ -1,0 +1,131 @@
+"""The emulator of GPUs finds hazards in shared memory, in small kernels that have one, and says where."""
+
+import re
+
+import numpy as np
+import pytest
+
+from lwc_compiler.kernels.kernel import Launch
+from tests.cuda_harness import HazardError, Library
+
+LAUNCH = Launch((1, 1, 1), (128, 1, 1))
+RIGHT = {
+    "read by others": "s[t] = x[t]; __syncthreads(); y[t] = s[t ^ 1];",
+    "read by all": "if (t == 0) s[0] = x[0]; __syncthreads(); y[t] = s[0]; __syncthreads(); if (t == 1) s[0] = 0;",
+    "its own": "s[t] = x[t]; y[t] = s[t]; s[t] = 0;",
+    "a copy that is waited for": "lwc_copy_4(s + t, x + t, 1); lwc_commit(); lwc_wait_0(); y[t] = s[t];",
+    "copies in groups": """
+        lwc_copy_4(s + t, x + t, 1); lwc_commit(); lwc_copy_4(s + 128 + t, x + t, 1); lwc_commit();
+        lwc_wait_1(); __syncthreads(); y[t] = s[t ^ 1];""",
+    "a bulk copy": """
+        START(s, 512);
+        lwc_barrier_wait(arrived, 0); y[t] = s[t];""",
+    "a bulk copy to what was read": """
+        y[t] = s[t]; lwc_barrier_arrive(read, 0); if (t == 0) lwc_barrier_wait(read, 0);
+        START(s, 512); lwc_barrier_wait(arrived, 0); y[t] = s[t];""",
+}
+EITHER = "read after write|write after read"
+# And what is said of each, in either order of the threads.
+WRONG = {
+    "no barrier": ("s[t] = x[t]; y[t] = s[t ^ 1];", EITHER),
+    "a shuffle is no barrier": ("s[t] = x[t]; __shfl_sync(~0u, t, 0); y[t] = s[t ^ 1];", "read after write"),
+    "a barrier too early": ("__syncthreads(); s[t] = x[t]; y[t] = s[t ^ 1];", EITHER),
+    "some read what others write": ("if (t < 64) y[t] = s[t]; else s[t - 64] = 0;", EITHER),
+    "the same value twice": ("s[t / 2] = 1;", "write after write"),
+    "written before all have read": ("s[t] = x[t]; __syncthreads(); y[t] = s[t ^ 1]; s[t] = 0;", EITHER),
+    "a copy that is not waited for": (
+        "lwc_copy_4(s + t, x + t, 1); lwc_commit(); __syncthreads(); y[t] = s[t];",
+        "read after write",
+    ),
+    "a copy that is waited for too late": (
+        "lwc_copy_4(s + t, x + t, 1); lwc_commit(); __syncthreads(); lwc_wait_0(); y[t] = s[t ^ 1];",
+        "read after write",
+    ),
+    "a copy of another group": (
+        "lwc_copy_4(s + t, x + t, 1); lwc_commit(); lwc_wait_1(); y[t] = s[t];",
+        "read after write",
+    ),
+    "two copies at once": (
+        "lwc_copy_4(s + t, x + t, 1); lwc_commit(); lwc_copy_4(s + t, x, 1); lwc_commit(); lwc_wait_0();",
+        "write after write",
+    ),
+    "a copy to what others read": (
+        "s[t] = x[t]; __syncthreads(); y[t] = s[t ^ 1]; lwc_copy_4(s + t, x + t, 1);",
+        EITHER,
+    ),
+    "a bulk copy that is not waited for": (
+        "START(s, 512); __syncthreads(); y[t] = s[t];",
+        "read after write",
+    ),
+    "a bulk copy that is never waited for": (
+        "START(s, 512);",
+        "a block ends before a copy",
+    ),
+    "a bulk copy to what threads wrote": ("s[t] = 0; __syncthreads(); START(s, 512);", "no fence"),
+    "a product of what threads wrote": (
+        "for (int i = t; i < 8192; i += 128) s[i] = 0; __syncthreads(); MULTIPLY();",
+        "no fence",
+    ),
+    "a bulk copy to what a product reads": (
+        """
+        START(s, 16384);
+        lwc_barrier_wait(arrived, 0); MULTIPLY(); lwc_wgmma_commit(); __syncthreads();
+        START(s, 512);""",
+        "write after read",
+    ),
+    "half a word": ("((ushort *)s)[t] = 0;", "not one of words"),
+}
+MACROS = """
+#define START(to, bytes) if (t == 0) { lwc_barrier_expect(arrived, bytes); lwc_copy_bulk(to, x, bytes, arrived); }
+#define MULTIPLY() lwc_wgmma_tf32_64(sums, s, s + 2048, 1u << 30 | 64)
+"""
+FUNCTION = """
+static void {name}(float *x, float *y) {{
+    float *s = (float *)lwc_shared;
+    char *arrived = (char *)(s + 16384), *read = arrived + 8;
+    const int t = threadIdx.x;
+    float sums[32] = {{}};
+    if (t == 0) {{ lwc_barrier_init(arrived, 1); lwc_barrier_init(read, 128); }}
+    lwc_cluster_sync();
+    lwc_inputs_ready();
+    {body}
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    bodies = [*RIGHT.values(), *(body for body, _ in WRONG.values())]
+    text = MACROS + "".join(FUNCTION.format(name=f"k{i}", body=body) for i, body in enumerate(bodies))
+    calls = {f"k{i}": (f"k{i}((float *)pointers[0], (float *)pointers[1])", 1) for i in range(len(bodies))}
+    return Library(text, calls, tmp_path_factory.mktemp("emulator"))
+
+
+def run(library: Library, name: str, *, backwards: bool) -> np.ndarray:
+    memory = np.zeros((2, 4096 + 4), np.float32)
+    x, y = (row[-(row.ctypes.data // 4) % 4 :][:4096] for row in memory)  # at multiples of 16 bytes
+    x[:] = np.arange(1, 4097)
+    library.run(f"k{[*RIGHT, *WRONG].index(name)}", [x, y], LAUNCH, backwards=backwards)
+    return y[:128]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_is_ordered_is_no_hazard(library, name: str, backwards: bool) -> None:
+    assert run(library, name, backwards=backwards).all()
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("name", WRONG)
+def test_hazards_are_found(library, name: str, backwards: bool) -> None:
+    """Whichever of two threads comes first."""
+    with pytest.raises(HazardError, match=WRONG[name][1]):
+        run(library, name, backwards=backwards)
+
+
+def test_a_hazard_says_where(library) -> None:
+    with pytest.raises(HazardError) as error:
+        run(library, "some read what others write", backwards=False)
+    place = r"thread {} at line \d+: if \(t < 64\) y\[t\] = s\[t\]; else s\[t - 64\] = 0;"
+    what = r"write after read: byte 0 of shared memory, block \(0, 0, 0\)"
+    assert re.fullmatch(f"{what}: {place.format(64)}, after {place.format(0)}", str(error.value))
