@@ -113,6 +113,15 @@ class Result:
                 changed[part] = False
             assert not changed.any(), f"bytes {np.flatnonzero(changed)[:4]} of {changed.size} were overwritten"
 
+    def check(self, case: Case) -> None:
+        """The result is float64's to 1e-5 of its scale, however tiles were split, and nothing else was written."""
+        whole, split = self.outputs(case.expected.shape)
+        error = np.abs(whole - case.expected)
+        assert np.isfinite(error).all(), f"{np.isnan(error).sum()} of {error.size} results are not finite"
+        assert error.max() <= 1e-5 * case.scale, f"error {error.max() / (case.scale or 1):.2g} of the scale"
+        assert np.array_equal(whole.view(np.uint32), split.view(np.uint32))
+        self.check_bounds()
+
     def outputs(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """The output of both."""
         whole, split = (

@@ -4,7 +4,6 @@ import functools
 import itertools
 from functools import partial
 
-import numpy as np
 import pytest
 import test_channels
 import test_conv
@@ -116,13 +115,7 @@ EVERY_CASE = [
 @pytest.mark.parametrize(("target", "case"), EVERY_CASE)
 def test_same_as_float64(target: Target, case: Case) -> None:
     """To 1e-5 of the scale, whole and with its tiles in two parts, and nothing else is touched."""
-    result = batch_of(target).results[case.name]
-    whole, split = result.outputs(case.expected.shape)
-    error = np.abs(whole - case.expected)
-    assert np.isfinite(error).all(), f"{np.isnan(error).sum()} of {error.size} results are not finite"
-    assert error.max() <= 1e-5 * case.scale, f"error {error.max() / (case.scale or 1):.2g} of the scale"
-    assert np.array_equal(whole.view(np.uint32), split.view(np.uint32))
-    result.check_bounds()
+    batch_of(target).results[case.name].check(case)
 
 
 @pytest.mark.parametrize("target", EVERY_TARGET)

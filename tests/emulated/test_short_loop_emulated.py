@@ -67,8 +67,4 @@ def test_there_are_cases_of_every_kind() -> None:
 @pytest.mark.xdist_group("emulated-cortex-a72")
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_same_as_float64(case) -> None:
-    result = results().results[case.name]
-    whole, split = result.outputs(case.expected.shape)
-    assert np.abs(whole - case.expected).max() <= 1e-5 * case.scale
-    assert np.array_equal(whole.view(np.uint32), split.view(np.uint32))
-    result.check_bounds()
+    results().results[case.name].check(case)

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from instructions import Interpreter
 
 from lwc_compiler.kernels.in_order import BEHIND, most_vectors, suits, tap_lines
 from lwc_compiler.kernels.kernel import SLACK_BYTES
@@ -19,22 +20,10 @@ _FMLA = re.compile(r"fmla \{(\w+)\}\.4s, \{(\w+)\}\.4s, \{(\w+)\}\.s\[(\d)\]")
 _FLOATS = {"s": 1, "d": 2, "q": 4}
 
 
-class Interpreter:
-    """Runs the instructions; an address is the name of an array and a byte in it."""
-
-    def __init__(self, count: int, sums: np.ndarray, **arrays: np.ndarray) -> None:
-        self.bytes = {name: array.tobytes() for name, array in arrays.items()}
-        self.vectors = {f"s{i}": row.copy() for i, row in enumerate(sums)}
-        self.whole = {"count": count, **{name: (name, 0) for name in arrays}}
-
-    def run(self, lines: list[str]) -> None:
-        at = 0
-        while at < len(lines):
-            label = self.step(lines[at])
-            at = at + 1 if label is None else lines.index(label)
+class InOrder(Interpreter):
+    """Knows the instructions of these loops."""
 
     def step(self, line: str) -> str | None:
-        """Runs one instruction; the label it goes on at, if it jumps."""
         name, _, rest = line.partition(" ")
         operands = re.findall(r"\{(?:\w:)?(\w+)\}", rest)
         if access := _ACCESS.fullmatch(line):
@@ -82,7 +71,7 @@ def test_adds_every_tap_and_follows_no_offset_behind_those_it_may(rows: int, vec
     weights = generator.integers(-8, 8, (taps, rows)).astype(np.float32)
     offsets = generator.integers(0, 256 - reads[-1] - 4, taps)
     start = generator.integers(-8, 8, (rows * vectors, 4)).astype(np.float32)
-    interpreter = Interpreter(
+    interpreter = InOrder(
         taps,
         start,
         x=x,

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from instructions import Interpreter
 
 from lwc_compiler.kernels.short_loop import suits, tap_instructions, tap_lines
 
@@ -24,22 +25,10 @@ _FMLA = re.compile(r"fmla \{(\w+)\}\.4s, v(\d+)\.4s, \{(\w+)\}\.s\[(\d)\]")
 _LOAD = re.compile(r"(ldr|ldp|ld1) (.*), \[\{(\w+)\}(?:, #(-?\d+))?\](?:, (.*))?")
 
 
-class Interpreter:
-    """Runs the instructions; an address is the name of an array and a byte in it."""
-
-    def __init__(self, count: int, sums: np.ndarray, **arrays: np.ndarray) -> None:
-        self.bytes = {name: array.tobytes() for name, array in arrays.items()}
-        self.vectors = {f"s{i}": row.copy() for i, row in enumerate(sums)}
-        self.whole = {"count": count, **{name: (name, 0) for name in arrays}}
-
-    def run(self, lines: list[str]) -> None:
-        at = 0
-        while at < len(lines):
-            label = self.step(lines[at])
-            at = at + 1 if label is None else lines.index(label)
+class ShortLoop(Interpreter):
+    """Knows the instructions of these loops."""
 
     def step(self, line: str) -> str | None:
-        """Runs one instruction; the label it goes on at, if it jumps."""
         name, _, rest = line.partition(" ")
         operands = re.findall(r"\{(?:\w:)?(\w+)\}", rest)
         count = self.whole["count"]
@@ -96,7 +85,7 @@ def test_adds_every_tap_and_reads_nothing_else(rows: int, reads: list[int], pair
     weights = generator.integers(-8, 8, (2 * pairs, rows)).astype(np.float32)
     offsets = generator.integers(0, 512 - reads[-1] - 4, 2 * pairs)
     start = generator.integers(-8, 8, (rows * len(reads), 4)).astype(np.float32)
-    interpreter = Interpreter(pairs, start, x=x, values=weights, offsets=(4 * offsets).astype(np.uint16))
+    interpreter = ShortLoop(pairs, start, x=x, values=weights, offsets=(4 * offsets).astype(np.uint16))
     assert suits(rows, reads)
     interpreter.run(tap_lines(rows, reads))
     inputs = np.array([[x[o + read : o + read + 4] for read in reads] for o in offsets]).reshape(-1, len(reads), 4)
