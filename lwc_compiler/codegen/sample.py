@@ -51,7 +51,7 @@ _COMPILED = 1.1  # how much slower by prediction a kernel may be to be used for 
 _WHOLE = ("dense", "channels", "winograd", "depthwise")  # formats that store every weight
 _FIXED = 0.15  # share of a sparse layer's time that its density does not change, where only one density is known
 _SCALAR_CYCLES = 3.0  # of a number that is read or written without vectors: estimated
-_STREAMED, _STREAMED_MOST = 16 << 20, 256 << 20  # steps of bytes that are read to see how fast memory is, and the most
+_STREAMED, _STREAMED_MOST = 16 << 20, 128 << 20  # steps of bytes that are read to see how fast memory is, and the most
 
 
 _NOTHING = Task("", 1.0, (), 0)
@@ -390,8 +390,9 @@ class Sampler:
             return way.candidate.cycles
         seconds = way.seconds
         if seconds is None:
+            # Predictions have weights come from where all of the layer's lie; how many bytes says only a plan, packed.
             ratios = self._ratios.get(f"{way.kind} {way.task.layer}") or self._ratios.get(way.kind) or self._ratios[""]
-            seconds = way.candidate.cycles * (median(ratios) if ratios else SECONDS_A_CYCLE)
+            return way.candidate.cycles * (median(ratios) if ratios else SECONDS_A_CYCLE)
         if way.task.product is None or weight_bytes <= self._target.l2_bytes:
             return seconds
         # Weights of a product with a row are read once a run, from where those of a network of this size lie. What was

@@ -191,6 +191,11 @@ def test_weights_of_a_product_are_read_from_where_those_of_the_network_lie(
     sampler = Sampler(target, find_compiler())
     sampler.plan(note.task, "element", 0.5)
     sampler.plan(other.task, "element", 0.1)
+    expected = [sampler.sparse(note.task, "element", 0.5, size) for size in (0, 1 << 30)]
+    assert expected[0].time == expected[1].time  # predictions know where weights lie
+    # One way alone, so that the same one is the fastest wherever the weights lie.
+    way = sampler.kernels(note.task, "element", 0.5, 0, sparse=True)[0]
+    sampler.measure([way], time.monotonic() + 60)
     in_l2, in_l3, in_memory = (sampler.sparse(note.task, "element", 0.5, size) for size in (0, 1 << 21, 1 << 30))
     assert in_l2 and in_l3 and in_memory
     # What measuring the layer alone, again and again, saw of it.
