@@ -82,16 +82,16 @@ class LookupLayout:
 def pack_lookup(weight: NDArray[np.float32], layout: LookupLayout) -> tuple[list[Constant], int]:
     """Weight (outputs, inputs) as steps, block by block of inputs and group by group.
 
-    Returns the constants `ends`, `rows`, `bases`, `codes`, `values` and how many weights are stored.
+    Returns the constants `ends`, `rows` (if far), `bases`, `codes`, `values` and how many weights are stored.
     """
     lanes = np.arange(layout.groups * LANES)
     counts, rows, bases, codes, values = [], [], [], [], []
     for first in range(0, layout.inputs, layout.block):
         part = weight[:, first : first + layout.block]
         row, column = np.nonzero(part)
-        order = _order(row, column, part.shape[1], layout) if layout.far else lanes
+        places = _order(row, column, part.shape[1], layout) if layout.far else lanes
         begin = np.searchsorted(row, np.arange(lanes.size + 1))
-        group, base, taken = _schedule(first + column, begin[order], begin[order + 1], layout)
+        group, base, taken = _schedule(first + column, begin[places], begin[places + 1], layout)
         # The steps of all groups come side by side; those of a group are to follow each other.
         side = np.argsort(group, kind="stable")
         count = np.bincount(group, minlength=layout.groups)
@@ -99,23 +99,22 @@ def pack_lookup(weight: NDArray[np.float32], layout: LookupLayout) -> tuple[list
         place = np.arange(group.size) + np.repeat(np.cumsum(filled - count) - (filled - count), count)
         step, lane = np.nonzero(taken[side] >= 0)
         source = taken[side][step, lane]
-        steps = int(filled.sum())
+        total = int(filled.sum())
         counts.append(filled)
-        rows.append(order - lanes // (layout.chunk * LANES) * (layout.chunk * LANES))
-        bases.append(np.zeros(steps, np.uint16))
+        rows.append(places - lanes // (layout.chunk * LANES) * (layout.chunk * LANES))
+        bases.append(np.zeros(total, np.uint16))
         bases[-1][place] = base[side] // LANES
-        codes.append(np.full((steps, LANES), _FILLING, np.uint8))
+        codes.append(np.full((total, LANES), _FILLING, np.uint8))
         codes[-1][place[step], lane] = first + column[source] - base[side][step]
-        values.append(np.zeros((steps, LANES), np.float32))
+        values.append(np.zeros((total, LANES), np.float32))
         values[-1][place[step], lane] = part[row[source], column[source]]
     ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
     if not ends[-1]:  # an empty constant has no address
         bases, codes, values = [np.zeros(1, np.uint16)], [np.zeros((1, 1), np.uint8)], [np.zeros((1, 1), np.float32)]
-    constants = (
-        np.concatenate(rows).astype(np.uint16),
-        *(np.concatenate(each).ravel() for each in (bases, codes, values)),
-    )
-    return [Constant(ends), *(Constant(array) for array in constants)], int(ends[-1]) * LANES
+    order = [np.concatenate(rows).astype(np.uint16)] if layout.far else []
+    steps = [np.concatenate(each).ravel() for each in (bases, codes, values)]
+    arrays: list[NDArray[Any]] = [ends, *order, *steps]
+    return [Constant(array) for array in arrays], int(ends[-1]) * LANES
 
 
 def _order(row: NDArray[np.int64], column: NDArray[np.int64], width: int, layout: LookupLayout) -> NDArray[np.int64]:
@@ -179,11 +178,13 @@ def _schedule(
 
 
 def lookup_kernel(name: str, layout: LookupLayout, epilogue: Epilogue) -> Kernel:
-    """Builds the kernel; parameters: x, [residual], ends, rows, bases, codes, values, [bias], y."""
+    """Builds the kernel; parameters: x, [residual], ends, [rows], bases, codes, values, [bias], y."""
     b, lay = KernelBuilder(), layout
     x = b.pointer("x")
     residual = b.pointer("residual") if epilogue.residual else None
-    ends, rows, bases = b.pointer("ends", "int32"), b.pointer("rows", "uint16"), b.pointer("bases", "uint16")
+    ends = b.pointer("ends", "int32")
+    rows = b.pointer("rows", "uint16") if lay.far else None
+    bases = b.pointer("bases", "uint16")
     codes, values = b.pointer("codes", "uint8"), b.pointer("values")
     bias = b.pointer("bias") if epilogue.bias is not None else None
     y = b.pointer("y")
@@ -211,7 +212,7 @@ def lookup_kernel(name: str, layout: LookupLayout, epilogue: Epilogue) -> Kernel
                     added = register.get() + _look_up(window, code) * b.load(values, step * LANES, LANES)
                     register.set(tirx.Select(code < _bytes(_FILLING), added, register.get()))
             sums[0].set(sums[0].get() + sums[1].get())
-            if lay.far:
+            if rows is not None:
                 places = [b.let("row", b.load(rows, number * LANES + i).astype("int32")) for i in range(LANES)]
                 added = [(place, sums[0].part(i, 1), 1) for i, place in enumerate(places)]
             else:

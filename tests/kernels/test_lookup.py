@@ -13,7 +13,7 @@ LAYOUT = LookupLayout(vectors=1, inputs=2048, outputs=500, window=64, chunk=16, 
 
 def unpacked(constants, layout):
     """The weight (outputs, inputs) that the constants stand for, and how often it is added."""
-    ends, rows, bases, codes, values = (constant.array for constant in constants)
+    ends, *rows, bases, codes, values = (constant.array for constant in constants)
     weight = np.zeros((layout.groups * 16, layout.inputs), np.float32)
     added = np.zeros(weight.shape, int)
     for number in range(layout.blocks * layout.groups):
@@ -23,7 +23,7 @@ def unpacked(constants, layout):
             for lane in range(16):
                 code = int(codes.reshape(-1, 16)[step, lane])
                 if code < 128:
-                    place = first + int(rows[16 * number + lane]) if layout.far else 16 * group + lane
+                    place = first + int(rows[0][16 * number + lane]) if layout.far else 16 * group + lane
                     column = 16 * int(bases[step]) + code
                     weight[place, column] += values.reshape(-1, 16)[step, lane]
                     added[place, column] += 1
