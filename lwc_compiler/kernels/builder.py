@@ -143,10 +143,7 @@ class KernelBuilder:
 
     def opaque_address(self, value: Expr) -> Expr:
         """Computes an index once, for uses at constant distances, and keeps LLVM from taking it for another's sum."""
-        cell = tirx.decl_buffer((1,), "int64", name="address")
-        self.emit(AllocBuffer(cell))
-        self.emit(BufferStore(cell, _int(value).astype("int64"), [tirx.const(0, "int32")]))
-        place = cell.vload([tirx.const(0, "int32")])
+        place = self.address(value)
         self.call(_OPAQUE, "lwc_opaque", tirx.address_of(place))
         return place
 

@@ -94,18 +94,19 @@ def pack_lookup(weight: NDArray[np.float32], layout: LookupLayout) -> tuple[list
         group, base, taken = _schedule(first + column, begin[places], begin[places + 1], layout)
         # The steps of all groups come side by side; those of a group are to follow each other.
         side = np.argsort(group, kind="stable")
+        base, taken = base[side], taken[side]
         count = np.bincount(group, minlength=layout.groups)
         filled = -(-count // _CHAINS) * _CHAINS
         place = np.arange(group.size) + np.repeat(np.cumsum(filled - count) - (filled - count), count)
-        step, lane = np.nonzero(taken[side] >= 0)
-        source = taken[side][step, lane]
+        step, lane = np.nonzero(taken >= 0)
+        source = taken[step, lane]
         total = int(filled.sum())
         counts.append(filled)
         rows.append(places - lanes // (layout.chunk * LANES) * (layout.chunk * LANES))
         bases.append(np.zeros(total, np.uint16))
-        bases[-1][place] = base[side] // LANES
+        bases[-1][place] = base // LANES
         codes.append(np.full((total, LANES), _FILLING, np.uint8))
-        codes[-1][place[step], lane] = first + column[source] - base[side][step]
+        codes[-1][place[step], lane] = first + column[source] - base[step]
         values.append(np.zeros((total, LANES), np.float32))
         values[-1][place[step], lane] = part[row[source], column[source]]
     ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
