@@ -5,31 +5,36 @@ LLVM decides where loads stand between multiply-adds, and it has a wrong picture
 others' kernels for this core are built on the same) say:
 
 - A multiply-add of a vector starts in every cycle. What may start beside it, after it, is an instruction on integer
-  registers, a load to one of them included, but no load to a vector register.
+  registers, a load to one of them included, but no load to a vector register, and no insertion into one.
 - A load of a whole vector takes two cycles in which nothing else starts. One of its low half takes one, and an
   insertion of 64 bits from an integer register into another vector starts beside it.
+- Two insertions into different vectors start in one cycle, those into the halves of one vector in two.
 - No load to a vector register starts in the fourth cycle after a multiply-add.
 
-So a vector is loaded in halves, the high one by way of an integer register, and multiply-adds come in groups of three
-(or two) with one (or two) of these loads before each: every fourth cycle has a load, and none of the multiply-adds
-before is in its way. A tap's inputs are loaded while the one before is multiplied, each to the register that has just
-been read for the last time; two taps at a time have weights and addresses, in registers of their own.
+So a vector costs at least one cycle without a multiply-add, in which two halves are written. Taps of several rows have
+their halves loaded to integer registers beside multiply-adds, and each such cycle inserts the high half of a vector and
+the low one of the next. Single weights have no room for so many loads: each cycle with a multiply-add, and the load of
+a high half beside it, is followed by one that loads the low half and inserts the high one of the vector before. No
+load is then four cycles behind a multiply-add.
+
+A tap's inputs are loaded while the one before is multiplied, each to the register that has just been read for the last
+time. A pass of the loop computes two taps.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from lwc_compiler.kernels.assembly import tap_function
 
-BEHIND = 2  # taps behind the last one of a list whose inputs may be loaded, and are not used
+BEHIND = 3  # taps behind the last one of a list whose offsets may be loaded
 
 _REGISTERS = 32
-_FEWEST = 10  # sums; with fewer, multiply-adds wait for loads
-_CYCLE = 4  # a load to a vector register in every so many cycles is in no multiply-add's way
-# Cycles for addresses and the loop's end of a tap, which single weights have no room for beside multiply-adds; those
-# of the first tap's loads, beside two for each vector.
-_SCALARS, _SINGLE_SCALARS, _START = 2.0, 4.0, 10.0
+_FEWEST, _FEWEST_SINGLE = 10, 4  # sums; with fewer, multiply-adds wait for loads
+_LANES = 4
+_HALVES = [f"h{i}" for i in range(4)]  # integer registers for halves of vectors
+_SINGLE_SCALARS = 2.5  # cycles of a tap for addresses and the loop's end, which single weights have no room for
+_START = 10.0  # cycles of the first tap's loads, beside two for each vector
 
 
 def suits(rows: int, reads: list[int]) -> bool:
@@ -39,33 +44,32 @@ def suits(rows: int, reads: list[int]) -> bool:
         rows: output channels that share a tap: 1, or a multiple of 4.
         reads: where the inputs of a tap lie, in float32.
     """
-    sums, held = rows * len(reads), len(reads) + 2 * _packed(rows)
+    sums, held = rows * len(reads), len(reads) + _weights(rows)
     # Loads of a vector reach multiples of one, loads of 64 bits 4095 of them.
     near = all(read % 4 == 0 and 0 <= read // 2 < 4095 for read in reads)
-    return (rows == 1 or rows % 4 == 0) and sums >= _FEWEST and sums + held <= _REGISTERS and near
+    enough = sums >= (_FEWEST_SINGLE if rows == 1 else _FEWEST)
+    return (rows == 1 or rows % 4 == 0) and enough and sums + held <= _REGISTERS and near
 
 
 def most_vectors(rows: int) -> int:
     """The most inputs of a tap that registers suffice for."""
-    return (_REGISTERS - 2 * _packed(rows)) // (rows + 1)
+    return (_REGISTERS - _weights(rows)) // (rows + 1)
 
 
 def tap_cycles(rows: int, vectors: int) -> float:
     """Cycles of a tap, by the rules above."""
-    sums = rows * vectors
-    spent = max(sums + vectors + _packed(rows), sums * _CYCLE / (_CYCLE - 1))
-    return spent + (_SINGLE_SCALARS if rows == 1 else _SCALARS)
+    if rows == 1:
+        return 2 * vectors + _SINGLE_SCALARS
+    return rows * vectors + vectors + rows // _LANES
 
 
 def start_cycles(rows: int, vectors: int) -> float:
     """Cycles of a list before its first multiply-add."""
-    return _START + 2 * (vectors + _packed(rows))
+    return _START + 2 * (vectors + -(-rows // _LANES))
 
 
 def tap_lines(rows: int, reads: list[int], offset_bytes: int, ahead: int = 0) -> list[str]:
-    """The loop's instructions, names of operands in braces, where a letter before a colon is the part that is meant.
-
-    Operands: `offsets`, `values`, `count` (of taps), the input `x`, the sums `s0`, ... row by row, and registers.
+    """The loop's instructions, as `tap_function` takes them.
 
     Args:
         rows: see `suits`.
@@ -73,7 +77,8 @@ def tap_lines(rows: int, reads: list[int], offset_bytes: int, ahead: int = 0) ->
         offset_bytes: of an offset, 2 or 4.
         ahead: bytes by which weights are asked for before they are used; 0: they are not.
     """
-    return _Order(rows, [4 * read for read in reads], offset_bytes, ahead).lines()
+    order = (_Singles if rows == 1 else _Blocks)(rows, [4 * read for read in reads], offset_bytes, ahead)
+    return order.lines()
 
 
 def tap_loop(rows: int, reads: list[int], offset_bytes: int, ahead: int = 0) -> tuple[str, str]:
@@ -87,212 +92,183 @@ def tap_loop(rows: int, reads: list[int], offset_bytes: int, ahead: int = 0) -> 
         offset_bytes: see `tap_lines`.
         ahead: see `tap_lines`.
     """
-    order = _Order(rows, [4 * read for read in reads], offset_bytes, ahead)
+    lines = tap_lines(rows, reads, offset_bytes, ahead)
     sums = [f"s{i}" for i in range(rows * len(reads))]
-    return tap_function(order.lines(), sums, order.vectors, ["a0", "a1", "o", "weight", *order.halves])
+    vectors = [*(f"in{v}" for v in range(len(reads))), *(f"w{i}" for i in range(_weights(rows)))]
+    return tap_function(lines, sums, vectors, ["a0", "a1", "o", *_HALVES])
 
 
-def _packed(rows: int) -> int:
-    """Vectors of a tap's weights."""
-    return -(-rows // 4)
+def _weights(rows: int) -> int:
+    """Registers for weights: those of two single ones, or of two taps."""
+    return 1 if rows == 1 else 2 * rows // _LANES
 
 
 @dataclass
-class _Load:
-    """A vector that is to be loaded.
+class _Loop:
+    """What both orders have in common. A tap's number is that from the beginning of a pass on.
 
     Attributes:
-        register: where to.
-        base: operand with an address.
-        at: bytes from there on.
-        tap: that reads it.
-        free: the tap, and its number of multiply-adds, after which the register may be written.
-        half: the integer register for its high half, once the low one is loaded.
+        rows: see `suits`.
+        reads: see `suits`, in bytes.
+        offset_bytes: see `tap_lines`.
+        ahead: see `tap_lines`.
     """
 
-    register: str
-    base: str
-    at: int
-    tap: int
-    free: tuple[int, int]
-    half: str = ""
-
-    @property
-    def low(self) -> str:
-        """Loads the low half."""
-        return f"ldr {{d:{self.register}}}, [{{{self.base}}}, #{self.at}]"
-
-    @property
-    def high(self) -> str:
-        """Loads the high half."""
-        return f"ldr {{{self.half}}}, [{{{self.base}}}, #{self.at + 8}]"
-
-    @property
-    def insert(self) -> str:
-        """Puts it into its place."""
-        return f"ins {{{self.register}}}.d[1], {{{self.half}}}"
-
-
-@dataclass
-class _Order:
-    """Writes the loop, an instruction a line, with names of operands in braces."""
-
     rows: int
-    reads: list[int]  # in bytes
+    reads: list[int]
     offset_bytes: int
     ahead: int
-    out: list[str] = field(default_factory=list)
-    waiting: list[_Load] = field(default_factory=list)  # for the low half's load,
-    halved: list[_Load] = field(default_factory=list)  # for the high half's,
-    loaded: list[_Load] = field(default_factory=list)  # for the insertion
 
-    @property
-    def packed(self) -> int:
-        """Vectors of a tap's weights."""
-        return _packed(self.rows)
+    def first(self) -> list[str]:
+        """Addresses of the first two taps, and the inputs of the first."""
+        addresses = [self.offset(0), self.address(0), self.offset(1), self.address(1)]
+        inputs = [f"ldr {{q:in{v}}}, [{{a0}}, #{read}]" for v, read in enumerate(self.reads)]
+        return ["cbz {count}, 2f", "subs {count}, {count}, #1", *addresses, *inputs]
 
-    @property
-    def at_once(self) -> int:
-        """Loads to vector registers in a group of four cycles."""
-        vectors = len(self.reads)
-        return 1 if (_CYCLE - 1) * (vectors + self.packed) <= self.rows * vectors else 2
+    def offset(self, tap: int) -> str:
+        """Loads the offset of a tap."""
+        load = "ldrh" if self.offset_bytes == 2 else "ldr"
+        return f"{load} {{w:o}}, [{{offsets}}, #{tap * self.offset_bytes}]"
 
-    @property
-    def vectors(self) -> list[str]:
-        """Vector registers beside the sums."""
-        weights = [f"w{turn}{i}" for turn in range(2) for i in range(self.packed)]
-        return [*(f"in{v}" for v in range(len(self.reads))), *weights]
+    def address(self, tap: int) -> str:
+        """Makes an address of it; that of the tap two before is needed no more."""
+        return f"add {{a{tap % 2}}}, {{x}}, {{o}}, lsl #2"
 
-    @property
-    def halves(self) -> list[str]:
-        """Integer registers for high halves."""
-        return [f"h{i}" for i in range(4 * self.at_once)]
+    def multiply_add(self, v: int, row: int, weights: str, lane: int) -> str:
+        """Adds the products of an input to a sum."""
+        return f"fmla {{s{row * len(self.reads) + v}}}.4s, {{in{v}}}.4s, {{{weights}}}.s[{lane}]"
+
+    def ask(self) -> list[str]:
+        """Asks for weights, if that is wanted."""
+        return [f"prfm pldl1keep, [{{values}}, #{self.ahead}]"] if self.ahead else []
+
+
+class _Singles(_Loop):
+    """The order for single weights.
+
+    Between two passes are five cycles without multiply-adds, for addresses and the loop's end; the next multiply-adds
+    may be in odd cycles where those before were in even ones. In the middle a branch stands where a high half would be
+    inserted, so that from there on insertions are two vectors behind.
+    """
 
     def lines(self) -> list[str]:
         """The whole text."""
-        tap, body, state = 0, list[str](), None
-        while (now := self._state(tap)) != state:
-            state, body = now, [*self._tap(tap), "b.lt 2f", *self._tap(tap + 1), "b.gt 1b"]
-            tap += 2
-        # What the loop inserts first, of the first tap: its weights lie where the second pass finds those of the third.
-        begun = [replace(load, at=load.at - 8 * self.rows * (load.base == "values")).high for load in self.loaded]
-        first = ["cbz {count}, 2f", self._offset(0), self._address(0), self._offset(1), self._address(1)]
-        first += [f"ldr {{q:in{v}}}, [{{a0}}, #{read}]" for v, read in enumerate(self.reads)]
-        kind = "s" if self.rows == 1 else "q"
-        first += [f"ldr {{{kind}:w0{i}}}, [{{values}}, #{16 * i}]" for i in range(self.packed)]
-        return [*first, *begun, "1:", *body, "2:"]
+        vectors, size = len(self.reads), self.offset_bytes
+        body, behind = list[str](), [self._insert(-1)]
+        for unit in range(2 * vectors):
+            tap, v = divmod(unit, vectors)
+            body += [self.multiply_add(v, 0, "w0", tap), self._read(unit)]
+            body.append(f"ldr {{d:in{v}}}, [{{a{1 - tap}}}, #{self.reads[v]}]")
+            body.append("b.eq 2f" if unit == vectors - 1 else behind.pop(0))
+            behind.append(self._insert(unit))
+        body += [behind[0], self.offset(3)]
+        body += ["ldr {d:w0}, [{values}, #8]", "subs {count}, {count}, #2"]
+        body += [self.address(3), *self.ask(), self.offset(4)]
+        body += ["add {values}, {values}, #8", f"add {{offsets}}, {{offsets}}, #{2 * size}"]
+        body += [self.address(4), "b.ge 1b"]
+        before = [f"ldr {{{self._half(-1)}}}, [{{a0}}, #{self.reads[-1] + 8}]", "ldr {d:w0}, [{values}, #0]"]
+        return [*self.first(), *before, self.offset(2), self.address(2), "1:", *body, "2:"]
 
-    def _state(self, tap: int) -> object:
-        """What the order of the next taps follows from."""
+    def _half(self, unit: int) -> str:
+        return _HALVES[unit % (2 * len(self.reads)) % len(_HALVES)]
+
+    def _read(self, unit: int) -> str:
+        """Loads the high half of a tap's input, the tap before being multiplied."""
+        tap, v = divmod(unit, len(self.reads))
+        return f"ldr {{{self._half(unit)}}}, [{{a{1 - tap}}}, #{self.reads[v] + 8}]"
+
+    def _insert(self, unit: int) -> str:
+        return f"ins {{in{unit % len(self.reads)}}}.d[1], {{{self._half(unit)}}}"
+
+
+@dataclass
+class _Pair:
+    """The high half of a vector and the low one of the next, which are inserted in one cycle.
+
+    Attributes:
+        halves: vector register, operand with an address and bytes from there on, of each.
+        after: multiply-adds of a tap that come before.
+        registers: integer registers that hold the halves.
+    """
+
+    halves: tuple[tuple[str, str, int], tuple[str, str, int]]
+    after: int
+    registers: list[str]
+
+    @property
+    def loads(self) -> list[str]:
+        """Instructions that load both."""
+        each = zip(self.registers, self.halves, strict=True)
+        return [f"ldr {{{register}}}, [{{{base}}}, #{at}]" for register, (_, base, at) in each]
+
+    @property
+    def inserts(self) -> list[str]:
+        """Instructions that insert both."""
+        each = enumerate(zip(self.registers, self.halves, strict=True))
+        return [f"ins {{{vector}}}.d[{1 - i}], {{{register}}}" for i, (register, (vector, _, _)) in each]
+
+
+class _Blocks(_Loop):
+    """The order for weights of several rows.
+
+    Vectors are written in the order in which they become free: the next tap's weights, then its inputs. Pairs that must
+    wait for a tap's last multiply-add are inserted before the first one of the next, behind the branch.
+    """
+
+    def lines(self) -> list[str]:
+        """The whole text."""
+        before = self._pairs(-1)
+        weights = [f"ldr {{q:w{i}}}, [{{values}}, #{16 * i}]" for i in range(self.rows // _LANES)]
+        begun = [load for pair in self._last(before) for load in pair.loads]
+        return [*self.first(), *weights, *begun, "1:", *self._tap(0), *self._tap(1), "2:"]
+
+    def _pairs(self, tap: int) -> list[_Pair]:
+        """What is inserted while a tap is multiplied."""
+        packed, vectors, end = self.rows // _LANES, len(self.reads), self.rows * len(self.reads)
+        weights = [
+            (f"w{(t % 2) * packed + i}", "values", 4 * self.rows * t + 16 * i)
+            for t in (tap + 1, tap + 2)
+            for i in range(packed)
+        ]
+        inputs = [(f"in{v}", f"a{(tap + 1) % 2}", read) for v, read in enumerate(self.reads)]
+        stream = [*weights[:packed], *inputs, weights[packed]]
+        free = [_LANES * i for i in range(packed)] + [self.rows * (v + 1) for v in range(vectors)] + [end]
         return [
-            [(load.register, load.half, load.tap - tap) for load in loads]
-            for loads in (self.waiting, self.halved, self.loaded)
+            _Pair(
+                ((high[0], high[1], high[2] + 8), low),
+                after,
+                [_HALVES[(2 * i + half) % len(_HALVES)] for half in (0, 1)],
+            )
+            for i, (high, low, after) in enumerate(zip(stream, stream[1:], free[1:], strict=False))
         ]
 
-    def _offset(self, number: int) -> str:
-        load = "ldrh" if self.offset_bytes == 2 else "ldr"
-        return f"{load} {{w:o}}, [{{offsets}}, #{number * self.offset_bytes}]"
-
-    def _address(self, turn: int) -> str:
-        return f"add {{a{turn}}}, {{x}}, {{o}}, lsl #2"
+    def _last(self, pairs: list[_Pair]) -> list[_Pair]:
+        """Pairs that are inserted behind the branch."""
+        return [pair for pair in pairs if pair.after == self.rows * len(self.reads)]
 
     def _tap(self, tap: int) -> list[str]:
-        """A tap's multiply-adds, and between them what the next one needs."""
-        self.out = []
-        turn, count, group = tap % 2, self.rows * len(self.reads), _CYCLE - self.at_once
-        self._want(tap)
-        early, late = self._scalars(turn)
-        changed = {f"a{turn}", "values"} if turn else {"a0"}  # by `late`
+        """A tap's multiply-adds, and what starts beside them and between them."""
+        count, size = self.rows * len(self.reads), self.offset_bytes
+        pairs = self._pairs(tap)
+        if tap == 0:
+            early = [self.offset(2), *self.ask(), f"add {{offsets}}, {{offsets}}, #{2 * size}", self.address(2)]
+            late = ["b.eq 2f"]
+        else:
+            early = ["subs {count}, {count}, #2", self.offset(1), self.address(3)]
+            late = [f"add {{values}}, {{values}}, #{8 * self.rows}", "b.ge 1b"]
+        beside = dict(enumerate(late, count - len(late)))
+        for pair in reversed(pairs):
+            for load in reversed(pair.loads):
+                beside[max(i for i in range(pair.after - 1) if i not in beside)] = load
+        free = [i for i in range(count) if i not in beside]
+        crowded = max(0, len(early) - len(free))
+        beside.update(zip(free, early[crowded:], strict=False))
+        lines = [line for pair in self._last(self._pairs(tap - 1)) for line in pair.inserts]
+        lines += early[:crowded]
         for done in range(count):
             v, row = divmod(done, self.rows)
-            if (done if self.rows == 1 else turn * count + done) % group == 0:
-                self._load((tap, done))
-                # All that starts beside multiply-adds of single weights are high halves.
-                if self.rows == 1 and done == 0:
-                    self.out += early
-                    early = []
-                elif self.rows == 1 and count - done <= group and not self._from(changed):
-                    self.out += late
-                    late = []
-            registers = (f"in{v}", f"w{turn}{row // 4}")
-            self._finish(registers, tap)
-            total = f"s{row * len(self.reads) + v}"
-            self.out.append(f"fmla {{{total}}}.4s, {{{registers[0]}}}.4s, {{{registers[1]}}}.s[{row % 4}]")
-            if early and (done == 0 or not self.halved):
-                self.out.append(early.pop(0))
-            elif self.halved:
-                self._read_half()
-            elif late and count - done <= len(late) + 1 and not self._from(changed):
-                self.out.append(late.pop(0))
-        while self._from(changed):
-            if any(load.base in changed for load in self.halved):
-                self._read_half()
-            else:
-                self._start(next(load for load in self.waiting if load.base in changed))
-        return [*self.out, *early, *late]
-
-    def _want(self, tap: int) -> None:
-        """Has the next tap's vectors wait to be loaded."""
-        turn = tap % 2
-        for i in range(self.packed if self.rows > 1 else 0):
-            at = (turn + 1) * 4 * self.rows + 16 * i
-            self.waiting.append(_Load(f"w{1 - turn}{i}", "values", at, tap + 1, (tap, 0)))
-        for v, read in enumerate(self.reads):
-            self.waiting.append(_Load(f"in{v}", f"a{1 - turn}", read, tap + 1, (tap, (v + 1) * self.rows)))
-
-    def _scalars(self, turn: int) -> tuple[list[str], list[str]]:
-        """What a tap does with integers, at its beginning and at its end."""
-        size = 4 * self.rows
-        early, late = [self._offset(turn + 2)], [self._address(turn)]
-        if turn == 0:
-            early.append("subs {count}, {count}, #2")
-        if self.rows == 1:
-            early.append(f"ldr {{w:weight}}, [{{values}}, #{(turn + 1) * size}]")
-            late.append(f"fmov {{s:w{1 - turn}0}}, {{w:weight}}")
-        if turn == 0 and self.ahead:
-            early.append(f"prfm pldl1keep, [{{values}}, #{self.ahead}]")
-        if turn == 1:
-            late.append(f"add {{values}}, {{values}}, #{2 * size}")
-            late.append(f"add {{offsets}}, {{offsets}}, #{2 * self.offset_bytes}")
-        return early, late
-
-    def _load(self, now: tuple[int, int]) -> None:
-        """The loads before a group of multiply-adds, and insertions beside them."""
-        for _ in range(self.at_once):
-            insert = self.loaded[0] if len(self.loaded) >= self.at_once else None
-            ready = next((load for load in self.waiting if load.free <= now), None)
-            if ready:
-                self._start(ready)
-            if insert in self.loaded:
-                self._insert()
-
-    def _start(self, load: _Load) -> None:
-        """Loads a low half."""
-        self.waiting.remove(load)
-        load.half = self.halves[self.vectors.index(load.register) % len(self.halves)]
-        while load.half in [other.half for other in [*self.halved, *self.loaded]]:
-            if not self.loaded:
-                self._read_half()
-            self._insert()
-        self.out.append(load.low)
-        self.halved.append(load)
-
-    def _read_half(self) -> None:
-        self.loaded.append(self.halved.pop(0))
-        self.out.append(self.loaded[-1].high)
-
-    def _insert(self) -> None:
-        self.out.append(self.loaded.pop(0).insert)
-
-    def _finish(self, registers: tuple[str, str], tap: int) -> None:
-        """Has everything in the registers that a multiply-add of the tap reads."""
-        for load in [load for load in self.waiting if load.register in registers and load.tap <= tap]:
-            self._start(load)
-        while any(load.register in registers for load in self.halved):
-            self._read_half()
-        while any(load.register in registers for load in self.loaded):
-            self._insert()
-
-    def _from(self, addresses: set[str]) -> list[_Load]:
-        """What is still to be loaded from some addresses."""
-        return [load for load in [*self.waiting, *self.halved] if load.base in addresses]
+            weights = f"w{(tap * self.rows + row) // _LANES}"
+            lines += [line for pair in pairs if pair.after == done for line in pair.inserts]
+            lines.append(self.multiply_add(v, row, weights, row % _LANES))
+            lines += [beside[done]] if done in beside else []
+        return lines

@@ -32,19 +32,19 @@ class InOrder(Interpreter):
             total, inputs, weights, lane = fmla.groups()
             self.vectors[total] += self.vectors[inputs] * self.vectors[weights][int(lane)]
         elif name == "ins":
-            self.vectors[operands[0]][2:] = np.frombuffer(self.whole[operands[1]], np.float32)
-        elif name == "fmov":
-            self.vectors[operands[0]] = np.array([self.whole["weight"], 0, 0, 0], np.uint32).view(np.float32)
+            first = 2 * int(rest[rest.index("[") + 1])
+            vector = self.vectors.setdefault(operands[0], np.full(4, np.nan, np.float32))
+            vector[first : first + 2] = np.frombuffer(self.whole[operands[1]], np.float32)
         elif name == "subs":
-            self.whole["count"] -= 2
+            self.whole["count"] -= int(rest.rsplit("#", 1)[1])
         elif name == "add" and len(operands) == 3:
             self.whole[operands[0]] = ("x", 4 * self.whole[operands[2]])
         elif name == "add":
             array, byte = self.whole[operands[0]]
             self.whole[operands[0]] = (array, byte + int(rest.rsplit("#", 1)[1]))
-        elif name in ("cbz", "b.lt", "b.gt"):
+        elif name in ("cbz", "b.eq", "b.ge"):
             count = self.whole["count"]
-            jumps = {"cbz": count == 0, "b.lt": count < 0, "b.gt": count > 0}[name]
+            jumps = count == 0 if name in ("cbz", "b.eq") else count >= 0
             return f"{rest[-2]}:" if jumps else None
         else:
             assert name in ("1:", "2:", "prfm")
