@@ -18,7 +18,7 @@ a high half beside it, is followed by one that loads the low half and inserts th
 load is then four cycles behind a multiply-add.
 
 A tap's inputs are loaded while the one before is multiplied, each to the register that has just been read for the last
-time. A pass of the loop computes two taps.
+time. A pass of the loop computes two taps. The last tap of a list comes behind the loop, and loads nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from dataclasses import dataclass
 
 from lwc_compiler.kernels.assembly import tap_function
 
-BEHIND = 3  # taps behind the last one of a list whose offsets may be loaded
+BEHIND = 2  # taps behind the last one of a list whose offsets may be loaded
 
 _REGISTERS = 32
 _FEWEST, _FEWEST_SINGLE = 10, 4  # sums; with fewer, multiply-adds wait for loads
 _LANES = 4
 _HALVES = [f"h{i}" for i in range(4)]  # integer registers for halves of vectors
 _SINGLE_SCALARS = 2.5  # cycles of a tap for addresses and the loop's end, which single weights have no room for
-_START = 10.0  # cycles of the first tap's loads, beside two for each vector
+_START = 10.0  # cycles of the first tap's loads, beside two for each vector, of which the last tap saves one
 
 
 def suits(rows: int, reads: list[int]) -> bool:
@@ -65,7 +65,7 @@ def tap_cycles(rows: int, vectors: int) -> float:
 
 def start_cycles(rows: int, vectors: int) -> float:
     """Cycles of a list before its first multiply-add."""
-    return _START + 2 * (vectors + -(-rows // _LANES))
+    return _START + vectors + -(-rows // _LANES)
 
 
 def tap_lines(rows: int, reads: list[int], offset_bytes: int, ahead: int = 0) -> list[str]:
@@ -123,7 +123,11 @@ class _Loop:
         """Addresses of the first two taps, and the inputs of the first."""
         addresses = [self.offset(0), self.address(0), self.offset(1), self.address(1)]
         inputs = [f"ldr {{q:in{v}}}, [{{a0}}, #{read}]" for v, read in enumerate(self.reads)]
-        return ["cbz {count}, 2f", "subs {count}, {count}, #1", *addresses, *inputs]
+        return ["cbz {count}, 4f", "subs {count}, {count}, #2", *addresses, *inputs]
+
+    def around(self, body: list[str], last: list[list[str]]) -> list[str]:
+        """The loop, and behind it the last tap of a list, the first or the second of a pass."""
+        return ["b.lt 2f", "1:", *body, "2:", *last[0], "b 4f", "3:", *last[1], "4:"]
 
     def offset(self, tap: int) -> str:
         """Loads the offset of a tap."""
@@ -155,19 +159,26 @@ class _Singles(_Loop):
         """The whole text."""
         vectors, size = len(self.reads), self.offset_bytes
         body, behind = list[str](), [self._insert(-1)]
+        last = [behind + self._multiply(0)]
         for unit in range(2 * vectors):
             tap, v = divmod(unit, vectors)
-            body += [self.multiply_add(v, 0, "w0", tap), self._read(unit)]
+            body += [self._multiply(tap)[v], self._read(unit)]
             body.append(f"ldr {{d:in{v}}}, [{{a{1 - tap}}}, #{self.reads[v]}]")
-            body.append("b.eq 2f" if unit == vectors - 1 else behind.pop(0))
+            body.append("b.eq 3f" if unit == vectors - 1 else behind.pop(0))
             behind.append(self._insert(unit))
+            if unit == vectors - 1:
+                last.append(behind + self._multiply(1))
         body += [behind[0], self.offset(3)]
         body += ["ldr {d:w0}, [{values}, #8]", "subs {count}, {count}, #2"]
         body += [self.address(3), *self.ask(), self.offset(4)]
         body += ["add {values}, {values}, #8", f"add {{offsets}}, {{offsets}}, #{2 * size}"]
         body += [self.address(4), "b.ge 1b"]
         before = [f"ldr {{{self._half(-1)}}}, [{{a0}}, #{self.reads[-1] + 8}]", "ldr {d:w0}, [{values}, #0]"]
-        return [*self.first(), *before, self.offset(2), self.address(2), "1:", *body, "2:"]
+        return [*self.first(), *before, self.offset(2), self.address(2), *self.around(body, last)]
+
+    def _multiply(self, tap: int) -> list[str]:
+        """A tap's multiply-adds."""
+        return [self.multiply_add(v, 0, "w0", tap) for v in range(len(self.reads))]
 
     def _half(self, unit: int) -> str:
         return _HALVES[unit % (2 * len(self.reads)) % len(_HALVES)]
@@ -220,7 +231,8 @@ class _Blocks(_Loop):
         before = self._pairs(-1)
         weights = [f"ldr {{q:w{i}}}, [{{values}}, #{16 * i}]" for i in range(self.rows // _LANES)]
         begun = [load for pair in self._last(before) for load in pair.loads]
-        return [*self.first(), *weights, *begun, "1:", *self._tap(0), *self._tap(1), "2:"]
+        last = [self._multiply(tap, [], {}) for tap in range(2)]
+        return [*self.first(), *weights, *begun, *self.around([*self._tap(0), *self._tap(1)], last)]
 
     def _pairs(self, tap: int) -> list[_Pair]:
         """What is inserted while a tap is multiplied."""
@@ -252,7 +264,7 @@ class _Blocks(_Loop):
         pairs = self._pairs(tap)
         if tap == 0:
             early = [self.offset(2), *self.ask(), f"add {{offsets}}, {{offsets}}, #{2 * size}", self.address(2)]
-            late = ["b.eq 2f"]
+            late = ["b.eq 3f"]
         else:
             early = ["subs {count}, {count}, #2", self.offset(1), self.address(3)]
             late = [f"add {{values}}, {{values}}, #{8 * self.rows}", "b.ge 1b"]
@@ -263,9 +275,12 @@ class _Blocks(_Loop):
         free = [i for i in range(count) if i not in beside]
         crowded = max(0, len(early) - len(free))
         beside.update(zip(free, early[crowded:], strict=False))
+        return [*early[:crowded], *self._multiply(tap, pairs, beside)]
+
+    def _multiply(self, tap: int, pairs: list[_Pair], beside: dict[int, str]) -> list[str]:
+        """What the tap before has left to be inserted, and a tap's multiply-adds with insertions between them."""
         lines = [line for pair in self._last(self._pairs(tap - 1)) for line in pair.inserts]
-        lines += early[:crowded]
-        for done in range(count):
+        for done in range(self.rows * len(self.reads)):
             v, row = divmod(done, self.rows)
             weights = f"w{(tap * self.rows + row) // _LANES}"
             lines += [line for pair in pairs if pair.after == done for line in pair.inserts]

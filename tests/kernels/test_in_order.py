@@ -42,12 +42,12 @@ class InOrder(Interpreter):
         elif name == "add":
             array, byte = self.whole[operands[0]]
             self.whole[operands[0]] = (array, byte + int(rest.rsplit("#", 1)[1]))
-        elif name in ("cbz", "b.eq", "b.ge"):
+        elif name in ("b", "cbz", "b.eq", "b.lt", "b.ge"):
             count = self.whole["count"]
-            jumps = count == 0 if name in ("cbz", "b.eq") else count >= 0
+            jumps = {"b": True, "b.lt": count < 0, "b.ge": count >= 0}.get(name, count == 0)
             return f"{rest[-2]}:" if jumps else None
         else:
-            assert name in ("1:", "2:", "prfm")
+            assert name in ("1:", "2:", "3:", "4:", "prfm")
         return None
 
     def load(self, name: str, part: str | None, to: str, base: str, offset: str) -> None:
