@@ -146,7 +146,7 @@ class Forms:
         from lwc_compiler.codegen.batch import cut_batch
         from lwc_compiler.codegen.emit import workspace_bytes
         from lwc_compiler.codegen.program import Program
-        from lwc_compiler.codegen.sample import planned_of
+        from lwc_compiler.codegen.recorded import planned_of
 
         model = self._network.model if goal is None else self._network.drawn(goal)
         targets = self._target.variants or (self._target,)
@@ -180,7 +180,7 @@ class Forms:
 
 def task_share(layer: Layer) -> tuple[Task, float]:
     """What a layer computes, and the share of its outputs that was planned."""
-    from lwc_compiler.codegen.sample import planned_of
+    from lwc_compiler.codegen.recorded import planned_of
 
     plan = planned_of(layer.plan)
     return plan.task, plan.share
