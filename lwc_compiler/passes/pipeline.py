@@ -31,7 +31,8 @@ from lwc_compiler.recipe.options import (
 )
 from lwc_compiler.report.document import Report
 from lwc_compiler.report.table import layer_report, with_lowered
-from lwc_compiler.runtime.artifact import Artifact, Rounding, check_destination, write_artifact
+from lwc_compiler.runtime.artifact import Artifact, check_destination, write_artifact
+from lwc_compiler.runtime.manifest import Rounding
 from lwc_compiler.sparsity.curves import Sensitivity, load_sensitivity
 from lwc_compiler.targets import find_target
 from lwc_compiler.training.progress import Progress
