@@ -342,7 +342,11 @@ def measured_candidates(options: LowerOptions, target: Target) -> int:
 
 
 def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
-    """Name, type and static shape of graph inputs or outputs."""
+    """Name, type and static shape of graph inputs or outputs.
+
+    Raises:
+        UnsupportedError: a dimension is open.
+    """
     specs = []
     for value in values:
         tensor = value.type.tensor_type

@@ -76,7 +76,11 @@ def compile_model(
 
 
 def check_complete(recipe: Recipe) -> None:
-    """Refuses a recipe whose parts need others that are not there."""
+    """Refuses a recipe whose parts need others that are not there.
+
+    Raises:
+        OptionError: data or a goal is missing.
+    """
     if recipe.retrain and not recipe.train_data:
         raise OptionError("retraining needs training data: give --train-data, or leave the retraining options out")
     if recipe.iterate and not (recipe.prune and recipe.train_data):
