@@ -15,7 +15,6 @@ possible.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import shutil
 import subprocess
@@ -31,6 +30,7 @@ import numpy as np
 
 from benchmarks import cortex_a53
 from benchmarks.kernels import LAYERS, plan, pruned
+from benchmarks.outcome import RESULTS, write_outcome
 from lwc_compiler.codegen.kernel_build import compile_kernels
 from lwc_compiler.kernels.choice import Candidate, Task, predicted
 from lwc_compiler.kernels.kernel import Plan
@@ -235,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", nargs="+", choices=CORES, default=list(CORES), metavar="NAME", help=", ".join(CORES))
     parser.add_argument("--xnnpack", type=Path, help="a checkout of XNNPACK's source; none: its columns stay empty")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     about = "not compared, --xnnpack names no checkout of its source"
     if options.xnnpack:
@@ -246,10 +246,7 @@ def main() -> None:
     version = next(line.strip() for line in said.splitlines() if "version" in line)
     rows = [row for core in options.cores for row in measure(core, options.xnnpack)]
     results = {"mca": f"llvm-mca, {version}", "xnnpack": about, "date": time.strftime("%Y-%m-%d"), "rows": rows}
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "arm-inner-loops.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (options.output / "arm-inner-loops.md").write_text(table(results), encoding="utf-8")
-    print(table(results))
+    write_outcome(options.output, "arm-inner-loops", results, table(results))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Results go to results/arm-instructions.json and .md. It needs qemu-aarch64 and z
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import shutil
@@ -30,6 +29,7 @@ from typing import Any
 import lwc_compiler as lwc
 from benchmarks.arm_inner_loops import tool
 from benchmarks.models import MODELS
+from benchmarks.outcome import RESULTS, write_outcome
 from lwc_compiler.targets import find_target
 
 GOALS = {"resnet18": 1 / 4, "mobilenet_v2": 1 / 3}  # of the dense network's instructions, at 90 % zeros
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--structure", nargs="+", default=["element", "4x1"], help="of zeros, as `lwc prune` takes it")
     parser.add_argument("--target", default="cortex-a72", help="an AArch64 target of `lwc targets`")
     parser.add_argument("--functions", type=int, default=0, metavar="N", help="print the N with most instructions")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if qemu is None:
@@ -162,10 +162,7 @@ def main() -> None:
             rows.append({"model": name, "sparsity": sparsity, "structure": structure, "dense": dense, "sparse": sparse})
             print(f"{name}, {sparsity:g} of {structure}: {sparse / dense:.3f}", flush=True)
     results = {"target": options.target, "qemu": version, "date": time.strftime("%Y-%m-%d"), "rows": rows}
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "arm-instructions.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (options.output / "arm-instructions.md").write_text(table(results), encoding="utf-8")
-    print(table(results))
+    write_outcome(options.output, "arm-instructions", results, table(results))
 
 
 if __name__ == "__main__":

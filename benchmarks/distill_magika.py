@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 import lwc_compiler as lwc
+from benchmarks.outcome import RESULTS, write_outcome
 from benchmarks.run import machine
 from lwc_compiler.packing import pack
 from lwc_compiler.passes.sites import constant_tensors, find_sites
@@ -267,10 +268,9 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    root = Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default=root.parent / ".cache" / "distill-magika", metavar="DIR")
-    parser.add_argument("--output", type=Path, default=root / "results", metavar="DIR")
+    parser.add_argument("--work", type=Path, default=RESULTS.parents[1] / ".cache" / "distill-magika", metavar="DIR")
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR")
     arguments = parser.parse_args()
     magika, data = Magika(), arguments.work / "data"
     if not data.exists():
@@ -305,9 +305,7 @@ def main() -> None:
         },
         "speed": speed(magika, pruned),
     }
-    (arguments.output / "distill-magika.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (arguments.output / "distill-magika.md").write_text(table(results), encoding="utf-8")
-    print(table(results))
+    write_outcome(arguments.output, "distill-magika", results, table(results))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from typing import Any
 
 import lwc_compiler as lwc
 from benchmarks.models import MODELS
+from benchmarks.outcome import RESULTS, processor, write_outcome
 from lwc_compiler.runtime.bench import bench
 
 NETWORKS = ("lenet5", "mobilenet_v1", "mobilenet_v2", "resnet50", "alexnet", "vgg16")
@@ -120,19 +121,11 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join([*lines, ""])
 
 
-def cpu() -> str:
-    """What Linux calls the processor."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(NETWORKS), metavar="NAME")
     parser.add_argument("--points", nargs="+", default=list(POINTS), help="structure:sparsity, of the default ones")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     wanted = [(structure, float(sparsity)) for structure, _, sparsity in (p.rpartition(":") for p in options.points)]
     file = options.output / "estimate.json"
@@ -142,11 +135,8 @@ def main() -> None:
         rows += measure(name, wanted)
     order = list(MODELS)
     rows.sort(key=lambda row: (order.index(row["model"]), row["structure"] != "element", row["sparsity"]))
-    results = {"date": time.strftime("%Y-%m-%d"), "cpu": cpu(), "rows": rows}
-    options.output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (options.output / "estimate.md").write_text(table(results), encoding="utf-8")
-    print(table(results))
+    results = {"date": time.strftime("%Y-%m-%d"), "cpu": processor(), "rows": rows}
+    write_outcome(options.output, "estimate", results, table(results))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Run: python -m benchmarks.run [--models NAME ...] [--threads 1 2] [--sparsity 0.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import resource
 import tempfile
@@ -22,6 +21,7 @@ import onnxruntime
 
 import lwc_compiler as lwc
 from benchmarks.models import MODELS
+from benchmarks.outcome import RESULTS, processor, write_outcome
 from lwc_compiler.runtime.bench import bench
 from tests import zoo
 
@@ -59,10 +59,8 @@ def measure(name: str, threads: int, sparsity: float, seconds: float) -> dict[st
 
 def machine() -> dict[str, Any]:
     """What the numbers were taken on."""
-    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    cpu = next((line.partition(": ")[2] for line in text.splitlines() if line.startswith("model name")), "unknown")
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "lwc": lwc.__version__,
@@ -100,7 +98,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=(1, 2))
     parser.add_argument("--sparsity", nargs="+", type=float, default=(0.9,), help="0 leaves the network dense")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for the timed runs of each engine")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     rows = []
     for name, threads, sparsity in product(arguments.models, arguments.threads, arguments.sparsity):
@@ -109,10 +107,7 @@ def main() -> None:
         print(f"{name}, {threads} threads, sparsity {sparsity:g}: {row['speedup']:.2f}x", flush=True)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     results = {"machine": machine(), "peak_memory_bytes": memory, "rows": rows}
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (arguments.output / "results.md").write_text(table(results), encoding="utf-8")
-    print(table(results))
+    write_outcome(arguments.output, "results", results, table(results))
 
 
 if __name__ == "__main__":

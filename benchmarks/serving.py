@@ -28,6 +28,7 @@ import numpy as np
 
 import lwc_compiler as lwc
 from benchmarks.models import MODELS
+from benchmarks.outcome import RESULTS, write_outcome
 from benchmarks.run import machine
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["lenet300", "mobilenet_v1"], metavar="MODEL")
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 64])
     parser.add_argument("--seconds", type=float, default=5.0, help="of each row, after a warm-up")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     rows = [row for name in arguments.models for row in measure(name, arguments.clients, arguments.seconds)]
     results = {
@@ -177,10 +178,7 @@ def main() -> None:
         "seconds": arguments.seconds,
         "rows": rows,
     }
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "serving.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (arguments.output / "serving.md").write_text(table(results), encoding="utf-8")
-    print(table(results))
+    write_outcome(arguments.output, "serving", results, table(results))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ are not looked at. One seed: differences below a quarter of a point say nothing.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lwc_compiler as lwc
+from benchmarks.outcome import RESULTS, write_outcome
 from lwc_compiler.cache.folder import cache_folder
 from lwc_compiler.model import Model, load_model
 from lwc_compiler.reproduce.datasets import Files
@@ -27,8 +27,6 @@ from lwc_compiler.reproduce.networks import BUILDERS, he_normal
 from lwc_compiler.reproduce.paper import NETWORKS
 from lwc_compiler.reproduce.run import lenet_experiment
 from lwc_compiler.reproduce.schedules import SCHEDULES
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 @dataclass(frozen=True)
@@ -141,10 +139,8 @@ def main() -> None:
         "| --- | ---: | ---: |",
         *map(_row, rows),
     ]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"techniques-{network}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
     values = {"dense_validation_error": dense_error, **asdict(setting), "rows": rows}
-    (RESULTS / f"techniques-{network}.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    write_outcome(RESULTS, f"techniques-{network}", values, "\n".join(text) + "\n")
 
 
 def _techniques(network: str) -> list[Technique]:

@@ -443,9 +443,9 @@ def load(directory: str | Path, threads: int | None = None, *, via: str | None =
         artifact = read_artifact(directory)
         network = Linkable.of_artifact(artifact)
         return open_elsewhere(network, via, artifact.manifest.threads if threads is None else threads)
-    from lwc_compiler.runtime import session
+    from lwc_compiler.runtime.load import load as load_here
 
-    return session.load(directory, threads)
+    return load_here(directory, threads)
 
 
 def pack(model: str | Path | Model, path: str | Path, options: PackOptions | None = None) -> None:
@@ -489,8 +489,8 @@ def save(model: Model, path: str | Path) -> None:
 
 def _open(model: str | Path | Model) -> tuple[Model, str]:
     """The model, and the hash of its file; empty for a model in memory."""
+    from lwc_compiler.files import sha256_of
     from lwc_compiler.model import load_model
-    from lwc_compiler.runtime.artifact import sha256_of
 
     if isinstance(model, str | Path):
         return load_model(model), sha256_of(Path(model))

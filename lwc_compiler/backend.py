@@ -28,7 +28,8 @@ from lwc_compiler.model import Model, load_model, model_of
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.recipe.options import LowerOptions
-from lwc_compiler.runtime.session import Session, open_lowered
+from lwc_compiler.runtime.load import open_lowered
+from lwc_compiler.runtime.session import Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

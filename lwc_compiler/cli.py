@@ -187,10 +187,10 @@ def sensitivity(
     Nothing is retrained. With a budget, it suggests the densities that meet it with the least loss.
     """
     from lwc_compiler.commands.options import part_of
+    from lwc_compiler.files import check_place
     from lwc_compiler.model import load_model
     from lwc_compiler.passes.normalize import normalize
     from lwc_compiler.passes.sensitivity import suggest
-    from lwc_compiler.runtime.artifact import check_place
     from lwc_compiler.sparsity.allocation import Budget
 
     limit = None if budget is None else Budget.parse(budget)
@@ -416,11 +416,11 @@ def demo(output: Path | None, as_json: bool) -> None:
 def reproduce(
     network: str, output: Path | None, data: str, seeds: int, figure_5: bool, cache: Path | None, as_json: bool
 ) -> None:
-    """Repeats the paper's results and shows them beside its own.
+    """Repeats the results of Han et al. 2015, and shows the paper's figures beside its own.
 
-    The LeNets are trained, pruned and retrained on real images (tables 1 to 3 of Han et al. 2015). AlexNet and VGG-16
-    get random weights at the paper's densities (tables 4 and 5): their accuracy takes ImageNet and is not measured. The
-    same command with the same folder goes on where it was interrupted.
+    The LeNets are trained, pruned and retrained on real images (tables 1 to 3). AlexNet and VGG-16 get random weights
+    at the paper's densities (tables 4 and 5): their accuracy takes ImageNet and is not measured. The same command with
+    the same folder goes on where it was interrupted.
     """
     from lwc_compiler.reproduce.tables import to_rich
 
@@ -519,7 +519,7 @@ def _termination_unwinds(state: dict[str, Any]) -> Iterator[None]:
 
 
 def _check_file(path: Path, force: bool) -> None:
-    from lwc_compiler.runtime.artifact import check_file
+    from lwc_compiler.files import check_file
 
     check_file(path, force=force)
 

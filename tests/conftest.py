@@ -14,7 +14,9 @@ from lwc_compiler.kernels.kernel import Trial
 from lwc_compiler.model import Model
 from lwc_compiler.recipe.options import Recipe
 from lwc_compiler.report.document import Report
-from lwc_compiler.runtime.artifact import Verification, write_artifact
+from lwc_compiler.runtime.artifact import write_artifact
+from lwc_compiler.runtime.manifest import Verification
+from tests.opencl_harness import Device
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -230,6 +232,12 @@ def mlp(tmp_path):
     path = tmp_path / "mlp.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
+
+
+@pytest.fixture(scope="module")
+def device():
+    """This processor, which kernels for GPUs run on as OpenCL."""
+    return Device()
 
 
 @pytest.fixture

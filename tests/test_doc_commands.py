@@ -34,8 +34,8 @@ CANNOT_RUN = {
     "lwc run model.lwc --input image=image.npy --output-dir results --via ssh:": "needs a board",
     "lwc bench model.lwc --via ssh:": "needs a board",
     "lwc gate small.lwc --against ": "fails where a network is not so much faster; tests/test_gates.py has all gates",
-    'eval "$(lwc completion zsh)"': "for another shell; tests/test_cli_completion.py has it",
-    "lwc completion fish ": "for another shell; tests/test_cli_completion.py has it",
+    'eval "$(lwc completion zsh)"': "for another shell; tests/commands/test_cli_completion.py has it",
+    "lwc completion fish ": "for another shell; tests/commands/test_cli_completion.py has it",
     "$CC ": "needs the compiler of a board's vendor; tests/codegen/test_bundle.py builds examples for boards",
 }
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from onnx import ModelProto
 
+from lwc_compiler.files import sha256_of
 from lwc_compiler.model import Model, add_notes, copy_fields
 from lwc_compiler.recipe.options import Recipe
-from lwc_compiler.runtime.artifact import sha256_of, tool_versions
+from lwc_compiler.runtime.artifact import tool_versions
 from lwc_compiler.training.data import is_function
 from lwc_compiler.version import __version__
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from lwc_compiler.cache.folder import cache_folder
 from lwc_compiler.cache.locks import locked
 from lwc_compiler.errors import ArtifactError
-from lwc_compiler.runtime.artifact import sha256_of, written_whole
+from lwc_compiler.files import sha256_of, written_whole
 
 _FILES, _HASHES = "files", "sha256.json"
 _LIMIT_BYTES = 5 << 30

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lwc_compiler.codegen.result import Lowered, TensorSpec
-    from lwc_compiler.runtime.artifact import Rounding
+    from lwc_compiler.runtime.manifest import Rounding
 
 # A test vector of so many bytes is C text; a larger one is a file, where there are files.
 _TEXT_BYTES = 64 << 10

@@ -18,7 +18,7 @@ from lwc_compiler.kernels.gpu.factors import Matrix
 from lwc_compiler.model import attributes_of
 
 if TYPE_CHECKING:
-    from lwc_compiler.codegen.layers import _Extraction, _Group
+    from lwc_compiler.codegen.layer_groups import Graph, Group
     from lwc_compiler.kernels.kernel import Plan
     from lwc_compiler.targets.target import Gpu
 
@@ -33,10 +33,10 @@ class DeviceProducts:
         gpu: what the plans are for.
     """
 
-    def __init__(self, graph: _Extraction, gpu: Gpu) -> None:
+    def __init__(self, graph: Graph, gpu: Gpu) -> None:
         self._graph, self._gpu = graph, gpu
 
-    def take(self, group: _Group, scale: float) -> tuple[list[str], Plan]:
+    def take(self, group: Group, scale: float) -> tuple[list[str], Plan]:
         """What a layer reads, and how it is computed.
 
         Args:
@@ -55,7 +55,7 @@ class DeviceProducts:
         return [left, right], plan_products(products, self._gpu)
 
     def _attention(
-        self, group: _Group, batch: tuple[int, ...], sizes: tuple[int, int, int], scale: float
+        self, group: Group, batch: tuple[int, ...], sizes: tuple[int, int, int], scale: float
     ) -> tuple[list[str], Plan] | None:
         """The same for a whole attention; None where the product does not begin one."""
         m, k, n = sizes
@@ -129,7 +129,7 @@ class DeviceProducts:
             strides = tuple(source[axis] for axis in perm)
         return name, Matrix(strides[:-2], *strides[-2:])
 
-    def _result(self, group: _Group) -> Matrix:
+    def _result(self, group: Group) -> Matrix:
         """How a product is stored: as a Transpose that alone reads it gives it, whose node joins the group."""
         graph = self._graph
         following = graph.reader(group.output)

@@ -10,22 +10,22 @@ for a GPU so are these chains, ConvTranspose, and transpositions of activations 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 from tvm import relax
 
 from lwc_compiler.codegen.converters import input_name
 from lwc_compiler.codegen.device_products import DeviceProducts
+from lwc_compiler.codegen.layer_groups import Graph, Group, channel_constant
 from lwc_compiler.codegen.result import LayerDecision
 from lwc_compiler.kernels.choice import Pick, predicted
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
 from lwc_compiler.kernels.kernel import Plan, Share
-from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
+from lwc_compiler.kernels.layer import ConvGeometry
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul, plan_transpose
 from lwc_compiler.kernels.pooled import Pool
 from lwc_compiler.kernels.pooled_plan import plan_pooled
@@ -43,16 +43,7 @@ if TYPE_CHECKING:
     from lwc_compiler.codegen.converters import Node
     from lwc_compiler.targets.target import Target
 
-_erf = np.vectorize(math.erf)
 _SMALL_MATRIX = 16  # rows or columns below which a kernel for transposing gains nothing
-_GELU_NODES = 5
-_GELU_PARTS: dict[str, Callable[..., NDArray[np.float64]]] = {
-    "Add": np.add,
-    "Div": np.divide,
-    "Erf": _erf,
-    "Mul": np.multiply,
-}
-
 _OPERATOR = "LwcLayer"
 _EXTERN = "lwc.layer."
 
@@ -111,33 +102,16 @@ class _Extraction:
 
     def __init__(self, proto: onnx.ModelProto, target: Target, pick: Pick) -> None:
         self.proto, self.target, self.pick = proto, target, pick
-        graph = proto.graph
-        self.constants = {t.name: t for t in graph.initializer}
-        self.arrays: dict[str, NDArray[np.float32]] = {}  # those that were asked for: ONNX copies them
-        self.values: dict[str, tuple[int, tuple[int, ...]]] = {
-            v.name: (v.type.tensor_type.elem_type, tuple(d.dim_value for d in v.type.tensor_type.shape.dim))
-            for v in [*graph.value_info, *graph.input, *graph.output]
-        }
-        self.values.update((t.name, (t.data_type, tuple(t.dims))) for t in graph.initializer)
-        self.uses = Counter(name for node in graph.node for name in node.input)
-        self.uses.update(v.name for v in graph.output)
-        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in graph.node:
-            for name in node.input:
-                self.readers[name].append(node)
-        self.producers = {name: node for node in graph.node for name in node.output}
+        self.graph = Graph(proto)
         self.layers: list[Layer] = []
-        # A node is known by its first output: no two nodes write the same value.
-        self.replaced: dict[str, onnx.NodeProto] = {}  # last node of a group -> the layer's node
-        self.dropped: set[str] = set()  # the other nodes of the groups
 
     def result(self) -> tuple[onnx.ModelProto, list[Layer]]:
         for node in self.proto.graph.node:
             start = _STARTS.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
-            if start is not None and node.output[0] not in self.dropped and node.output[0] not in self.replaced:
+            if start is not None and not self.graph.taken(node):
                 start(self, node)
-        kept = [node for node in self.proto.graph.node if node.output[0] not in self.dropped]
-        nodes = [self.replaced.get(node.output[0], node) for node in kept]
+        kept = [node for node in self.proto.graph.node if node.output[0] not in self.graph.dropped]
+        nodes = [self.graph.replaced.get(node.output[0], node) for node in kept]
         used = {name for node in nodes for name in node.input} | {v.name for v in self.proto.graph.output}
         graph = helper.make_graph(
             nodes,
@@ -151,142 +125,33 @@ class _Extraction:
         rest.opset_import.append(helper.make_opsetid(DOMAIN, 1))
         return rest, self.layers
 
-    # What the graph says
-
-    def array(self, name: str) -> NDArray[np.float32] | None:
-        """The float32 constant `name`, None when it is not one."""
-        tensor = self.constants.get(name)
-        if tensor is None or tensor.data_type != TensorProto.FLOAT:
-            return None
-        if name not in self.arrays:
-            self.arrays[name] = numpy_helper.to_array(tensor)
-        return self.arrays[name]
-
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """The static shape of the float32 tensor `name`, None when it has none or another type."""
-        dtype, shape = self.values.get(name, (0, ()))
-        return shape if dtype == TensorProto.FLOAT and all(d > 0 for d in shape) else None
-
-    def reader(self, name: str) -> onnx.NodeProto | None:
-        """The only node that reads `name`; None when there are more, it is a graph output, or a layer has the node."""
-        if self.uses[name] != 1 or not self.readers[name]:
-            return None
-        node = self.readers[name][0]
-        return None if node.output[0] in self.dropped or node.output[0] in self.replaced else node
-
-    # How a group grows
-
-    def group(self, node: onnx.NodeProto, bias: NDArray[np.float32] | None, channels: int, axis: int) -> _Group:
-        """`node` and the nodes after it that its kernel's store can do.
-
-        Args:
-            node: the linear node.
-            bias: its own bias, one value a channel.
-            channels: output channels.
-            axis: the channels' axis of the output, counted from the end (-1 is the last).
-        """
-        group = _Group([node], bias, None, None)
-        shape = self.shape(node.output[0])
-        while True:
-            if group.activation is None and (parts := self.gelu(group.output)):
-                group.activation = Activation("gelu")
-                group.nodes += parts
-            following = self.reader(group.output)
-            if following is None or following.domain not in ("", "ai.onnx"):
-                break
-            if following.op_type == "Add" and group.activation is None:
-                other = following.input[1] if following.input[0] == group.output else following.input[0]
-                constant = self.array(other)
-                per_channel = None if constant is None else _per_channel(constant, channels, axis, len(shape or ()))
-                if per_channel is not None and group.residual is None:
-                    group.bias = per_channel if group.bias is None else group.bias + per_channel
-                elif group.residual is None and constant is None and self.shape(other) == shape:
-                    group.residual = other
-                else:
-                    break
-            elif group.activation is None and (activation := self.activation(following)) is not None:
-                group.activation = activation
-            else:
-                break
-            group.nodes.append(following)
-        return group
-
-    def gelu(self, x: str) -> list[onnx.NodeProto]:
-        """The nodes that compute x / 2 (1 + erf(x / sqrt(2))) as exporters write it; none where these do not follow."""
-        samples: dict[str, NDArray[np.float64]] = {x: np.linspace(-4, 4, 9)}
-        nodes: list[onnx.NodeProto] = []
-
-        def operand(name: str) -> NDArray[np.float64] | None:
-            constant = self.array(name)
-            return constant.astype(np.float64) if constant is not None and constant.size == 1 else samples.get(name)
-
-        while len(nodes) < _GELU_NODES:
-            readers = [node for name in samples for node in self.readers[name] if node.output[0] not in samples]
-            for node in readers:
-                operands = [operand(name) for name in node.input]
-                if node.op_type in _GELU_PARTS and all(value is not None for value in operands):
-                    break
-            else:
-                return []
-            samples[node.output[0]] = _GELU_PARTS[node.op_type](*operands).reshape(-1)
-            nodes.append(node)
-        reads = Counter(name for node in nodes for name in node.input)
-        inner = [name for name in samples if name != nodes[-1].output[0]]
-        expected = samples[x] / 2 * (1 + _erf(samples[x] / math.sqrt(2)))
-        same = np.allclose(samples[nodes[-1].output[0]], expected, rtol=1e-6)
-        return nodes if same and all(self.uses[name] == reads[name] for name in inner) else []
-
-    def activation(self, node: onnx.NodeProto) -> Activation | None:
-        """The activation `node` is, when a kernel's store can compute it."""
-        attributes = attributes_of(node)
-        if node.op_type == "Relu":
-            return Activation("relu")
-        if node.op_type == "LeakyRelu":
-            return Activation("leaky_relu", attributes.get("alpha", 0.01))
-        if node.op_type == "HardSwish":
-            return Activation("hard_swish")
-        if node.op_type == "Gelu" and attributes.get("approximate", "none") == "none":
-            return Activation("gelu")
-        if node.op_type == "HardSigmoid":
-            return Activation("hard_sigmoid", attributes.get("alpha", 0.2), attributes.get("beta", 0.5))
-        if node.op_type != "Clip":
-            return None
-        bounds = [attributes.get("min", -math.inf), attributes.get("max", math.inf)]
-        for i, name in enumerate(node.input[1:3]):
-            if name:
-                constant = self.array(name)
-                if constant is None:
-                    return None
-                bounds[i] = float(constant.reshape(()))
-        return Activation("clip", *bounds)
-
     def finish(
-        self, group: _Group, inputs: list[str], plan: Plan, weight: str | None = None, dense_flops: int = 0
+        self, group: Group, inputs: list[str], plan: Plan, weight: str | None = None, dense_flops: int = 0
     ) -> None:
         """Replaces a group by a layer."""
         share = Share(plan.format, plan.constant_bytes, plan.flops)
         decisions = [] if weight is None else [self.decide(group, plan, share, weight, dense_flops)]
         self.replace([group], inputs, plan, decisions)
 
-    def replace(self, groups: list[_Group], inputs: list[str], plan: Plan, decisions: list[LayerDecision]) -> None:
+    def replace(self, groups: list[Group], inputs: list[str], plan: Plan, decisions: list[LayerDecision]) -> None:
         """Replaces groups, each of which reads what the one before it gives, by a layer."""
         last = groups[-1]
         if last.residual is not None:
             inputs = [*inputs, last.residual]
-        _, shape = self.values[last.output]
+        _, shape = self.graph.values[last.output]
         layer = helper.make_node(
             _OPERATOR, inputs, [last.output], name=groups[0].nodes[0].name, domain=DOMAIN,
             index=len(self.layers), shape=shape,
         )  # fmt: skip
-        self.replaced[last.output] = layer
-        self.dropped.update(node.output[0] for group in groups for node in group.nodes)
-        self.dropped.remove(last.output)
+        self.graph.replaced[last.output] = layer
+        self.graph.dropped.update(node.output[0] for group in groups for node in group.nodes)
+        self.graph.dropped.remove(last.output)
         nodes = tuple(node_label(group.nodes[0]) for group in groups)
         self.layers.append(Layer(nodes, plan, tuple(decisions)))
 
-    def decide(self, group: _Group, plan: Plan, share: Share, weight: str, dense_flops: int) -> LayerDecision:
+    def decide(self, group: Group, plan: Plan, share: Share, weight: str, dense_flops: int) -> LayerDecision:
         """What the report says of the part of a plan that computes a group."""
-        array = self.arrays[weight]
+        array = self.graph.arrays[weight]
         bias_bytes = 0 if group.bias is None else group.bias.nbytes
         return LayerDecision(
             site=weight,
@@ -337,10 +202,10 @@ class _Extraction:
 
     def pooling(self, x: str) -> tuple[onnx.NodeProto, Pool] | None:
         """The max pooling over two dimensions that alone reads `x`; None when another node does."""
-        node, size = self.reader(x), self.shape(x)
+        node, size = self.graph.reader(x), self.graph.shape(x)
         if node is None or node.op_type != "MaxPool" or node.domain not in ("", "ai.onnx") or len(node.output) > 1:
             return None
-        attributes, out = attributes_of(node), self.shape(node.output[0])
+        attributes, out = attributes_of(node), self.graph.shape(node.output[0])
         if size is None or out is None or len(size) != 4 or set(attributes.get("dilations", [1])) != {1}:
             return None
         height, width = attributes["kernel_shape"]
@@ -352,19 +217,23 @@ class _Extraction:
         """The convolution that starts at a Conv or ConvTranspose; None when it is no layer."""
         if self.target.gpu and node.op_type == "ConvTranspose":
             return None
-        weight, x, y = self.array(node.input[1]), self.shape(node.input[0]), self.shape(node.output[0])
-        bias = self.array(input_name(node, 2))
+        weight, x, y = (
+            self.graph.array(node.input[1]),
+            self.graph.shape(node.input[0]),
+            self.graph.shape(node.output[0]),
+        )
+        bias = self.graph.array(input_name(node, 2))
         if weight is None or x is None or y is None or (bias is None and input_name(node, 2)):
             return None
         geometry = _geometry(node, x, y, weight.shape)
-        group = self.group(node, bias, y[1], 1 - len(y))
+        group = self.graph.group(node, bias, y[1], 1 - len(y))
         pixels = math.prod(geometry.in_shape if geometry.transposed else geometry.out_shape) // y[1]
         return _Convolution(group, Part(weight, geometry, group.epilogue), 2 * weight.size * pixels)
 
     def chain(self, first: _Convolution) -> list[_Convolution]:
         """The convolution and those after it that one kernel could compute; it alone when there are none."""
         chain = [first]
-        while len(chain) < 3 and (node := self.reader(chain[-1].group.output)) is not None:
+        while len(chain) < 3 and (node := self.graph.reader(chain[-1].group.output)) is not None:
             is_conv = node.op_type == "Conv" and node.domain in ("", "ai.onnx")
             following = self.convolution(node) if is_conv and node.input[0] == chain[-1].group.output else None
             if following is None:
@@ -373,25 +242,25 @@ class _Extraction:
         return next((c for c in (chain, chain[:2]) if fits([layer.part for layer in c])), [first])
 
     def gemm(self, node: onnx.NodeProto) -> None:
-        weight, a = self.array(node.input[1]), self.shape(node.input[0])
-        bias, attributes = self.array(input_name(node, 2)), attributes_of(node)
+        weight, a = self.graph.array(node.input[1]), self.graph.shape(node.input[0])
+        bias, attributes = self.graph.array(input_name(node, 2)), attributes_of(node)
         if weight is None or a is None or attributes.get("transA", 0):
             return
         weight = weight.T if attributes.get("transB", 0) else weight
         if attributes.get("alpha", 1.0) != 1:
             weight = attributes["alpha"] * weight
         if input_name(node, 2):
-            per_channel = None if bias is None else _per_channel(bias, weight.shape[1], -1, 2)
+            per_channel = None if bias is None else channel_constant(bias, weight.shape[1], -1, 2)
             if per_channel is None:
                 return
             bias = per_channel * np.float32(attributes.get("beta", 1.0))
         self.product(node, node.input[0], weight.astype(np.float32, copy=False), node.input[1], bias)
 
     def matmul(self, node: onnx.NodeProto) -> None:
-        a, b = self.shape(node.input[0]), self.shape(node.input[1])
+        a, b = self.graph.shape(node.input[0]), self.graph.shape(node.input[1])
         if a is None or b is None or len(a) < 2 or len(b) < 2:
             return
-        left, right = self.array(node.input[0]), self.array(node.input[1])
+        left, right = self.graph.array(node.input[0]), self.graph.array(node.input[1])
         if right is not None and math.prod(b[:-2]) == 1 and left is None:
             self.product(node, node.input[0], right.reshape(b[-2:]), node.input[1], None)
         elif left is not None and math.prod(a[:-2]) == 1 and right is None:
@@ -401,7 +270,7 @@ class _Extraction:
                 batch=math.prod(b[:-2]), in_channels=a[-1], in_size=(b[-1],), out_channels=a[-2],
                 kernel=(1,), strides=(1,), pads=(0, 0), dilations=(1,), groups=1,
             )  # fmt: skip
-            group = self.group(node, None, a[-2], -2)
+            group = self.graph.group(node, None, a[-2], -2)
             plan = plan_conv(weight, geometry, group.epilogue, self.target, self.pick)
             self.finish(group, [node.input[1]], plan, node.input[0], 2 * left.size * b[-1] * math.prod(b[:-2]))
         elif left is None and right is None and a[:-2] == b[:-2]:
@@ -409,56 +278,42 @@ class _Extraction:
 
     def transpose(self, node: onnx.NodeProto) -> None:
         """A transposition of matrices, unless the only node that reads it can take it in."""
-        x, perm = self.shape(node.input[0]), attributes_of(node).get("perm")
+        x, perm = self.graph.shape(node.input[0]), attributes_of(node).get("perm")
         if self.target.gpu or x is None or len(x) < 2 or perm != _swapped(len(x)) or min(x[-2:]) < _SMALL_MATRIX:
             return
-        readers = self.readers[node.output[0]]
+        readers = self.graph.readers[node.output[0]]
         if len(readers) == 1 and (("", readers[0].op_type) not in _STARTS or readers[0].input[0] == node.output[0]):
             return
         plan = plan_transpose(math.prod(x[:-2]), *x[-2:])
-        self.finish(_Group([node], None, None, None), [node.input[0]], plan)
+        self.finish(Group([node], None, None, None), [node.input[0]], plan)
 
     def attention(self, node: onnx.NodeProto, a: tuple[int, ...], b: tuple[int, ...]) -> None:
         """The product of two activations (..., M, K) and (..., K, N), and a factor after it."""
-        group = _Group([node], None, None, None)
-        scale = self.factor(group)
+        group = Group([node], None, None, None)
+        scale = self.graph.factor(group)
         if self.target.gpu is not None:
-            inputs, plan = DeviceProducts(self, self.target.gpu).take(group, scale)
+            inputs, plan = DeviceProducts(self.graph, self.target.gpu).take(group, scale)
             self.finish(group, inputs, plan)
             return
         left, rank = node.input[0], len(a)
-        before = self.producers.get(left, onnx.NodeProto())
+        before = self.graph.producers.get(left, onnx.NodeProto())
         turned = False
-        if before.op_type == "Transpose" and self.uses[left] == 1:
+        if before.op_type == "Transpose" and self.graph.uses[left] == 1:
             turned = attributes_of(before).get("perm") == _swapped(rank)
         if turned:
-            self.dropped.add(left)
+            self.graph.dropped.add(left)
             left = before.input[0]
         plan = plan_batched_matmul(
             math.prod(a[:-2]), a[-2], a[-1], b[-1], self.target, a_transposed=turned, scale=scale
         )
         self.finish(group, [left, node.input[1]], plan)
 
-    def factor(self, group: _Group) -> float:
-        """The factor that a product of activations is multiplied by; its node joins the group."""
-        product = group.output
-        following, rank = self.reader(product), len(self.shape(product) or ())
-        if following is None or following.op_type not in ("Div", "Mul") or following.domain not in ("", "ai.onnx"):
-            return 1.0
-        index = 1 if following.op_type == "Div" or following.input[0] == product else 0
-        factor = self.array(following.input[index])
-        if factor is None or factor.size != 1 or factor.ndim > rank or not factor.all():
-            return 1.0
-        group.nodes.append(following)
-        value = float(factor.reshape(()))
-        return 1 / value if following.op_type == "Div" else value
-
     def product(
         self, node: onnx.NodeProto, x: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None
     ) -> None:
         """The product of `x` (..., K) and `weight` (K, N), constant `name`."""
-        rows = math.prod((self.shape(x) or ())[:-1])
-        group = self.group(node, bias, weight.shape[1], -1)
+        rows = math.prod((self.graph.shape(x) or ())[:-1])
+        group = self.graph.group(node, bias, weight.shape[1], -1)
         plan = plan_matmul(weight, rows, group.epilogue, self.target, self.pick)
         self.finish(group, [x], plan, name, 2 * weight.size * rows)
 
@@ -471,25 +326,6 @@ _STARTS: dict[tuple[str, str], Callable[[_Extraction, onnx.NodeProto], None]] = 
     (DOMAIN, CONV): _Extraction.conv,
     ("", "Transpose"): _Extraction.transpose,
 }
-
-
-@dataclass
-class _Group:
-    """A linear node and the nodes its kernel's store computes too."""
-
-    nodes: list[onnx.NodeProto]
-    bias: NDArray[np.float32] | None
-    residual: str | None
-    activation: Activation | None
-
-    @property
-    def output(self) -> str:
-        name: str = self.nodes[-1].output[0]
-        return name
-
-    @property
-    def epilogue(self) -> Epilogue:
-        return Epilogue(self.bias, self.residual is not None, self.activation)
 
 
 def _swapped(rank: int) -> list[int]:
@@ -507,23 +343,13 @@ class _Convolution:
         dense_flops: multiply-adds x 2 of all weights.
     """
 
-    group: _Group
+    group: Group
     part: Part
     dense_flops: int
 
     @property
     def node(self) -> onnx.NodeProto:
         return self.group.nodes[0]
-
-
-def _per_channel(constant: NDArray[np.float32], channels: int, axis: int, rank: int) -> NDArray[np.float32] | None:
-    """`constant` as one value a channel, None when it varies along another axis or would widen the output."""
-    if constant.ndim > rank:
-        return None
-    shape = (1,) * (rank - constant.ndim) + constant.shape
-    if any(d != 1 for i, d in enumerate(shape) if i != rank + axis) or shape[axis] not in (1, channels):
-        return None
-    return np.ascontiguousarray(np.broadcast_to(constant.reshape(-1), (channels,)))
 
 
 def _geometry(node: onnx.NodeProto, x: tuple[int, ...], y: tuple[int, ...], weight: tuple[int, ...]) -> ConvGeometry:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from lwc_compiler.codegen.assemble import BYTES_A_NANOSECOND
+from lwc_compiler.codegen.kernel_times import kernel_seconds, read_seconds
 from lwc_compiler.codegen.program import BufferRef
-from lwc_compiler.codegen.tune import Library, Timings, fastest, promising
-from lwc_compiler.kernels.choice import Candidate, Task, predicted
+from lwc_compiler.codegen.recorded import Planned, planned_outputs, record
+from lwc_compiler.codegen.tune import Library, Timings, promising
+from lwc_compiler.kernels.choice import Candidate, Task
 from lwc_compiler.kernels.cost import pace
 from lwc_compiler.kernels.kernel import SECONDS_A_CYCLE, Constant, Input, Plan, Step, Trial
 from lwc_compiler.sparsity.draw import random_weights
@@ -35,72 +37,14 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.kernel import Operand
     from lwc_compiler.targets.target import Target
 
-_MOST_WEIGHTS = (
-    1 << 22
-)  # of a product that is planned whole; of a larger one some outputs are, and the others are alike
-_OUTPUTS = 64  # of such a product, at least
 SPARSE = 3  # ways to leave out weights that are looked at
 _NEAR = 0.05  # relative difference of densities that makes none
 _TURNS = 3  # of timing the kernels that were linked together
-_SECONDS, _CALL_SECONDS = (
-    0.002,
-    2e-5,
-)  # that a kernel is timed each time, and that it takes between two looks at the clock
 _TOGETHER = 8  # kernels compiled and linked at a time
 _COMPILED = 1.1  # how much slower by prediction a kernel may be to be used for several densities
 _WHOLE = ("dense", "channels", "winograd", "depthwise")  # formats that store every weight
 _FIXED = 0.15  # share of a sparse layer's time that its density does not change, where only one density is known
 _SCALAR_CYCLES = 3.0  # of a number that is read or written without vectors: estimated
-_STREAMED, _STREAMED_MOST = 16 << 20, 128 << 20  # steps of bytes that are read to see how fast memory is, and the most
-
-
-_NOTHING = Task("", 1.0, (), 0)
-
-
-@dataclass(frozen=True)
-class Planned(Plan):
-    """A plan that says what it is of.
-
-    Attributes:
-        task: what it computes.
-        share: of the task's outputs that it computes.
-        candidates: all ways to compute the task; none where `share` is less than 1.
-    """
-
-    task: Task = _NOTHING
-    share: float = 1.0
-    candidates: tuple[Candidate, ...] = ()
-
-
-def record(task: Task, candidates: Sequence[Candidate]) -> Plan:
-    """A `Pick` of what is predicted to be the fastest, which notes the task; of very large products it plans a part."""
-    plan, share = _part(task, candidates)
-    every = {each.name: getattr(plan, each.name) for each in fields(Plan)}
-    return Planned(**every, task=task, share=share, candidates=tuple(candidates) if share == 1 else ())
-
-
-def planned_of(plan: Plan) -> Planned:
-    """A plan that `record` made."""
-    assert isinstance(plan, Planned)
-    return plan
-
-
-def _part(task: Task, candidates: Sequence[Candidate]) -> tuple[Plan, float]:
-    """What is predicted to be the fastest, and the share of the task's outputs that it computes."""
-    outputs = _planned_outputs(task)
-    if task.again is None or outputs is None:
-        return predicted(task, candidates), 1.0
-    plan = task.again(lambda weights: weights[: outputs[0]], predicted)
-    assert plan is not None
-    return plan, outputs[0] / outputs[1]
-
-
-def _planned_outputs(task: Task) -> tuple[int, int] | None:
-    """Of a very large product: the outputs that are planned, and all; None for any other layer."""
-    if task.product is None or task.product[0] * task.product[1] <= _MOST_WEIGHTS:
-        return None
-    inputs, outputs = task.product
-    return min(outputs, max(1, _MOST_WEIGHTS // inputs // _OUTPUTS) * _OUTPUTS), outputs
 
 
 @dataclass(frozen=True)
@@ -231,7 +175,7 @@ class Sampler:
                 return Plan(())
             return cast("Plan", _Later(min(candidates, key=lambda candidate: candidate.shared)))
 
-        outputs = _planned_outputs(task)
+        outputs = planned_outputs(task)
 
         def redraw(weights: NDArray[np.float32]) -> NDArray[np.float32]:
             part = weights if outputs is None else weights[: outputs[0]]
@@ -399,36 +343,6 @@ class Sampler:
         # timed again and again had them in the level-2 cache, or in the next one.
         read = read_seconds(weight_bytes) - (read_seconds(0) if way.bytes > self._target.l2_bytes else 0)
         return seconds + max(read, 0.0) * way.bytes
-
-
-def kernel_seconds(run: Callable[..., None]) -> float:
-    """Seconds that a function of `Library.runner` computes, without those of calling it."""
-    first = fastest([run], 0.0)[0]
-    times = min(1000, max(1, int(_CALL_SECONDS / first)))
-
-    def repeated(share: int) -> Callable[[], None]:
-        def every() -> None:
-            for _ in range(times):
-                run(share)
-
-        return every
-
-    full, empty = fastest([repeated(1)], _SECONDS)[0], fastest([repeated(0)], 0.0)[0]
-    return max(full - empty, 1e-9) / times
-
-
-def read_seconds(size: float) -> float:
-    """Seconds of a byte, where one core of this machine reads so many bytes in turn, again and again.
-
-    It finds a few megabytes in its caches; what is more comes from memory.
-    """
-    return _read_seconds(min(max(1, math.ceil(size / _STREAMED)) * _STREAMED, _STREAMED_MOST))
-
-
-@lru_cache
-def _read_seconds(size: int) -> float:
-    memory = np.ones(size // 4, np.float32)
-    return fastest([memory.sum], 0.0)[0] / size
 
 
 def _alone(stage: Stage, call: Call) -> tuple[Plan, list[NDArray[np.float32]]]:

@@ -102,7 +102,7 @@ def _read_object(elf: Any, number: int, functions: dict[str, _Function], taken: 
         elif symbol.name.startswith("$"):
             marks.setdefault(section, []).append((value, symbol.name[1]))
 
-    def named(section: int, relocation: Any) -> str | None:
+    def named(relocation: Any) -> str | None:
         symbol = symbols[relocation["r_info_sym"]]
         kind = symbol["st_info"]["type"]
         if kind == "STT_SECTION":  # of one function, as functions have sections of their own
@@ -119,7 +119,7 @@ def _read_object(elf: Any, number: int, functions: dict[str, _Function], taken: 
         if not section["sh_flags"] & _ALLOC or section["sh_type"] == _UNWINDING:
             continue
         for relocation in table.iter_relocations():
-            function = named(index, relocation)
+            function = named(relocation)
             calls = (_THM_CALL, _THM_JUMP24) if arm else _RISCV_CALLS
             if function is not None and relocation["r_info_type"] in calls:
                 code_calls.setdefault(index, {})[relocation["r_offset"]] = function
@@ -130,10 +130,13 @@ def _read_object(elf: Any, number: int, functions: dict[str, _Function], taken: 
         if not section["sh_flags"] & _EXECUTE:
             continue
         code, calls_here = section.data(), code_calls.get(index, {})
+        starts = {start: name for start, _, name in found}
         for start, end, name in found:
             walk = _instructions(code, start, end, sorted(marks.get(index, [])))
-            read = _read_thumb if arm else _read_riscv
-            functions[name] = read(walk, start, end, calls_here, {s: n for s, _, n in found})
+            if arm:
+                functions[name] = _read_thumb(walk, range(start, end), calls_here, starts)
+            else:
+                functions[name] = _read_riscv(walk, calls_here, starts)
 
 
 def _instructions(code: bytes, start: int, end: int, marks: list[tuple[int, str]]) -> Iterator[tuple[int, int, int]]:
@@ -152,11 +155,7 @@ def _instructions(code: bytes, start: int, end: int, marks: list[tuple[int, str]
 
 
 def _read_thumb(
-    walk: Iterator[tuple[int, int, int]],
-    start: int,
-    end: int,
-    calls: Mapping[int, str],
-    starts: Mapping[int, str],
+    walk: Iterator[tuple[int, int, int]], places: range, calls: Mapping[int, str], starts: Mapping[int, str]
 ) -> _Function:
     function, frame, aligned, known = _Function(), 0, 0, True
     for at, first, second in walk:
@@ -164,7 +163,7 @@ def _read_thumb(
             function.calls.add(calls[at])
         elif first & 0xF800 == 0xF000 and second & 0xD000 in (0xD000, 0x9000):  # BL, B.W
             target = at + 4 + _branch(first, second)
-            if second & 0xD000 == 0xD000 or not start <= target < end:
+            if second & 0xD000 == 0xD000 or target not in places:
                 function.calls.add(starts[target])
         elif first & 0xFF87 == 0x4780 or (first & 0xFF87 == 0x4700 and first != 0x4770):  # BLX, BX but for BX LR
             function.through_pointers = True
@@ -210,13 +209,7 @@ def _thumb_constant(coded: int) -> int:
     return (value >> rotation | value << 32 - rotation) & 0xFFFFFFFF
 
 
-def _read_riscv(
-    walk: Iterator[tuple[int, int, int]],
-    start: int,
-    end: int,
-    calls: Mapping[int, str],
-    starts: Mapping[int, str],
-) -> _Function:
+def _read_riscv(walk: Iterator[tuple[int, int, int]], calls: Mapping[int, str], starts: Mapping[int, str]) -> _Function:
     function, frame, known, called = _Function(), 0, True, -1
     for at, first, second in walk:
         word = second << 16 | first

@@ -104,8 +104,8 @@ def bench(
     Both get the same random inputs and run in turns; a figure is the median of many runs. With --via, ONNX Runtime
     does not take part: lwc's code is timed there.
     """
+    from lwc_compiler.files import check_place
     from lwc_compiler.runtime import bench as module
-    from lwc_compiler.runtime.artifact import check_place
 
     if plots is not None:
         if not layers:

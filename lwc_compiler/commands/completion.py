@@ -1,9 +1,9 @@
-"""`lwc completion`: what a shell runs to complete commands, options and targets."""
+"""`lwc completion`: what makes a shell complete commands, options and targets."""
 
 from __future__ import annotations
 
 import click
-from click.shell_completion import CompletionItem, get_completion_class
+from click.shell_completion import get_completion_class
 
 from lwc_compiler.commands.parts import Command
 
@@ -22,11 +22,3 @@ def completion(ctx: click.Context, shell: str) -> None:
     script = kind(ctx.find_root().command, {}, "lwc", "_LWC_COMPLETE").source()
     # click's script for fish ends a description at its first comma.
     click.echo(script.replace('(string split ","', '(string split --max 1 ","'))
-
-
-def complete_target(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
-    """Targets and boards whose names begin like this."""
-    from lwc_compiler.targets import HOST, all_boards, all_targets
-
-    known = {HOST: "this machine"} | {target.name: target.description for target in (*all_targets(), *all_boards())}
-    return [CompletionItem(name, help=text) for name, text in known.items() if name.startswith(incomplete)]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import click
+from click.shell_completion import CompletionItem
 
-from lwc_compiler.commands.completion import complete_target
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe.build import GateOptions
 from lwc_compiler.recipe.file import load_recipe
@@ -303,7 +303,7 @@ def _option(part: str, field: str, text: str) -> click.Option:
         type=str if (part, field) == ("prune", "sparsity") else kind,
         default=None,
         multiple=multiple,
-        shell_complete=complete_target if (part, field) == ("lower", "target") else None,
+        shell_complete=_targets if (part, field) == ("lower", "target") else None,
         metavar=_METAVARS.get((part, field), "NAME" if kind is str and multiple else None),
         help=f"{text}  [default: {shown}]",
     )
@@ -324,3 +324,11 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
         many = typing.get_origin(arguments[1]) is tuple
         return _Assignment(_click_type(arguments[1])[0], many), True
     return annotation, False
+
+
+def _targets(_ctx: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem[str]]:
+    """Targets and boards whose names begin like this."""
+    from lwc_compiler.targets import HOST, all_boards, all_targets
+
+    known = {HOST: "this machine"} | {target.name: target.description for target in (*all_targets(), *all_boards())}
+    return [CompletionItem(name, help=text) for name, text in known.items() if name.startswith(incomplete)]

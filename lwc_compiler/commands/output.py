@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     import lwc_compiler as lwc
     from lwc_compiler.packing import PackedSizes
-    from lwc_compiler.runtime.artifact import Rounding
     from lwc_compiler.runtime.layer_times import LayerTime
+    from lwc_compiler.runtime.manifest import Rounding
     from lwc_compiler.runtime.timing import Bench
 
 

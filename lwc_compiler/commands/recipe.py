@@ -123,8 +123,8 @@ def init(
 
     It names the layers and what the suggested options leave of each; what is not known is left open, as a comment.
     """
+    from lwc_compiler.files import check_file
     from lwc_compiler.recipe.init import new_recipe
-    from lwc_compiler.runtime.artifact import check_file
 
     check_file(output, force=force)
     text = new_recipe(model, output, train_data=train_data, val_data=val_data, targets=targets)

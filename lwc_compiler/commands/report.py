@@ -159,10 +159,10 @@ def refusals_as_sarif(file: Path | None, model: Path, *, force: bool) -> Iterato
     if file is None:
         yield
         return
+    from lwc_compiler.files import check_file
     from lwc_compiler.report.document import Report, refused_report, source_of
     from lwc_compiler.report.outputs import write_files
     from lwc_compiler.report.sarif import sarif_text
-    from lwc_compiler.runtime.artifact import check_file
 
     check_file(file, force=force)
 

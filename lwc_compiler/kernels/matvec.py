@@ -208,23 +208,6 @@ def matvec_kernel(name: str, layout: MatvecLayout, epilogue: Epilogue, kind: Wei
     return b.build(name, lay.vectors * lay.chunks, 4 * lay.chunk // lay.height * width)
 
 
-def _sums(
-    b: KernelBuilder,
-    lay: MatvecLayout,
-    x: Any,
-    ends: Any,
-    indices: Any,
-    values: Any,
-    start: Any,
-    run: Any,
-    kind: WeightType,
-) -> list[Any]:
-    """The sums of a run of non-zeros, or of blocks of them, a register each."""
-    if lay.gathered:
-        return [_gathered_sum(b, x, start, ends, indices, values, run)]
-    return _row_sums(b, lay, x, ends, indices, values, start, run, kind)
-
-
 def _gathered_sum(b: KernelBuilder, x: Any, start: Any, ends: Any, indices: Any, values: Any, run: Any) -> Any:
     """The sum of a run of non-zeros whose number is a multiple of four."""
     lanes = 4
@@ -247,7 +230,7 @@ def _tile(b: KernelBuilder, lay: MatvecLayout, tile: Any) -> tuple[Any, Any, Any
     return first, b.let("last", smaller(first + lay.chunk // lay.height, lay.groups)), vector
 
 
-def _row_sums(
+def _sums(
     b: KernelBuilder,
     lay: MatvecLayout,
     x: Any,
@@ -258,7 +241,9 @@ def _row_sums(
     run: Any,
     kind: WeightType,
 ) -> list[Any]:
-    """`_sums` with every non-zero by itself."""
+    """The sums of a run of non-zeros, or of blocks of them, a register each."""
+    if lay.gathered:
+        return [_gathered_sum(b, x, start, ends, indices, values, run)]
     chains = [[b.register(lay.lanes) for _ in lay.starts] for _ in range(lay.chains)]
     for register in (r for chain in chains for r in chain):
         register.set(splat(0.0, lay.lanes))

@@ -61,11 +61,7 @@ def phased_candidates(
 ) -> list[Candidate]:
     """The same for a convolution with a stride, over the phases of its input, which a step of its own writes.
 
-    Args:
-        weight: float32 (O, C, kernel height, kernel width).
-        geometry: not transposed.
-        epilogue: bias (O,), residual, activation.
-        target: what the code is for; it has a `Core`.
+    The arguments are those of `winograd_candidates`; the target has a `Core`.
     """
     g = geometry
     if len(g.kernel) != 2 or max(g.strides) == 1 or g.groups > 1 or set(g.dilations) != {1}:

@@ -64,7 +64,7 @@ def estimate(model: Model, options: EstimateOptions) -> Estimate:
     main = _near_main(goals)
     fastest = (target.variants or (target,))[-1]  # of what its library has code for
     sampler = Sampler(fastest, compiler if options.target == HOST else None)
-    forms = Forms(network, goals, target, lowering, sampler)
+    forms = Forms(network, target, lowering, sampler)
     clock = _Clock(begin, options.seconds)
     looks, plans = (_FORMS_OF_SMALL if network.is_small else _FORMS, _PLANS) if sampler.measures else (1.0, 1.0)
     # Zeros at random cut channels off a small network, most where it is sparsest.

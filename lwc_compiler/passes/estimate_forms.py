@@ -62,17 +62,13 @@ class Forms:
 
     Args:
         network: the network.
-        goals: those that are estimated.
         target: what it is compiled for.
         options: how it is lowered.
         sampler: knows what layers take.
     """
 
-    def __init__(
-        self, network: Network, goals: Sequence[Goal], target: Target, options: LowerOptions, sampler: Sampler
-    ) -> None:
-        self._network, self._goals, self._target, self._options = network, goals, target, options
-        self._sampler = sampler
+    def __init__(self, network: Network, target: Target, options: LowerOptions, sampler: Sampler) -> None:
+        self._network, self._target, self._options, self._sampler = network, target, options, sampler
         graph = network.model.proto.graph
         self.around = sum(_tensor_bytes(value) for value in (*graph.input, *graph.output))
         self.made: dict[Goal, Form] = {}
@@ -82,7 +78,7 @@ class Forms:
         """Looks at the network at a goal.
 
         Args:
-            goal: one of the goals.
+            goal: what is pruned.
             lower: whether the library is made.
         """
         self.made[goal] = self._form(goal, lower=lower)
@@ -146,7 +142,7 @@ class Forms:
         from lwc_compiler.codegen.batch import cut_batch
         from lwc_compiler.codegen.emit import workspace_bytes
         from lwc_compiler.codegen.program import Program
-        from lwc_compiler.codegen.sample import planned_of
+        from lwc_compiler.codegen.recorded import planned_of
 
         model = self._network.model if goal is None else self._network.drawn(goal)
         targets = self._target.variants or (self._target,)
@@ -180,7 +176,7 @@ class Forms:
 
 def task_share(layer: Layer) -> tuple[Task, float]:
     """What a layer computes, and the share of its outputs that was planned."""
-    from lwc_compiler.codegen.sample import planned_of
+    from lwc_compiler.codegen.recorded import planned_of
 
     plan = planned_of(layer.plan)
     return plan.task, plan.share

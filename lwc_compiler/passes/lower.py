@@ -130,7 +130,7 @@ def lower_parts(
     from lwc_compiler.codegen.stack import stack_use
 
     compiler = None if target.source else find_compiler(target, options.cc)
-    inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
+    inputs, outputs = tensor_specs(model.proto.graph.input), tensor_specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
     programs = []
     files, printed = {}, None
@@ -201,7 +201,7 @@ def assemble_parts(parts: Sequence[Part], prefix: str, target: Target) -> list[S
 
     stages = []
     for number, part in enumerate(parts):
-        takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
+        takes, gives = tensor_specs(part.rest.graph.input), tensor_specs(part.rest.graph.output)
         stage = assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, f"{prefix}_{number}", target)
         if target.gpu is None:
             stage = join_in_bands(write_over(replace(stage, runs=part.runs)), target, part.sharing)
@@ -221,7 +221,7 @@ def _lower_device(model: Model, target: Target, options: LowerOptions, part: Par
     assert target.gpu is not None
     gpu = target.gpu
     compiler, nvrtc = find_compiler(target, options.cc), nvrtc_version()
-    inputs, outputs = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
+    inputs, outputs = tensor_specs(model.proto.graph.input), tensor_specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
     (stage,) = assemble_parts([part], f"{symbol}_kernel", target)
     check_launches(stage.kernels)
@@ -341,8 +341,12 @@ def measured_candidates(options: LowerOptions, target: Target) -> int:
     return options.tune
 
 
-def _specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
-    """Name, type and static shape of graph inputs or outputs."""
+def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...]:
+    """Name, type and static shape of graph inputs or outputs.
+
+    Raises:
+        UnsupportedError: a dimension is open.
+    """
     specs = []
     for value in values:
         tensor = value.type.tensor_type

@@ -31,7 +31,8 @@ from lwc_compiler.recipe.options import (
 )
 from lwc_compiler.report.document import Report
 from lwc_compiler.report.table import layer_report, with_lowered
-from lwc_compiler.runtime.artifact import Artifact, Rounding, check_destination, write_artifact
+from lwc_compiler.runtime.artifact import Artifact, check_destination, write_artifact
+from lwc_compiler.runtime.manifest import Rounding
 from lwc_compiler.sparsity.curves import Sensitivity, load_sensitivity
 from lwc_compiler.targets import find_target
 from lwc_compiler.training.progress import Progress
@@ -75,7 +76,11 @@ def compile_model(
 
 
 def check_complete(recipe: Recipe) -> None:
-    """Refuses a recipe whose parts need others that are not there."""
+    """Refuses a recipe whose parts need others that are not there.
+
+    Raises:
+        OptionError: data or a goal is missing.
+    """
     if recipe.retrain and not recipe.train_data:
         raise OptionError("retraining needs training data: give --train-data, or leave the retraining options out")
     if recipe.iterate and not (recipe.prune and recipe.train_data):

@@ -111,7 +111,11 @@ def retrain(
 
 
 def check_masks(model: Model) -> None:
-    """Masks are bool, and have the shape of the weight they belong to."""
+    """Masks are bool, and have the shape of the weight they belong to.
+
+    Raises:
+        ModelError: one is not, or has not.
+    """
     shapes = {name: tuple(tensor.dims) for name, tensor in constant_tensors(model.proto.graph).items()}
     for name, mask in model.masks.items():
         if mask.dtype != np.bool_ or mask.shape != shapes.get(name):
@@ -154,7 +158,11 @@ def frozen_weights(model: Model, patterns: Iterable[str]) -> tuple[str, ...]:
 
 
 def current_pruning(model: Model) -> Pruning:
-    """Each masked layer keeps its density, and the structure that the model was pruned to."""
+    """Each masked layer keeps its density, and the structure that the model was pruned to.
+
+    Raises:
+        OptionError: nothing is pruned.
+    """
     from lwc_compiler.training.masking import Pruning
 
     structure = next(

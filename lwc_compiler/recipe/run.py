@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lwc_compiler.errors import ArtifactError, DataError, LwcError, OptionError
 from lwc_compiler.figures import Figures, Speed, TargetFigures, read_figures
+from lwc_compiler.files import check_place, sha256_of, written_whole
 from lwc_compiler.gates import GateResult, judge, raise_failed
 from lwc_compiler.model import Model, load_model
 from lwc_compiler.passes.fit import bytes_of
@@ -20,7 +21,7 @@ from lwc_compiler.passes.reuse import Reuse
 from lwc_compiler.recipe.options import RetrainOptions
 from lwc_compiler.report.document import read_report, source_of, to_json
 from lwc_compiler.report.outputs import write_outputs
-from lwc_compiler.runtime.artifact import Artifact, check_place, read_artifact, sha256_of, written_whole
+from lwc_compiler.runtime.artifact import Artifact, read_artifact
 from lwc_compiler.targets import find_target, host_cpu, missing_features
 from lwc_compiler.training.data import is_function
 

@@ -22,7 +22,7 @@ from lwc_compiler.codegen.result import LayerDecision
 from lwc_compiler.errors import ArtifactError, Refusal, UnsupportedError
 from lwc_compiler.figures import Figures
 from lwc_compiler.gates import GateResult
-from lwc_compiler.runtime.artifact import Verification
+from lwc_compiler.runtime.manifest import Verification
 from lwc_compiler.runtime.timing import Bench
 from lwc_compiler.sparsity.curves import Sensitivity
 from lwc_compiler.version import __version__

@@ -25,7 +25,7 @@ from lwc_compiler.sparsity.formats import BlockCsr, Dense, Format, RelativeIndex
 if TYPE_CHECKING:
     from lwc_compiler.codegen.result import Lowered
     from lwc_compiler.model import Model
-    from lwc_compiler.runtime.artifact import Verification
+    from lwc_compiler.runtime.manifest import Verification
 
 # What a layer's output goes through before it is "the layer's activations": with these, the column Act% and its total
 # come out as in the paper, which counts activations after pooling.

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lwc_compiler.errors import ArtifactError, ModelError
+from lwc_compiler.files import check_place, written_whole
 from lwc_compiler.passes.sites import constant_tensors, find_sites
 from lwc_compiler.report.document import Report
 from lwc_compiler.report.markdown import plot_parts
 from lwc_compiler.report.outputs import MARKDOWN, NAMES, output_files, write_files
 from lwc_compiler.report.plots import figures_of, plots_available, save_plots
 from lwc_compiler.report.table import Activations, layer_report
-from lwc_compiler.runtime.artifact import check_place, written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

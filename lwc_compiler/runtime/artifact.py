@@ -7,25 +7,22 @@ renamed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
+from pydantic import ValidationError
 
-from lwc_compiler.cache.locks import locked
-from lwc_compiler.codegen.result import LayerDecision, ProgramInfo, TensorSpec
-from lwc_compiler.codegen.stack import StackUse
 from lwc_compiler.errors import ArtifactError
-from lwc_compiler.recipe.options import Recipe
+from lwc_compiler.files import check_place, sha256_of, written_whole
+from lwc_compiler.runtime.manifest import SCHEMA_VERSION, FileEntry, Manifest
 from lwc_compiler.targets import find_target
 from lwc_compiler.version import __version__
 
@@ -34,9 +31,10 @@ if TYPE_CHECKING:
 
     from lwc_compiler.codegen.result import Lowered
     from lwc_compiler.model import Model
+    from lwc_compiler.recipe.options import Recipe
     from lwc_compiler.report.document import Report
+    from lwc_compiler.runtime.manifest import Rounding, Verification
 
-SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 _TOOLS = (
     "numpy",
@@ -47,112 +45,6 @@ _TOOLS = (
     "onnxruntime",
     "apache-tvm",
 )
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How far the library's outputs are from ONNX Runtime's on the pruned model.
-
-    Attributes:
-        errors: output name -> max |lwc - ONNX Runtime| / max |ONNX Runtime|; empty when the check could not run.
-        tolerance: largest error that is accepted.
-        rounds: random inputs that were tried.
-        skipped: why the check could not run; empty when it did.
-        emulator: what ran the code, where this machine cannot.
-    """
-
-    errors: dict[str, float]
-    tolerance: float
-    rounds: int
-    skipped: str = ""
-    emulator: str = ""
-
-    @property
-    def worst(self) -> float:
-        """The largest error over all outputs."""
-        return max(self.errors.values(), default=0.0)
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """How far the rounding of weights to a narrower type moves the outputs.
-
-    Attributes:
-        errors: output name -> largest max |rounded - float32| / max |float32| over the inputs, both by ONNX Runtime.
-        tolerance: largest error that is accepted.
-        measured_with: what the inputs were, as a phrase for the reader of the report.
-    """
-
-    errors: dict[str, float]
-    tolerance: float
-    measured_with: str
-
-    @property
-    def worst(self) -> float:
-        """The largest error over all outputs."""
-        return max(self.errors.values(), default=0.0)
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size and hash of one file of the directory."""
-
-    bytes: int
-    sha256: str
-
-
-class Manifest(BaseModel):
-    """What `manifest.json` holds.
-
-    Attributes:
-        schema_version: version of this layout; a reader refuses others.
-        lwc_version: version of lwc that wrote the directory.
-        name: model name; the files are `lib<name>.so` (`.dylib` on macOS), `lib<name>.a`, `<name>.h` and `<name>.onnx`.
-        symbol: prefix of the library's C functions.
-        target: name of the target.
-        threads: threads used when the caller does not say.
-        workspace_bytes: bytes of memory one run needs beside inputs and outputs.
-        weight_bytes: bytes of the constants, in the library or, with `--weights file`, in `<name>.weights`.
-        inputs: graph inputs, in the order of the C function.
-        outputs: graph outputs, in the order of the C function.
-        source_sha256: hash of the model file that was compiled; empty when the model came from memory.
-        options: the whole recipe.
-        tools: tool -> version, as installed where the artifact was made.
-        verification: see `Verification`.
-        rounding: see `Rounding`; None where all weights are float32.
-        stack: bytes of a run, and functions of the C library whose own come on top; None for a target with an
-            operating system.
-        layers: the decision for every layer, for the most capable processor that the library has code for; without
-            the trials, which `report.json` has.
-        programs: the steps of the library on each processor it has code for.
-        files: file name -> size and hash, of every file but the manifest.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: int
-    lwc_version: str
-    name: str
-    symbol: str
-    target: str
-    threads: int
-    workspace_bytes: int
-    weight_bytes: int
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    source_sha256: str
-    options: Recipe
-    tools: dict[str, str]
-    verification: Verification
-    layers: tuple[LayerDecision, ...]
-    programs: tuple[ProgramInfo, ...]
-    files: dict[str, FileEntry]
-    rounding: Rounding | None = None
-    stack: StackUse | None = None
-
-    @field_serializer("layers")
-    def _without_trials(self, layers: tuple[LayerDecision, ...]) -> list[dict[str, Any]]:
-        return [{name: value for name, value in asdict(layer).items() if name != "trials"} for layer in layers]
 
 
 @dataclass(frozen=True)
@@ -209,15 +101,6 @@ def tool_versions() -> dict[str, str]:
     return versions
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def check_destination(directory: Path, *, force: bool) -> None:
     """Refuses, before any work, a place that `write_artifact` could not write to.
 
@@ -234,28 +117,6 @@ def check_destination(directory: Path, *, force: bool) -> None:
         or not (_is_empty(directory) or (directory / MANIFEST).is_file())
     ):
         raise ArtifactError(f"{directory} is not an lwc artifact: --force replaces only those; give another directory")
-
-
-def check_file(path: Path, *, force: bool) -> None:
-    """Refuses, before any work, a place that a file could not be written to.
-
-    Raises:
-        ArtifactError: the parent directory is missing or read-only; something is there and `force` is not given; what
-            is there is not a file.
-    """
-    check_place(path, force=force)
-    if path.is_dir():
-        raise ArtifactError(f"{path} is a directory: give a file name")
-
-
-def check_place(path: Path, *, force: bool) -> None:
-    parent = path.absolute().parent
-    if not parent.is_dir():
-        raise ArtifactError(f"cannot write {path}: there is no directory {parent}; create it first")
-    if not os.access(parent, os.W_OK):
-        raise ArtifactError(f"cannot write {path}: {parent} is read-only")
-    if os.path.lexists(path) and not force:
-        raise ArtifactError(f"{path} exists: give another place, or --force to replace it")
 
 
 def write_artifact(
@@ -421,47 +282,6 @@ def _check_file(directory: Path, name: str, entry: FileEntry) -> None:
             f"{path} was changed after it was written ({actual.bytes} bytes, sha256 {actual.sha256[:12]}...; the "
             f"manifest says {entry.bytes}, {entry.sha256[:12]}...): compile the model again"
         )
-
-
-@contextmanager
-def written_whole(directory: Path) -> Iterator[Path]:
-    """An empty directory to fill, which becomes `directory` when the block ends well and vanishes when it does not.
-
-    Processes that write the same directory take turns. What one that was killed has left behind is cleared away, and a
-    directory that it was about to replace is put back.
-
-    Raises:
-        ArtifactError: `directory` cannot be written.
-    """
-    parent = directory.absolute().parent
-    staging = parent / f".{directory.name}.partial"
-    new, old = staging / "new", staging / "old"
-    try:
-        with locked(parent / f".{directory.name}.lock", f"writes {directory}"):
-            _put_back(old, directory)
-            _remove(staging)
-            try:
-                new.mkdir(parents=True)
-                yield new
-                if directory.exists():
-                    directory.rename(old)
-                new.rename(directory)
-            finally:
-                _put_back(old, directory)
-                shutil.rmtree(staging, ignore_errors=True)
-    except OSError as error:
-        raise ArtifactError(f"cannot write {directory}: {error.strerror or error}") from error
-
-
-def _put_back(old: Path, directory: Path) -> None:
-    """Where a process was stopped between two renames, `old` is what was in `directory`."""
-    if old.exists() and not directory.exists():
-        old.rename(directory)
-
-
-def _remove(directory: Path) -> None:
-    with suppress(FileNotFoundError):
-        shutil.rmtree(directory)
 
 
 def _is_empty(directory: Path) -> bool:

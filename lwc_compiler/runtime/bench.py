@@ -21,12 +21,14 @@ import onnxruntime
 
 from lwc_compiler.errors import DataError, TargetError
 from lwc_compiler.model import Model, load_model
-from lwc_compiler.runtime.artifact import Artifact, Manifest, read_artifact
+from lwc_compiler.runtime.artifact import Artifact, read_artifact
 from lwc_compiler.runtime.elsewhere import RemoteSession, open_elsewhere
 from lwc_compiler.runtime.layer_times import LayerTime, layer_times, milliseconds
 from lwc_compiler.runtime.linkable import Linkable
+from lwc_compiler.runtime.load import open_lowered, open_session
+from lwc_compiler.runtime.manifest import Manifest
 from lwc_compiler.runtime.reference import random_inputs, reference_session
-from lwc_compiler.runtime.session import Session, open_lowered, open_session
+from lwc_compiler.runtime.session import Session
 from lwc_compiler.runtime.timing import Bench, Timing
 
 if TYPE_CHECKING:

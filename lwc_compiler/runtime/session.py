@@ -1,4 +1,4 @@
-"""Runs an artifact from Python: the shared library by ctypes, NumPy arrays in and out."""
+"""Runs a library from Python, by ctypes: NumPy arrays in and out."""
 
 from __future__ import annotations
 
@@ -15,72 +15,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lwc_compiler.errors import ArtifactError, TargetError
-from lwc_compiler.runtime.artifact import Artifact, read_artifact
 from lwc_compiler.runtime.lanes import Lane, Lanes, lanes_for
 from lwc_compiler.runtime.network import Network
-from lwc_compiler.targets import find_target, missing_features, missing_platform
+from lwc_compiler.targets import find_target, missing_features
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from lwc_compiler.codegen.result import Lowered, TensorSpec
-    from lwc_compiler.runtime.artifact import Manifest
+    from lwc_compiler.codegen.result import TensorSpec
 
 ALIGNMENT_BYTES = 64
 _addressof, _from_buffer = ctypes.addressof, ctypes.c_char.from_buffer
-
-
-def load(directory: str | Path, threads: int | None = None) -> Session:
-    """Opens an artifact for running.
-
-    Args:
-        directory: what compile wrote.
-        threads: threads of the session, at least 1; None: what the artifact was compiled for.
-
-    Raises:
-        ArtifactError: the artifact is missing, damaged, or newer than this lwc.
-        OptionError: `threads` is below 1.
-        TargetError: this machine cannot run the artifact's code.
-    """
-    return open_session(read_artifact(directory), threads)
-
-
-def open_session(artifact: Artifact, threads: int | None = None) -> Session:
-    """What `load` does, for an artifact that is read and checked already."""
-    manifest = artifact.manifest
-    target = find_target(manifest.target)
-    if target.source:
-        raise TargetError(f"{artifact.directory} is C source: compile it into a program, as its README.md says")
-    other = missing_platform(target)
-    if other:
-        raise TargetError(
-            f"{artifact.directory} is for {manifest.target} ({other}), which this machine is not: run it there, or by "
-            "--via qemu or --via ssh://USER@HOST"
-        )
-    threads = manifest.threads if threads is None else threads
-    return _session(artifact.library, manifest, threads, artifact.weights)
-
-
-def open_lowered(lowered: Lowered, threads: int) -> Session:
-    """A session of a library in memory, for this machine, on `threads` threads."""
-    assert lowered.library is not None
-    with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
-        library = Path(folder) / find_target(lowered.target).library_file(lowered.name)
-        library.write_bytes(lowered.library)
-        weights = None
-        if lowered.weights is not None:
-            weights = Path(folder) / f"{lowered.name}.weights"
-            weights.write_bytes(lowered.weights)
-        return _session(library, lowered, threads, weights)
-
-
-def _session(library: Path, network: Manifest | Lowered, threads: int, weights: Path | None) -> Session:
-    """A session of a library, which `network` describes, for processors or a GPU."""
-    if find_target(network.target).gpu is not None:
-        from lwc_compiler.runtime.device_session import DeviceSession
-
-        return DeviceSession(library, network.symbol, network.inputs, network.outputs, threads)
-    return Session(library, network.symbol, network.inputs, network.outputs, threads, network.target, weights)
 
 
 class Session(Network):

@@ -10,11 +10,11 @@ import numpy as np
 
 from lwc_compiler.codegen.bundle import TestVector
 from lwc_compiler.errors import NotRunError, RoundingError, ToolchainError, VerificationError
-from lwc_compiler.runtime.artifact import Rounding, Verification
 from lwc_compiler.runtime.elsewhere import open_elsewhere
 from lwc_compiler.runtime.linkable import Linkable
+from lwc_compiler.runtime.load import open_lowered
+from lwc_compiler.runtime.manifest import Rounding, Verification
 from lwc_compiler.runtime.reference import random_inputs, reference_session
-from lwc_compiler.runtime.session import open_lowered
 from lwc_compiler.runtime.source import compiled_source
 from lwc_compiler.targets import find_target, missing_features
 

@@ -125,7 +125,11 @@ def is_function(text: str) -> bool:
 
 
 def read_arrays(path: Path, inputs: list[InputSpec]) -> dict[str, NDArray[Any]]:
-    """The arrays of a file, memory-mapped where they are stored as they are."""
+    """The arrays of a file, memory-mapped where they are stored as they are.
+
+    Raises:
+        DataError: the file cannot be read, or has one array for several inputs.
+    """
     try:
         if path.suffix == ".npz":
             return read_npz(path)
@@ -138,7 +142,12 @@ def read_arrays(path: Path, inputs: list[InputSpec]) -> dict[str, NDArray[Any]]:
 
 
 def read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """Member name -> array; members stored uncompressed are memory-mapped, which `numpy.load` does not do."""
+    """Member name -> array; members stored uncompressed are memory-mapped, which `numpy.load` does not do.
+
+    Raises:
+        DataError: an array holds Python objects.
+        OSError, ValueError, EOFError, BadZipFile: the file cannot be read.
+    """
     arrays: dict[str, NDArray[Any]] = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
         for info in archive.infolist():
@@ -227,7 +236,12 @@ class ImageSource:
 
     @staticmethod
     def open(folder: Path, inputs: list[InputSpec]) -> ImageSource:
-        """Lists the images and looks at the model's input; decoding waits until a batch wants them."""
+        """Lists the images and looks at the model's input; decoding waits until a batch wants them.
+
+        Raises:
+            ToolchainError: Pillow is missing.
+            DataError: the model has no input for images, or the folder has none.
+        """
         try:
             import PIL  # noqa: F401
         except ImportError:
@@ -274,7 +288,11 @@ class ImageSource:
 
 
 def read_image(file: Path, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """One image as float32 in 0..1, channels first or last as `shape` says."""
+    """One image as float32 in 0..1, channels first or last as `shape` says.
+
+    Raises:
+        DataError: the file is no image that Pillow reads.
+    """
     from PIL import Image
 
     first = shape[0] in (1, 3)
@@ -375,7 +393,11 @@ def join(batches: list[Batch]) -> Batch:
 
 
 def name_arrays(where: str, arrays: dict[str, NDArray[Any]], inputs: list[InputSpec]) -> Batch:
-    """Sorts arrays into inputs and labels by their names."""
+    """Sorts arrays into inputs and labels by their names.
+
+    Raises:
+        DataError: an input has no array, or an array is neither an input nor the labels.
+    """
     arrays = dict(arrays)
     if len(inputs) == 1 and inputs[0].name not in arrays and "x" in arrays:
         arrays[inputs[0].name] = arrays.pop("x")
@@ -396,7 +418,11 @@ def name_arrays(where: str, arrays: dict[str, NDArray[Any]], inputs: list[InputS
 
 
 def check_batch(where: str, batch: Batch, inputs: list[InputSpec]) -> None:
-    """Shapes, dtypes, counts, NaN and Inf."""
+    """Shapes, dtypes, counts, NaN and Inf.
+
+    Raises:
+        DataError: one of them does not fit the inputs, or there are no samples.
+    """
     counts = {}
     for spec in inputs:
         array = batch.inputs[spec.name]
@@ -432,7 +458,11 @@ def kinds_fit(found: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
 
 
 def check_finite(where: str, name: str, array: NDArray[Any]) -> None:
-    """Refuses NaN and Inf, reading a memory-mapped array piece by piece."""
+    """Refuses NaN and Inf, reading a memory-mapped array piece by piece.
+
+    Raises:
+        DataError: there is one; the message says in which sample.
+    """
     if array.dtype.kind != "f":
         return
     rows = max(1, CHUNK_BYTES * len(array) // max(1, array.nbytes))

@@ -20,7 +20,7 @@ from lwc_compiler.errors import OptionError, TargetError, ToolchainError, Unsupp
 from lwc_compiler.kernels.choice import predicted
 from lwc_compiler.kernels.kernel import Kernel, Launch
 from lwc_compiler.model import Model
-from lwc_compiler.passes.lower import _specs, lower
+from lwc_compiler.passes.lower import lower, tensor_specs
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.pipeline import check_lowerable
 from lwc_compiler.passes.prune import prune
@@ -28,7 +28,8 @@ from lwc_compiler.recipe.options import LowerOptions, PruneOptions
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.verify import TOLERANCE, relative_error
 from lwc_compiler.targets import cuda, find_target
-from tests.opencl_harness import Device, run_stage
+from tests.machine_code import check_resources
+from tests.opencl_harness import run_stage
 
 ARCHITECTURES = (find_target("cuda").gpu.architectures[0], find_target("cuda").gpu.architectures[-1])
 
@@ -115,20 +116,15 @@ def network(make, sparsity: float, batch: int) -> Model:
 
 def assembled(model: Model, target: str = "a100"):
     (part,) = cut_batch(model, find_target(target), predicted)
-    takes, gives = _specs(part.rest.graph.input), _specs(part.rest.graph.output)
+    takes, gives = tensor_specs(part.rest.graph.input), tensor_specs(part.rest.graph.output)
     return assemble(import_onnx(part.rest, layer_call), part.layers, takes, gives, "net_kernel", find_target(target))
-
-
-@pytest.fixture(scope="module")
-def device():
-    return Device()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_launches_compute_what_onnx_runtime_does(device, name) -> None:
     model = network(*NETWORKS[name])
     stage = assembled(model)
-    inputs = random_inputs(model.proto, _specs(model.proto.graph.input), 0)
+    inputs = random_inputs(model.proto, tensor_specs(model.proto.graph.input), 0)
     outputs = run_stage(device, stage, inputs)
     expected = reference_session(model.proto, 1).run(list(outputs), inputs)
     for output, values in zip(outputs, expected, strict=True):
@@ -155,8 +151,7 @@ def test_products_take_what_is_around_them(name: str, kernels: list[str], turned
 def test_networks_compile_without_spills(name) -> None:
     stage = assembled(network(*NETWORKS[name]))
     for code in compile_all(compile_device(stage.kernels, "cuda"), ARCHITECTURES, ptx=False, threads=2):
-        assert set(code.resources) == set(stage.kernels)
-        assert not [name for name, used in code.resources.items() if used.spill_bytes]
+        check_resources(code, stage.kernels)
 
 
 def test_artifact(lwc, mlp, tmp_path) -> None:

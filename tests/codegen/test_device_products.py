@@ -6,7 +6,7 @@ from test_device_lower import assembled
 
 from benchmarks.models import Network
 from lwc_compiler.model import Model
-from lwc_compiler.passes.lower import _specs
+from lwc_compiler.passes.lower import tensor_specs
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.verify import relative_error
@@ -95,7 +95,7 @@ def test_one_layer_computes_what_onnx_runtime_does(build) -> None:
     proto.opset_import[0].version = 17
     model = normalize(Model(proto, "products"), fold_batch_norm=True)
     stage = assembled(model)
-    inputs = random_inputs(model.proto, _specs(model.proto.graph.input), 0)
+    inputs = random_inputs(model.proto, tensor_specs(model.proto.graph.input), 0)
     (output,) = run_stage(Device(), stage, inputs).values()
     (expected,) = reference_session(model.proto, 1).run(None, inputs)
     assert relative_error(output, expected) <= 1e-5

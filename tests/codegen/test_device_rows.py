@@ -11,12 +11,13 @@ from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.codegen.program import BufferRef, ConstantRef, Stage
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Step
 from lwc_compiler.model import Model
-from lwc_compiler.passes.lower import _specs
+from lwc_compiler.passes.lower import tensor_specs
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.verify import relative_error
 from lwc_compiler.targets import find_target
 from tests.cuda_harness import Emulator
+from tests.machine_code import check_resources
 from tests.opencl_harness import Device, run_stage
 
 ERROR = 1e-5  # of the output's scale: sums in another order, and a product with an inverse where ONNX divides
@@ -124,18 +125,13 @@ def lowered(shape: tuple[int, ...], build) -> tuple[Model, Stage]:
     proto = net.model(build(net), None)
     proto.opset_import[0].version = 17
     model = normalize(Model(proto, "rows"), fold_batch_norm=True)
-    takes, gives = _specs(model.proto.graph.input), _specs(model.proto.graph.output)
+    takes, gives = tensor_specs(model.proto.graph.input), tensor_specs(model.proto.graph.output)
     return model, assemble(import_onnx(model.proto), (), takes, gives, "rows", find_target("a100"))
-
-
-@pytest.fixture(scope="module")
-def device():
-    return Device()
 
 
 def checked(device: Device, shape: tuple[int, ...], build) -> Stage:
     model, stage = lowered(shape, build)
-    inputs = random_inputs(model.proto, _specs(model.proto.graph.input), 0)
+    inputs = random_inputs(model.proto, tensor_specs(model.proto.graph.input), 0)
     outputs = run_stage(device, stage, inputs)
     expected = reference_session(model.proto, 1).run(list(outputs), inputs)
     for output, values in zip(outputs, expected, strict=True):
@@ -155,7 +151,7 @@ def test_the_cuda_text_computes_the_same(tmp_path) -> None:
     cases = {name: lowered(*FUNCTIONS[name]) for name in names}
     emulator = Emulator({name: plan(stage) for name, (_, stage) in cases.items()}, tmp_path)
     for name, (model, _) in cases.items():
-        inputs = random_inputs(model.proto, _specs(model.proto.graph.input), 0)
+        inputs = random_inputs(model.proto, tensor_specs(model.proto.graph.input), 0)
         (expected,) = reference_session(model.proto, 1).run(None, inputs)
         found = emulator.run(name, [*inputs.values()], expected.shape)
         assert relative_error(found, expected) <= ERROR, name
@@ -180,8 +176,7 @@ def test_machine_code_has_no_spills() -> None:
         _, stage = lowered(*case)
         kernels |= {f"k{number}_{symbol}": kernel for symbol, kernel in stage.kernels.items()}
     (code,) = compile_all(compile_device(kernels, "cuda"), [90], ptx=False)
-    assert set(code.resources) == set(kernels)
-    assert not [name for name, used in code.resources.items() if used.spill_bytes]
+    check_resources(code, kernels)
 
 
 def test_products_and_windows_are_no_rows(device) -> None:

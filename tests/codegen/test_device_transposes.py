@@ -7,9 +7,10 @@ from test_device_rows import lowered, plan
 from benchmarks.models import Network
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
-from lwc_compiler.passes.lower import _specs
+from lwc_compiler.passes.lower import tensor_specs
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from tests.cuda_harness import Emulator
+from tests.machine_code import check_resources
 from tests.opencl_harness import Device, run_stage
 
 # Shapes, and the order of axes of the result.
@@ -37,7 +38,7 @@ def test_a_part_of_a_tensor_is_none(starts: tuple[int, int]) -> None:
         return net.node("Squeeze", net.node("Slice", net.x, *values))
 
     model, stage = lowered((40, 30), build)
-    inputs = random_inputs(model.proto, _specs(model.proto.graph.input), 0)
+    inputs = random_inputs(model.proto, tensor_specs(model.proto.graph.input), 0)
     (output,) = run_stage(Device(), stage, inputs).values()
     (expected,) = reference_session(model.proto, 1).run(None, inputs)
     assert np.array_equal(output, expected)
@@ -51,7 +52,7 @@ def blocks_of_threads(stage) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("name", [*TILED, *OTHERS])
 def test_same_as_onnx_runtime(name: str) -> None:
     model, stage = transposed(*(TILED | OTHERS)[name])
-    inputs = random_inputs(model.proto, _specs(model.proto.graph.input), 0)
+    inputs = random_inputs(model.proto, tensor_specs(model.proto.graph.input), 0)
     (output,) = run_stage(Device(), stage, inputs).values()
     (expected,) = reference_session(model.proto, 1).run(None, inputs)
     assert np.array_equal(output, expected)
@@ -63,7 +64,7 @@ def test_as_cuda_text(tmp_path) -> None:
     cases = {name: transposed(*TILED[name]) for name in TILED}
     emulator = Emulator({name: plan(stage) for name, (_, stage) in cases.items()}, tmp_path)
     for name, (model, _) in cases.items():
-        inputs = random_inputs(model.proto, _specs(model.proto.graph.input), 0)
+        inputs = random_inputs(model.proto, tensor_specs(model.proto.graph.input), 0)
         (expected,) = reference_session(model.proto, 1).run(None, inputs)
         assert np.array_equal(emulator.run(name, [*inputs.values()], expected.shape), expected), name
 
@@ -71,4 +72,4 @@ def test_as_cuda_text(tmp_path) -> None:
 def test_machine_code_has_no_spills() -> None:
     kernels = {f"k{i}": next(iter(transposed(*case)[1].kernels.values())) for i, case in enumerate(TILED.values())}
     (code,) = compile_all(compile_device(kernels, "cuda"), [90], ptx=False)
-    assert not [name for name, used in code.resources.items() if used.spill_bytes or used.stack_bytes]
+    check_resources(code, kernels)

@@ -11,7 +11,7 @@ from lwc_compiler.errors import ArtifactError
 from lwc_compiler.model import load_model
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.recipe.options import LowerOptions, Recipe
-from lwc_compiler.runtime.session import open_lowered
+from lwc_compiler.runtime.load import open_lowered
 
 NULL, MISALIGNED, OTHER = 1, 2, 4
 

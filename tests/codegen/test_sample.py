@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lwc_compiler.codegen import sample
+from lwc_compiler.codegen import recorded, sample
 from lwc_compiler.codegen.link import find_compiler
-from lwc_compiler.codegen.sample import Sampler, between, planned_of, record
+from lwc_compiler.codegen.recorded import planned_of, record
+from lwc_compiler.codegen.sample import Sampler, between
 from lwc_compiler.kernels.choice import Task, predicted
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
 from lwc_compiler.kernels.kernel import Constant, Plan
@@ -127,7 +128,7 @@ def test_a_product_can_be_planned_for_its_first_outputs() -> None:
 
 
 def test_very_large_products_are_planned_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "_MOST_WEIGHTS", 200 * 64)
+    monkeypatch.setattr(recorded, "_MOST_WEIGHTS", 200 * 64)
     plan = planned_of(plan_matmul(sparse(200, 256), 1, Epilogue(), HOST, record))
     assert plan.share == 64 / 256
     assert plan.task.product == (200, 256)

@@ -1,6 +1,8 @@
 import pytest
 from harness import SCALAR, build
 
+from tests.cuda_harness import Emulator
+
 
 def pytest_generate_tests(metafunc):
     if "case" in metafunc.fixturenames:
@@ -15,3 +17,10 @@ def pytest_generate_tests(metafunc):
 def built(request, tmp_path_factory):
     """All cases of the class, compiled for one target."""
     return build(request.cls.cases, request.param, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="module")
+def emulator(request, tmp_path_factory):
+    """The plans of the module's `CASES`, compiled as CUDA's text to one library."""
+    plans = {name: case.plan for name, case in request.module.CASES.items()}
+    return Emulator(plans, tmp_path_factory.mktemp("emulator"))

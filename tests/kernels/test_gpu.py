@@ -22,7 +22,8 @@ from lwc_compiler.kernels.kernel import Step
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.targets import find_target
 from tests.cuda_harness import Emulator
-from tests.opencl_harness import Device, run_plan
+from tests.machine_code import check_resources
+from tests.opencl_harness import run_plan
 
 GPU = find_target("a100")
 ARCHITECTURES = (find_target("cuda").gpu.architectures[0], find_target("cuda").gpu.architectures[-1])
@@ -98,11 +99,6 @@ def make_cases():
 
 
 CASES = make_cases()
-
-
-@pytest.fixture(scope="module")
-def device():
-    return Device()
 
 
 class TestKernels:
@@ -250,26 +246,22 @@ def kernels_of_many_cuts() -> dict[str, Step]:
 
 @pytest.fixture(scope="module")
 def many_cuts():
-    steps = kernels_of_many_cuts()
-    return steps, compile_device({name: step.kernel for name, step in steps.items()}, "cuda")
+    kernels = {name: step.kernel for name, step in kernels_of_many_cuts().items()}
+    return kernels, compile_device(kernels, "cuda")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_registers_do_for_many_cuts(many_cuts, architecture: int) -> None:
-    steps, source = many_cuts
+    kernels, source = many_cuts
     (code,) = compile_all(source, [architecture], ptx=False)
-    assert set(code.resources) == set(steps)
-    spilled = {name: used for name, used in code.resources.items() if used.spill_bytes or used.stack_bytes}
-    assert not spilled
-    for name, used in code.resources.items():
-        assert used.registers * math.prod(steps[name].kernel.launch.block) <= 65536, name
+    check_resources(code, kernels)
 
 
 def test_many_cuts_fits_a_block(many_cuts) -> None:
-    steps, _ = many_cuts
-    for name, step in steps.items():
-        assert step.kernel.launch.shared_bytes <= GPU.gpu.block_shared_bytes, name
-        assert math.prod(step.kernel.launch.block) <= 1024, name
+    kernels, _ = many_cuts
+    for name, kernel in kernels.items():
+        assert kernel.launch.shared_bytes <= GPU.gpu.block_shared_bytes, name
+        assert math.prod(kernel.launch.block) <= 1024, name
 
 
 def golden_kernels() -> dict[str, str]:

@@ -15,7 +15,8 @@ from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.factors import Matrix
 from lwc_compiler.targets import find_target
 from tests.cuda_harness import Emulator
-from tests.opencl_harness import Device, run_plan
+from tests.machine_code import check_resources
+from tests.opencl_harness import run_plan
 
 # Batch, heads, keys, queries, their features, and those of values.
 SHAPES = ((1, 2, 128, 128, 64, 64), (2, 1, 77, 50, 33, 40), (1, 1, 200, 70, 20, 100), (1, 2, 129, 1, 64, 64))
@@ -67,11 +68,6 @@ def make_cases() -> list[Case]:
 CASES = make_cases()
 
 
-@pytest.fixture(scope="module")
-def device():
-    return Device()
-
-
 class TestAttention:
     cases = CASES
 
@@ -100,9 +96,7 @@ def test_every_wait_and_barrier_is_needed(emulator) -> None:
 def test_registers_do(architecture: int) -> None:
     kernels = {f"k{number}": case.plan(GPU).steps[0].kernel for number, case in enumerate(CASES[1::2])}
     (code,) = compile_all(compile_device(kernels, "cuda"), [architecture], ptx=False)
-    for name, used in code.resources.items():
-        assert not used.spill_bytes, name
-        assert used.registers * math.prod(kernels[name].launch.block) <= 65536, name
+    check_resources(code, kernels)
 
 
 def test_large_scores_are_no_infinities(device) -> None:

@@ -17,7 +17,8 @@ from lwc_compiler.kernels.gpu.factors import Matrix
 from lwc_compiler.kernels.kernel import Input, Output, Plan, Step
 from lwc_compiler.targets import find_target
 from tests.cuda_harness import Emulator
-from tests.opencl_harness import Device, run_plan
+from tests.machine_code import check_resources
+from tests.opencl_harness import run_plan
 
 GPU = find_target("a100")
 ARCHITECTURES = (find_target("cuda").gpu.architectures[0], find_target("cuda").gpu.architectures[-1])
@@ -77,11 +78,6 @@ def make_cases() -> list[Case]:
 CASES = make_cases()
 
 
-@pytest.fixture(scope="module")
-def device():
-    return Device()
-
-
 class TestProducts:
     cases = CASES
 
@@ -103,9 +99,7 @@ def test_no_hazards(tmp_path) -> None:
 def test_registers_do(architecture: int) -> None:
     kernels = {f"k{number}": case.plan(GPU).steps[0].kernel for number, case in enumerate(CASES[::4])}
     (code,) = compile_all(compile_device(kernels, "cuda"), [architecture], ptx=False)
-    for name, used in code.resources.items():
-        assert not used.spill_bytes, name
-        assert used.registers * math.prod(kernels[name].launch.block) <= 65536, name
+    check_resources(code, kernels)
 
 
 def test_what_is_not_finite_stays_in_its_row(device) -> None:

@@ -1,6 +1,5 @@
 """Blocks of output channels on tensor cores: their CUDA text runs on the CPU, with models of the instructions."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +17,7 @@ from lwc_compiler.kernels.gpu.plan import as_planes, plan_conv, plan_matmul
 from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from tests.cuda_harness import Emulator
+from tests.machine_code import check_resources
 
 HEIGHTS, DENSITIES = (16, 8, 32, 4), (0.2, 0.05, 0.6, 0.0)
 BUDGETS = (6 << 10, 20 << 10)  # of shared memory: little, so that small layers take several chunks
@@ -82,12 +82,6 @@ def product(number: int) -> Case:
 
 CASES = {f"blocks conv{i}-{PRECISIONS[i % 3]}": convolution(i) for i in range(2 * len(CONVOLUTIONS))}
 CASES |= {f"blocks product{i}-{PRECISIONS[i]}": product(i) for i in range(len(PRODUCTS))}
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory):
-    """All cases, compiled to one library."""
-    return Emulator({name: case.plan for name, case in CASES.items()}, tmp_path_factory.mktemp("emulator"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -179,8 +173,6 @@ def test_registers_do(precision: str, architecture: int) -> None:
     offered = tiles(weight, rows, ((128 * 768, 1, 0, 768), (128 * 256, 1, 0, 256)), precision)
     found["rows"] = planned(weight, offered, 0, Epilogue()).steps[0].kernel
     (code,) = compile_all(compile_device(found, "cuda"), [architecture], ptx=False)
-    assert set(code.resources) == set(found)
-    assert not {name: used for name, used in code.resources.items() if used.spill_bytes or used.stack_bytes}
+    check_resources(code, found)
     for name, kernel in found.items():
         assert kernel.launch.shared_bytes <= GPU.gpu.block_shared_bytes, name
-        assert code.resources[name].registers * math.prod(kernel.launch.block) <= 65536, name

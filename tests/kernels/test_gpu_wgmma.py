@@ -18,7 +18,6 @@ from lwc_compiler.kernels.gpu.wgmma_inputs import inputs_kernel
 from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile, wgmma_tiles
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.targets import find_target
-from tests.cuda_harness import Emulator
 
 GPU = find_target("h200")
 
@@ -80,12 +79,6 @@ CASES = {
     "strided-float16": convolution(conv(3, 70, (9, 8), 65, (1, 1), (2, 2)), (64, 64, 1, 1, 1), "float16"),
     "pointwise-bfloat16": convolution(conv(3, 132, (5, 5), 200, (1, 1)), (128, 64, 2, 2, 2), "bfloat16"),
 }
-
-
-@pytest.fixture(scope="module")
-def emulator(tmp_path_factory):
-    """All cases, compiled to one library."""
-    return Emulator({name: case.plan for name, case in CASES.items()}, tmp_path_factory.mktemp("emulator"))
 
 
 @pytest.mark.parametrize("name", CASES)

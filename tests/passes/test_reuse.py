@@ -10,7 +10,7 @@ from lwc_compiler.cache import folder as cache
 from lwc_compiler.model import load_model
 from lwc_compiler.passes.reuse import Reuse
 from lwc_compiler.recipe.options import Recipe
-from lwc_compiler.runtime.artifact import Verification
+from lwc_compiler.runtime.manifest import Verification
 
 RETRAIN = ("--sparsity", "0.5", "--epochs", "1", "--train-threads", "1")
 

@@ -12,8 +12,8 @@ from lwc_compiler.model import Model
 from lwc_compiler.passes.prune import prune
 from lwc_compiler.recipe.options import PruneOptions
 from lwc_compiler.report.document import LayerRow, Report
-from lwc_compiler.runtime.artifact import Verification
 from lwc_compiler.runtime.layer_times import LayerTime
+from lwc_compiler.runtime.manifest import Verification
 from lwc_compiler.runtime.timing import Bench, Timing
 from lwc_compiler.sparsity.curves import Point, Sensitivity, SiteCurve
 

@@ -10,9 +10,11 @@ import onnx
 import pytest
 
 from lwc_compiler.errors import ArtifactError
+from lwc_compiler.files import sha256_of
 from lwc_compiler.report.document import Report
 from lwc_compiler.runtime import artifact as module
-from lwc_compiler.runtime.artifact import MANIFEST, SCHEMA_VERSION, read_artifact, sha256_of, write_artifact
+from lwc_compiler.runtime.artifact import MANIFEST, read_artifact, write_artifact
+from lwc_compiler.runtime.manifest import SCHEMA_VERSION
 
 
 def contents(folder):
@@ -156,7 +158,7 @@ def test_a_stop_between_the_renames_restores_the_old_artifact(artifact, write, m
 
 KILLED = """
 import os, pathlib, signal, sys
-from lwc_compiler.runtime.artifact import written_whole
+from lwc_compiler.files import written_whole
 rename = pathlib.Path.rename
 def renamed(self, target):
     if self.name == sys.argv[2]:
@@ -210,7 +212,7 @@ def test_full_disk_leaves_nothing(tmp_path):
     script = (
         "import sys, pathlib\n"
         "from lwc_compiler.errors import ArtifactError\n"
-        "from lwc_compiler.runtime.artifact import written_whole\n"
+        "from lwc_compiler.files import written_whole\n"
         "try:\n"
         "    with written_whole(pathlib.Path(sys.argv[1])) as new:\n"
         "        (new / 'big').write_bytes(bytes(1 << 20))\n"

@@ -24,7 +24,7 @@ from lwc_compiler.runtime import elsewhere, linkable
 from lwc_compiler.runtime.bench import bench
 from lwc_compiler.runtime.elsewhere import Qemu, RemoteSession, emulator_of, open_elsewhere
 from lwc_compiler.runtime.linkable import Linkable
-from lwc_compiler.runtime.session import load
+from lwc_compiler.runtime.load import load
 from lwc_compiler.targets import find_target
 
 INPUTS = (TensorSpec("values", "float32", (2, 3)), TensorSpec("ids", "int64", (2,)))

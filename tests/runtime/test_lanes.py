@@ -16,7 +16,7 @@ import lwc_compiler
 from lwc_compiler.errors import ArtifactError, TargetError
 from lwc_compiler.runtime import lanes
 from lwc_compiler.runtime.lanes import Lane, Lanes
-from lwc_compiler.runtime.session import load
+from lwc_compiler.runtime.load import load
 
 IDS = np.array([3, 4])
 INPUTS = {"values": np.ones((2, 3), np.float32), "ids": IDS}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lwc_compiler.errors import DataError
-from lwc_compiler.runtime.session import load
+from lwc_compiler.runtime.load import load
 
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
 IDS = np.array([3, 4])

@@ -8,7 +8,8 @@ import pytest
 
 from lwc_compiler.errors import ArtifactError, DataError, OptionError, TargetError
 from lwc_compiler.runtime import session as module
-from lwc_compiler.runtime.session import Session, load
+from lwc_compiler.runtime.load import load
+from lwc_compiler.runtime.session import Session
 
 VALUES = np.arange(6, dtype=np.float32).reshape(2, 3)
 IDS = np.array([3, 4])
