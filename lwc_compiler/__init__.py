@@ -7,8 +7,9 @@
     with lwc.load("model.lwc") as session:
         outputs = session.run({"input": array})
 
-The passes can be used alone: each takes an ONNX file or a `Model` and returns a new `Model`, which `save` writes.
-Errors that lwc raises on purpose are subclasses of `LwcError`. Nothing heavy is imported before it is used.
+The passes can be used alone: each takes an ONNX file, an `onnx.ModelProto` or a `Model` and returns a new `Model`,
+which `save` writes. Errors that lwc raises on purpose are subclasses of `LwcError`. Nothing heavy is imported before it
+is used.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from lwc_compiler.errors import (
 from lwc_compiler.version import __version__
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from lwc_compiler.gates import GateResult
     from lwc_compiler.model import Model
     from lwc_compiler.passes.sensitivity import ScanProgress
@@ -146,7 +149,7 @@ _LAZY = {
 
 
 def compile(  # noqa: A001 - the verb of the project
-    model: str | Path | Model,
+    model: str | Path | Model | ModelProto,
     output: str | Path,
     recipe: Recipe | None = None,
     *,
@@ -228,7 +231,7 @@ def build(
     )
 
 
-def estimate(model: str | Path | Model, options: EstimateOptions | None = None) -> Estimate:
+def estimate(model: str | Path | Model | ModelProto, options: EstimateOptions | None = None) -> Estimate:
     """What to expect of a model at several sparsities: latency, bytes, RAM and FLOPs; see `passes.estimate`.
 
     Nothing is pruned or trained: weights are drawn at random.
@@ -250,7 +253,7 @@ def estimate(model: str | Path | Model, options: EstimateOptions | None = None) 
     return estimate(_open(model)[0], EstimateOptions() if options is None else options)
 
 
-def prune(model: str | Path | Model, options: PruneOptions, data: str | None = None) -> Model:
+def prune(model: str | Path | Model | ModelProto, options: PruneOptions, data: str | None = None) -> Model:
     """Removes the connections with the smallest weights; see `passes.prune`.
 
     Args:
@@ -272,7 +275,7 @@ def prune(model: str | Path | Model, options: PruneOptions, data: str | None = N
 
 
 def sensitivity(
-    model: str | Path | Model,
+    model: str | Path | Model | ModelProto,
     data: str,
     options: SensitivityOptions | None = None,
     *,
@@ -305,12 +308,12 @@ def sensitivity(
 
 
 def retrain(
-    model: str | Path | Model,
+    model: str | Path | Model | ModelProto,
     train_data: str,
     val_data: str | None = None,
     options: RetrainOptions | None = None,
     *,
-    teacher: str | Path | Model | None = None,
+    teacher: str | Path | Model | ModelProto | None = None,
     workdir: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Model:
@@ -348,7 +351,7 @@ def retrain(
 
 
 def iterate(
-    model: str | Path | Model,
+    model: str | Path | Model | ModelProto,
     train_data: str,
     val_data: str | None = None,
     *,
@@ -389,7 +392,7 @@ def iterate(
     )
 
 
-def compact(model: str | Path | Model) -> Model:
+def compact(model: str | Path | Model | ModelProto) -> Model:
     """Removes neurons and channels that pruning has cut off; outputs stay the same; see `passes.compact`.
 
     Raises:
@@ -401,7 +404,11 @@ def compact(model: str | Path | Model) -> Model:
 
 
 def lower(
-    model: str | Path | Model, output: str | Path, options: LowerOptions | None = None, *, force: bool = False
+    model: str | Path | Model | ModelProto,
+    output: str | Path,
+    options: LowerOptions | None = None,
+    *,
+    force: bool = False,
 ) -> Artifact:
     """Makes an artifact of a model as it is: `compile` without pruning and retraining.
 
@@ -448,7 +455,7 @@ def load(directory: str | Path, threads: int | None = None, *, via: str | None =
     return load_here(directory, threads)
 
 
-def pack(model: str | Path | Model, path: str | Path, options: PackOptions | None = None) -> None:
+def pack(model: str | Path | Model | ModelProto, path: str | Path, options: PackOptions | None = None) -> None:
     """Writes a model as one small file: weights that are not zero, with relative indices; see docs/packing.md.
 
     Args:
@@ -487,13 +494,26 @@ def save(model: Model, path: str | Path) -> None:
     save_model(model, path)
 
 
-def _open(model: str | Path | Model) -> tuple[Model, str]:
-    """The model, and the hash of its file; empty for a model in memory."""
+def _open(model: str | Path | Model | ModelProto) -> tuple[Model, str]:
+    """The model, and the hash of its file; empty for a model in memory.
+
+    Raises:
+        ModelError: it cannot be read, or is none.
+    """
+    from onnx import ModelProto
+
     from lwc_compiler.files import sha256_of
-    from lwc_compiler.model import load_model
+    from lwc_compiler.model import Model, load_model, model_of
 
     if isinstance(model, str | Path):
         return load_model(model), sha256_of(Path(model))
+    if isinstance(model, ModelProto):
+        return model_of(model), ""
+    if not isinstance(model, Model):
+        raise ModelError(
+            f"the model is of type {type(model).__name__}: give the path of an ONNX file, an onnx.ModelProto "
+            "(onnx.load_from_string makes one of bytes), or what a pass returned"
+        )
     return model, ""
 
 

@@ -76,8 +76,8 @@ class Model:
 
     proto: ModelProto
     name: str
-    masks: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-    provenance: tuple[dict[str, Any], ...] = ()
+    masks: dict[str, NDArray[np.bool_]] = field(default_factory=dict, repr=False)
+    provenance: tuple[dict[str, Any], ...] = field(default=(), repr=False)
 
     def after(self, pass_name: str, proto: ModelProto | None = None, **entry: Any) -> Model:
         """This model as pass `pass_name` leaves it, with `entry` added to the provenance."""

@@ -266,7 +266,7 @@ def test_demo_prints_what_it_measured(lwc, monkeypatch, tmp_path):
     def run_demo(output, progress):
         progress(Progress(0, 2, 0, 5, None, 0.25, None))
         progress(Progress(1, 2, 3, 5, 0.5, 0.25, 8.0))
-        progress(Progress(2, 2, 3, 5, 0.4, 0.5, 4.0))
+        progress(Progress(2, 2, 5, 5, 0.4, 0.5, 4.0))
         bench = Bench(
             1,
             (Timing("lwc", 9, 0.001, 0.001, 0.002, 0.0), Timing("ONNX Runtime", 9, 0.004, 0.003, 0.005, 0.0)),
@@ -291,8 +291,29 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
         progress(Progress(1, 2, 3, 5, 0.5, 0.25, 8.0))
         module.click.echo("a log line", err=True)
     err = capsys.readouterr().err
-    assert "epoch 1/2, loss 0.5, validation 0.25, 8 s left" in err
+    assert "epoch 1/2, step 3/5, loss 0.5, validation 0.25, 8 s left" in err
     assert "a log line" in err
+
+
+def test_lines_of_progress_end_with_the_last_epoch_as_it_was_measured(monkeypatch, caplog):
+    now = 0.0
+    monkeypatch.setattr("lwc_compiler.commands.progress.time.monotonic", lambda: now)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False)
+    caplog.set_level("INFO")
+    with training_progress() as progress:
+        progress(Progress(0, 2, 0, 50, None, 0.25, None))
+        now = 1.0
+        progress(Progress(1, 2, 10, 50, 0.9, 0.25, 9.0))  # too soon after the line before
+        now = 9.0
+        progress(Progress(1, 2, 40, 50, 0.7, 0.25, 4.0))
+        progress(Progress(1, 2, 50, 50, 0.7, 0.5, 3.0))
+        progress(Progress(2, 2, 1, 50, 0.6, 0.5, 3.0))
+        progress(Progress(2, 2, 50, 50, 0.4, 0.75, 0.0))
+    assert caplog.messages == [
+        "retrain: epoch 0/2, validation 0.25",
+        "retrain: epoch 1/2, step 40/50, loss 0.7, validation 0.25, 4 s left",
+        "retrain: epoch 2/2, loss 0.4, validation 0.75, 0 s left",
+    ]
 
 
 def test_force_replaces_an_output_file(lwc, mlp, tmp_path):

@@ -18,25 +18,25 @@ SIGNATURES = {
     "build": "(recipe: str | Path | BuildRecipe, output: str | Path | None = None, *, allow_code: bool = False, "
     "force: bool = False, cache: bool = False, workdir: str | Path | None = None, "
     "progress: Callable[[Progress], None] | None = None) -> Build",
-    "compact": "(model: str | Path | Model) -> Model",
-    "compile": "(model: str | Path | Model, output: str | Path, recipe: Recipe | None = None, *, force: bool = False, "
-    "cache: bool = False, workdir: str | Path | None = None, "
+    "compact": "(model: str | Path | Model | ModelProto) -> Model",
+    "compile": "(model: str | Path | Model | ModelProto, output: str | Path, recipe: Recipe | None = None, *, "
+    "force: bool = False, cache: bool = False, workdir: str | Path | None = None, "
     "progress: Callable[[Progress], None] | None = None) -> Artifact",
-    "estimate": "(model: str | Path | Model, options: EstimateOptions | None = None) -> Estimate",
-    "iterate": "(model: str | Path | Model, train_data: str, val_data: str | None = None, *, prune: PruneOptions, "
-    "retrain: RetrainOptions | None = None, options: IterateOptions | None = None, "
+    "estimate": "(model: str | Path | Model | ModelProto, options: EstimateOptions | None = None) -> Estimate",
+    "iterate": "(model: str | Path | Model | ModelProto, train_data: str, val_data: str | None = None, *, "
+    "prune: PruneOptions, retrain: RetrainOptions | None = None, options: IterateOptions | None = None, "
     "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Model",
     "load": "(directory: str | Path, threads: int | None = None, *, via: str | None = None) -> Network",
     "load_build_recipe": "(path: str | Path, *, allow_code: bool = False) -> BuildRecipe",
     "load_recipe": "(path: str | Path, *, allow_code: bool = False) -> Recipe",
-    "lower": "(model: str | Path | Model, output: str | Path, options: LowerOptions | None = None, *, "
+    "lower": "(model: str | Path | Model | ModelProto, output: str | Path, options: LowerOptions | None = None, *, "
     "force: bool = False) -> Artifact",
-    "pack": "(model: str | Path | Model, path: str | Path, options: PackOptions | None = None) -> None",
-    "prune": "(model: str | Path | Model, options: PruneOptions, data: str | None = None) -> Model",
-    "retrain": "(model: str | Path | Model, train_data: str, val_data: str | None = None, "
-    "options: RetrainOptions | None = None, *, teacher: str | Path | Model | None = None, "
+    "pack": "(model: str | Path | Model | ModelProto, path: str | Path, options: PackOptions | None = None) -> None",
+    "prune": "(model: str | Path | Model | ModelProto, options: PruneOptions, data: str | None = None) -> Model",
+    "retrain": "(model: str | Path | Model | ModelProto, train_data: str, val_data: str | None = None, "
+    "options: RetrainOptions | None = None, *, teacher: str | Path | Model | ModelProto | None = None, "
     "workdir: str | Path | None = None, progress: Callable[[Progress], None] | None = None) -> Model",
-    "sensitivity": "(model: str | Path | Model, data: str, options: SensitivityOptions | None = None, *, "
+    "sensitivity": "(model: str | Path | Model | ModelProto, data: str, options: SensitivityOptions | None = None, *, "
     "workdir: str | Path | None = None, progress: Callable[[ScanProgress], None] | None = None) -> Sensitivity",
     "save": "(model: Model, path: str | Path) -> None",
     "unpack": "(path: str | Path) -> Model",
@@ -131,6 +131,21 @@ def test_the_passes_take_files_and_models(mlp, mlp_data, tmp_path):
     hidden = np.maximum(x @ weights["w1"] + weights["b1"], 0)
     np.testing.assert_allclose(y, hidden @ weights["w2"] + weights["b2"], rtol=1e-5, atol=1e-5)
     assert mlp.read_bytes() == before
+
+
+def test_models_in_memory_are_taken_as_files_are(mlp, tmp_path):
+    options = lwc_compiler.PruneOptions(sparsity=0.9, keep_first=False)
+    proto = onnx.load(mlp)
+    before = proto.SerializeToString()
+    pruned = lwc_compiler.prune(proto, options)
+    assert pruned.proto.graph == lwc_compiler.prune(mlp, options).proto.graph
+    assert proto.SerializeToString() == before
+    assert len(repr(pruned)) < 1000
+    for other in (before, None):
+        with pytest.raises(
+            lwc_compiler.ModelError, match=f"the model is of type {type(other).__name__}: give the path"
+        ):
+            lwc_compiler.prune(other, options)
 
 
 def test_compile_keeps_the_zeros_of_a_model_by_default(mlp, tmp_path):

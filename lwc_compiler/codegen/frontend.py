@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.reference
 from onnx import numpy_helper
 from tvm import ir, relax
 
@@ -38,6 +37,7 @@ from lwc_compiler.codegen.converters import (
     tensor,
 )
 from lwc_compiler.errors import Refusal, UnsupportedError
+from lwc_compiler.evaluator import evaluator
 
 # Operators whose result is not a function of their inputs' values: never evaluated when compiling.
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
@@ -310,7 +310,7 @@ def _evaluate(proto: onnx.NodeProto, versions: Mapping[str, int], inputs: Sequen
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid(d, v) for d, v in versions.items()])
     feeds = {n: i for n, i in zip(names, inputs, strict=True) if n}
     with np.errstate(all="ignore"):  # constants may be infinite, on purpose
-        return [np.asarray(v) for v in onnx.reference.ReferenceEvaluator(model).run(None, feeds)]
+        return [np.asarray(v) for v in evaluator(model).run(None, feeds)]
 
 
 def _body(

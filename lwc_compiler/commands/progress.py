@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def training_progress() -> Iterator[Callable[[Progress], None]]:
-    """A function that shows the progress of a training: as a bar on a terminal, else as a line an epoch."""
+    """A function that shows the progress of a training: as a bar on a terminal, else as a line every few seconds."""
     with ExitStack() as stack:
         show: Callable[[Progress], None] | None = None
 
@@ -65,16 +65,15 @@ def _progress_bar(stack: ExitStack) -> Callable[[Progress], None]:
 
 
 def _progress_lines() -> Callable[[Progress], None]:
-    """A line for the first and the last epoch of a training, and between them one every few seconds."""
-    seen, spoken = (0, -1), 0.0
+    """A line once the untrained model is measured, once the last epoch is done, and between them every few seconds."""
+    spoken = 0.0
 
     def show(now: Progress) -> None:
-        nonlocal seen, spoken
-        if (now.round, now.epoch) != seen:
-            seen = now.round, now.epoch
-            if now.epoch in (0, now.epochs) or time.monotonic() - spoken > _SECONDS_A_LINE:
-                spoken = time.monotonic()
-                logger.info("retrain: %s", _training_line(now))
+        nonlocal spoken
+        ends = now.epoch == 0 or (now.epoch, now.step) == (now.epochs, now.steps)
+        if ends or time.monotonic() - spoken > _SECONDS_A_LINE:
+            spoken = time.monotonic()
+            logger.info("retrain: %s", _training_line(now))
 
     return show
 
@@ -82,6 +81,8 @@ def _progress_lines() -> Callable[[Progress], None]:
 def _training_line(now: Progress) -> str:
     parts = [f"round {now.round}/{now.rounds}"] if now.round else []
     parts.append(f"epoch {now.epoch}/{now.epochs}")
+    if 0 < now.step < now.steps:
+        parts.append(f"step {now.step}/{now.steps}")
     if now.density is not None:
         parts.append(f"density {100 * now.density:.3g} %")
     if now.loss is not None:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
-from onnx.reference import ReferenceEvaluator
 from onnx_graphsurgeon import Constant, Graph, Node, Tensor, export_onnx, import_onnx
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_graphsurgeon.ir.tensor import LazyValues
@@ -24,6 +23,7 @@ from onnx_graphsurgeon.logger import G_LOGGER
 from onnx_graphsurgeon.util.exception import OnnxGraphSurgeonException
 
 from lwc_compiler.errors import ModelError, UnsupportedError
+from lwc_compiler.evaluator import evaluator
 from lwc_compiler.model import copy_fields, sort_nodes
 from lwc_compiler.packing.skeleton import tensors_of
 
@@ -126,8 +126,7 @@ def evaluate(node: Node, inputs: list[NDArray[Any]], graph: Graph) -> list[Any] 
             )
             single = helper.make_graph([proto], "fold", *untyped)
             opset = helper.make_opsetid("", graph.opset)
-            evaluator = ReferenceEvaluator(helper.make_model(single, opset_imports=[opset]))
-            computed: Any = evaluator.run(None, feeds)
+            computed: Any = evaluator(helper.make_model(single, opset_imports=[opset])).run(None, feeds)
     except Exception:
         logger.debug("not folded: node '%s' (%s)", node.name, node.op, exc_info=True)
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -62,12 +62,18 @@ class Network(ABC):
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled: load the artifact again")
+
     def arrays(self, inputs: Mapping[str, ArrayLike]) -> list[NDArray[np.generic]]:
         """The inputs in the order of the library, dense and row-major; copies of those that are not.
 
         Raises:
             DataError: one is missing, unknown, or of another dtype or shape.
         """
+        if type(inputs) is not dict and not isinstance(inputs, Mapping):
+            found = type(inputs).__name__
+            raise DataError(f"inputs is of type {found}; a run takes arrays by name: {self._signature()}")
         arrays = []
         for name, dtype, shape in self._takes:
             array = inputs.get(name)
@@ -97,7 +103,10 @@ class Network(ABC):
                 how = f"np.frombuffer(value, '{dtype}').reshape({list(shape)}) has the same memory"
             raise DataError(f"input '{name}' is {array.dtype}; the model takes {dtype}: {how}")
         if array.shape != shape:
-            raise DataError(f"input '{name}' has shape {list(array.shape)}; the model was compiled for {list(shape)}")
+            raise DataError(
+                f"input '{name}' has shape {list(array.shape)}; the model was compiled for {list(shape)}: --batch or "
+                "--shape compile it for others"
+            )
         return array
 
     def results(

@@ -421,8 +421,8 @@ class Monitor:
         self._started = self._reported = time.monotonic()
 
     def stepped(self, epoch: int, step: int, loss: float) -> None:
-        """A step is done; `loss` is the mean of the epoch so far."""
-        if time.monotonic() - self._reported >= REPORT_SECONDS:
+        """A step is done; `loss` is the mean of the epoch so far. The last one is reported once it is measured."""
+        if step < self._steps and time.monotonic() - self._reported >= REPORT_SECONDS:
             self._reported = time.monotonic()
             self._send(epoch, step, loss)
 

@@ -12,7 +12,7 @@ class Progress:
     Attributes:
         epoch: the epoch that runs, from 1; 0 while the untrained model is measured.
         epochs: how many there will be.
-        step: optimizer steps done in this epoch.
+        step: optimizer steps done in this epoch; all of them only once it is measured.
         steps: optimizer steps an epoch has.
         loss: mean training loss of this epoch so far; None before its first step.
         metric: validation metric of the last finished epoch (accuracy, or the validation loss where there is none).

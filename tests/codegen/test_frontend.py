@@ -139,6 +139,17 @@ def test_shape_arithmetic_disappears():
     assert calls(import_onnx(proto)) == ["relax.reshape"]
 
 
+def test_elements_gathered_from_a_long_constant_disappear():
+    data, at = ", ".join(f"{n}.0" for n in range(40)), ", ".join(map(str, range(8, 40)))
+    graph = f"""agraph (float[1,32] x) => (float[1,32] y) {{
+        data = Constant<value = float[1,40] {{{data}}}>()
+        at = Constant<value = int64[1,32] {{{at}}}>()
+        picked = GatherElements<axis = 1>(data, at)
+        y = Add(x, picked)
+    }}"""
+    assert calls(import_onnx(model(graph))) == ["relax.add"]
+
+
 def test_branch_of_a_known_condition_is_taken():
     graph = """agraph (float[4] x) => (float[4] y) <bool c = {0}> {
         y = If(c) <then_branch = a () => (float[4] p) { p = Neg(x) }, else_branch = b () => (float[4] q) { q = Abs(x) }>

@@ -63,5 +63,5 @@ def test_pipes_get_plain_text(mlp, tmp_path):
 def test_no_color_is_heard(no_color):
     """An empty NO_COLOR asks for nothing (https://no-color.org)."""
     shown = on_a_terminal([sys.executable, "-c", TRAINING], NO_COLOR=no_color)
-    assert "epoch 1/2, loss 0.5" in shown
+    assert "epoch 1/2, step 3/5, loss 0.5" in shown
     assert bool(COLOUR.search(shown)) == (no_color == "")

@@ -1,5 +1,7 @@
+import copy
 import ctypes
 import gc
+import pickle
 import shutil
 import threading
 
@@ -86,12 +88,20 @@ def test_lists_are_taken_when_their_dtype_fits(session):
         ({"values": VALUES.tolist(), "ids": IDS}, r"'values' is float64; the model takes float32"),
         ({"values": VALUES, "ids": IDS.astype(np.int32)}, r"'ids' is int32; the model takes int64"),
         ({"values": VALUES.T, "ids": IDS}, r"'values' has shape \[3, 2\]; the model was compiled for \[2, 3\]"),
+        (VALUES, r"inputs is of type ndarray; a run takes arrays by name: 'values' \(float32 \[2, 3\]\), 'ids'"),
+        (None, r"inputs is of type NoneType; "),
         ({"values": VALUES, "ids": IDS[:1]}, r"'ids' has shape \[1\]; the model was compiled for \[2\]"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused(session, inputs, message):
     with pytest.raises(DataError, match=message):
         session.run(inputs)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_is_loaded_cannot_be_duplicated(session, duplicate):
+    with pytest.raises(TypeError, match=r"a Session cannot be copied or pickled: load the artifact again"):
+        duplicate(session)
 
 
 def test_error_of_the_library_is_passed_on(session):
