@@ -23,7 +23,11 @@ namespace emulator {
 enum { WARP = 32, MOST = 2048, STACK = 1 << 16, MOST_BLOCKS = 4, SHARED = 1 << 18 };
 enum Wait { NOTHING, FOR_WARP, FOR_BLOCK, FOR_CLUSTER, FOR_BARRIER, DONE };
 struct Copy { void *to; const void *from; int size, group; };
-struct Product { void (*multiply)(const Product &); float *sums; uint64_t left, right; int columns, group; };
+struct Product {
+    void (*multiply)(const Product &); float *sums; uint64_t left, right; int columns, group;
+    const uint *places[2]; /* registers of the lanes that have them for the thread's rows, and what they held */
+    uint given[2];
+};
 struct Known;
 struct Thread {
     ucontext_t context; Wait wait; uint3 index, block; int waits;
@@ -92,6 +96,12 @@ static void resume(int thread) {
 
 namespace emulator {
 unsigned char *shared_memory() { return shared[block_of(current)]; }
+
+void warp_barrier() {
+    wait(FOR_WARP);
+    if (current % WARP == 0) order(current, WARP);
+    wait(FOR_WARP);
+}
 
 void block_barrier() { wait(FOR_BLOCK); }
 

@@ -36,6 +36,7 @@ const char *launch(void (*body)(), const unsigned *grid, const unsigned *block, 
 extern int left_out; /* the line whose wait or barrier a launch goes without */
 
 unsigned char *shared_memory();
+void warp_barrier();
 void block_barrier();
 void wait_for_copies(int pending);
 int lane();
@@ -59,6 +60,7 @@ static inline float from_bfloat(uint32_t word, int high) {
 /* Whatever orders what threads do is there for a reason, which tests find out by leaving it out. */
 #define LWC_ORDERING(call) (emulator::left_out == __LINE__ ? (void)0 : (call))
 #define __syncthreads() LWC_ORDERING(emulator::block_barrier())
+#define __syncwarp() LWC_ORDERING(emulator::warp_barrier())
 #define lwc_wait_0() LWC_ORDERING(emulator::wait_for_copies(0))
 #define lwc_wait_1() LWC_ORDERING(emulator::wait_for_copies(1))
 #define lwc_cluster_sync() LWC_ORDERING(emulator::cluster_barrier())
@@ -127,11 +129,16 @@ static inline void lwc_registers_240() {}
 static inline void lwc_wgmma_begin() {}
 void lwc_wgmma_commit();
 static inline int lwc_now(int number) { return number; }
+#define LWC_SPARSE_WGMMA(name, columns) \
+    void lwc_wgmma_sparse_##name##_##columns( \
+        float *sums, const void *left, const void *right, uint left_layout, uint right_layout, const uint *places);
 #define LWC_WGMMA(columns, count) \
     static inline void lwc_wgmma_done_##count(float *) {} \
     void lwc_wgmma_tf32_##columns(float *sums, const void *left, const void *right, uint layout); \
     void lwc_wgmma_float16_##columns(float *sums, const void *left, const void *right, uint layout); \
-    void lwc_wgmma_bfloat16_##columns(float *sums, const void *left, const void *right, uint layout);
+    void lwc_wgmma_bfloat16_##columns(float *sums, const void *left, const void *right, uint layout); \
+    LWC_SPARSE_WGMMA(float16, columns) \
+    LWC_SPARSE_WGMMA(bfloat16, columns)
 LWC_WGMMA(64, 32)
 LWC_WGMMA(96, 48)
 LWC_WGMMA(128, 64)

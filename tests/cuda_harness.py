@@ -27,7 +27,9 @@ extern "C" const char *run_{symbol}(
 }}
 """
 # Calls that order accesses to shared memory, as `cuda_emulator.h` has them.
-_ORDERING = re.compile(r"\b(__syncthreads|lwc_wait_\d|lwc_cluster_sync|lwc_barrier_(arrive|wait)|lwc_wgmma_wait_\d)\(")
+_ORDERING = re.compile(
+    r"\b(__sync(threads|warp)|lwc_wait_\d|lwc_cluster_sync|lwc_barrier_(arrive|wait)|lwc_wgmma_wait_\d)\("
+)
 _PLACE = re.compile(r"\{(0x[0-9a-f]+)\}")  # in messages
 
 

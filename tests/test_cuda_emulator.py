@@ -23,6 +23,15 @@ RIGHT = {
     "a bulk copy to what was read": """
         y[t] = s[t]; lwc_barrier_arrive(read, 0); if (t == 0) lwc_barrier_wait(read, 0);
         START(s, 512); lwc_barrier_wait(arrived, 0); y[t] = s[t];""",
+    "read by other lanes": "s[t] = x[t]; __syncwarp(); y[t] = s[t ^ 1];",
+    "a bulk copy to what lanes read": """
+        y[t] = s[t]; __syncwarp(); if (t % 32 == 0) lwc_barrier_arrive(of_warps, 0);
+        if (t == 0) lwc_barrier_wait(of_warps, 0);
+        START(s, 512); lwc_barrier_wait(arrived, 0); y[t] = s[t];""",
+    "registers that products have read": """
+        START(s, 16384); lwc_barrier_wait(arrived, 0);
+        uint places[1] = {0x44444444}; MULTIPLY_SPARSE(); lwc_wgmma_commit(); lwc_wgmma_wait_0();
+        places[0] = 0xeeeeeeee; MULTIPLY_SPARSE(); lwc_wgmma_commit(); lwc_wgmma_wait_0(); y[t] = places[0];""",
 }
 EITHER = "read after write|write after read"
 # And what is said of each, in either order of the threads.
@@ -73,19 +82,34 @@ WRONG = {
         START(s, 512);""",
         "write after read",
     ),
+    "a bulk copy to what other lanes read": (
+        """
+        y[t] = s[t]; if (t % 32 == 0) lwc_barrier_arrive(of_warps, 0);
+        if (t == 0) lwc_barrier_wait(of_warps, 0);
+        START(s, 512);""",
+        "write after read",
+    ),
+    "registers that a product may still read": (
+        """
+        START(s, 16384); lwc_barrier_wait(arrived, 0);
+        uint places[1] = {0x44444444}; MULTIPLY_SPARSE(); lwc_wgmma_commit();
+        places[0] = 0xeeeeeeee; MULTIPLY_SPARSE(); lwc_wgmma_commit(); lwc_wgmma_wait_1();""",
+        "a register changes that a product may still read",
+    ),
     "half a word": ("((ushort *)s)[t] = 0;", "not one of words"),
 }
 MACROS = """
 #define START(to, bytes) if (t == 0) { lwc_barrier_expect(arrived, bytes); lwc_copy_bulk(to, x, bytes, arrived); }
 #define MULTIPLY() lwc_wgmma_tf32_64(sums, s, s + 2048, 1u << 30 | 64)
+#define MULTIPLY_SPARSE() lwc_wgmma_sparse_float16_64(sums, s, s + 2048, 2u << 30 | 32, 1u << 30 | 64, places)
 """
 FUNCTION = """
 static void {name}(float *x, float *y) {{
     float *s = (float *)lwc_shared;
-    char *arrived = (char *)(s + 16384), *read = arrived + 8;
+    char *arrived = (char *)(s + 16384), *read = arrived + 8, *of_warps = arrived + 16;
     const int t = threadIdx.x;
     float sums[32] = {{}};
-    if (t == 0) {{ lwc_barrier_init(arrived, 1); lwc_barrier_init(read, 128); }}
+    if (t == 0) {{ lwc_barrier_init(arrived, 1); lwc_barrier_init(read, 128); lwc_barrier_init(of_warps, 4); }}
     lwc_cluster_sync();
     lwc_inputs_ready();
     {body}

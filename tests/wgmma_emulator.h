@@ -3,7 +3,7 @@
  * Multiply-Accumulate Instructions).
  *
  * Copies are made as late as they may be, when a thread waits for the phase that they complete, or, with the threads in their
- * other order, at once. Products are made when they are waited for.
+ * other order, at once. Products are made when they are waited for, of what is in memory and in registers then.
  */
 #pragma once
 
@@ -113,28 +113,52 @@ template <float (*product)(uint32_t, uint32_t)> static void multiply(const Produ
     }
 }
 
+/* The same with half of the left matrix: see `mma_sparse`. */
+template <float (*number)(uint32_t, int)> static void multiply_sparse(const Product &p) {
+    const int lane = current % WARP, first = current % 128 / WARP * 16;
+    for (int i = 0; i < 2; i++)
+        if (*p.places[i] != p.given[i]) fail("a register changes that a product may still read");
+    for (int i = 0; i < p.columns / 2; i++) {
+        const int lower = i / 2 % 2, row = first + lane / 4 + lower * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        for (int word = 0; word < 8; word++) {
+            const uint32_t left = word_of(p.left, row, word), kept = *p.places[word / 4] >> (16 * lower + 4 * (word % 4));
+            if ((kept & 3) >= (kept >> 2 & 3)) fail("places are not in order");
+            for (int which = 0; which < 2; which++) {
+                const int at = 4 * word + (kept >> 2 * which & 3);
+                p.sums[i] += number(left, which) * number(word_of(p.right, column, at / 2), at % 2);
+            }
+        }
+    }
+}
+
 static uint64_t descriptor_of(const void *from, uint32_t layout) {
     return (uint64_t)layout << 32 | (uint64_t)(((const unsigned char *)from - shared[block_of(current)]) & 0x3ffff) >> 4;
 }
 
-/* Begins a product: what the warp reads, its lanes look at by turns. */
+/* Begins a product: what the warp reads, its lanes look at by turns. Where the left matrix is sparse, lanes 4 r and 4 r + 1
+ * have the places for the rows of lanes 4 r to 4 r + 3. */
 static void begin(
-    void (*how)(const Product &), float *sums, const void *a, const void *b, uint32_t layout, int columns, const void *place
+    void (*how)(const Product &), float *sums, uint64_t left, uint64_t right, const uint *places, int columns, const void *place
 ) {
-    const uint64_t left = descriptor_of(a, layout), right = descriptor_of(b, layout);
     const int lane = current % WARP, next = current / 128 * 128;
     memcpy(words[current], &left, 8);
     memcpy(words[current] + 2, &right, 8);
+    memcpy(words[current] + 4, &places, 8);
     wait(FOR_WARP);
     if (memcmp(words[current], words[current - lane], 16)) fail("lanes differ in factors");
     if (next + 128 > (block_of(current) + 1) * block_threads) fail("this is no warpgroup");
     Thread &thread = threads[current];
     const Access read = {products_of(current), (Time)thread.product_groups, place};
     for (int row = lane; row < 16 + columns; row += WARP)
-        for (int word = 0; word < 8; word++)
+        for (int word = 0; word < (places != NULL && row >= 16 ? 16 : 8); word++)
             access(row < 16 ? place_of(left, current % 128 / WARP * 16 + row, word) : place_of(right, row - 16, word), 4, read,
                    read_word);
     thread.products.push_back({how, sums, left, right, columns, thread.product_groups});
+    for (int i = 0; places != NULL && i < 2; i++) {
+        Product &product = thread.products.back();
+        memcpy(product.places + i, words[current - lane % 4 + i] + 4, 8);
+        product.given[i] = *product.places[i];
+    }
     wait(FOR_WARP);
 }
 
@@ -198,9 +222,19 @@ void lwc_wgmma_commit() { emulator::threads[emulator::current].product_groups++;
 
 #define LWC_PRODUCT(name, columns) \
     void lwc_wgmma_##name##_##columns(float *sums, const void *left, const void *right, uint layout) { \
-        emulator::begin(emulator::multiply<emulator::name>, sums, left, right, layout, columns, __builtin_return_address(0)); \
+        emulator::begin(emulator::multiply<emulator::name>, sums, emulator::descriptor_of(left, layout), \
+                        emulator::descriptor_of(right, layout), NULL, columns, __builtin_return_address(0)); \
     }
-#define LWC_PRODUCTS(columns) LWC_PRODUCT(tf32, columns) LWC_PRODUCT(float16, columns) LWC_PRODUCT(bfloat16, columns)
+#define LWC_SPARSE_PRODUCT(name, number, columns) \
+    void lwc_wgmma_sparse_##name##_##columns( \
+        float *sums, const void *left, const void *right, uint left_layout, uint right_layout, const uint *places \
+    ) { \
+        emulator::begin(emulator::multiply_sparse<emulator::number>, sums, emulator::descriptor_of(left, left_layout), \
+                        emulator::descriptor_of(right, right_layout), places, columns, __builtin_return_address(0)); \
+    }
+#define LWC_PRODUCTS(columns) \
+    LWC_PRODUCT(tf32, columns) LWC_PRODUCT(float16, columns) LWC_PRODUCT(bfloat16, columns) \
+    LWC_SPARSE_PRODUCT(float16, from_half, columns) LWC_SPARSE_PRODUCT(bfloat16, from_bfloat, columns)
 LWC_PRODUCTS(64)
 LWC_PRODUCTS(96)
 LWC_PRODUCTS(128)

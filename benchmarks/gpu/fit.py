@@ -71,7 +71,7 @@ _CONVOLUTIONS = (
     (16, 64, 256, 56, 1), (16, 512, 2048, 7, 1),
 )  # fmt: skip
 _PRODUCTS = ((128, 768, 768), (128, 768, 3072), (128, 3072, 768), (16, 2048, 2048), (2048, 768, 768), (2048, 768, 3072))
-_LONG = ((4096, 4096, 4096), (2048, 768, 3072), (8192, 1024, 1024))
+_LONG = ((4096, 4096, 4096, 0.5), (4096, 4096, 4096, 1.0), (2048, 768, 3072, 1.0), (8192, 1024, 1024, 0.5))
 _FEW_ROWS = (
     (1, 9216, 4096, 0.09), (1, 4096, 4096, 0.09), (1, 4096, 1000, 0.25), (1, 25088, 4096, 0.04), (1, 1280, 1000, 0.1),
     (1, 500, 10, 0.19), (8, 4096, 4096, 0.09), (1, 4096, 4096, 1.0),
@@ -135,11 +135,11 @@ def _cases(gpu: Gpu) -> Iterator[Checked]:
         if outputs % _BLOCK == 0:
             yield from _of_blocks(dataclasses.replace(layer, block=_BLOCK), gpu, chosen)
     half = dataclasses.replace(gpu, precision="float16")
-    for each in _LONG:
-        layer = Layer("", *each, density=1.0)
+    for rows, k, n, density in _LONG:
+        layer = Layer("2:4" if density < 1 else "", rows, k, n, density=density)
         task = made(layer)
         weight, *geometry_and_strides = _as_convolution(layer, task)
-        long_cuts = list(wgmma_tiles(*geometry_and_strides, half))
+        long_cuts = list(wgmma_tiles(*geometry_and_strides, half, half=density < 1))
         for cut in chosen(long_cuts, lambda t: wgmma_cost.wgmma_seconds(t, half)):
             plan = candidates.wgmma_candidate(weight, cut, Epilogue(), half).build()
             yield _checked(layer, task, plan, "wgmma", cut, {}, "float16")

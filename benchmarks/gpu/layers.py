@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from benchmarks.gpu.bundle import random_input
 from benchmarks.variants import prune
-from lwc_compiler.kernels.choice import Candidate
+from lwc_compiler.kernels.choice import Candidate, proven
 from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import ConvGeometry, Epilogue
@@ -213,7 +213,7 @@ def cases_of(layer: Layer, target: Target) -> list[Checked]:
                 "precision": precision,
                 "candidate": candidate.name,
                 "format": candidate.format,
-                "chosen": candidate is offered[0],
+                "chosen": candidate is proven(offered)[0],
                 "predicted_ms": candidate.cycles / target.gpu.gigahertz / 1e6,
                 "flops": plan.flops,
                 "bytes": sum(step.constant_bytes for step in plan.steps) + task.x.nbytes + 4 * int(np.prod(task.shape)),
@@ -224,7 +224,7 @@ def cases_of(layer: Layer, target: Target) -> list[Checked]:
 
 
 def _offered(layer: Layer, weight: NDArray[np.float32], target: Target) -> list[Candidate]:
-    """All candidates, the one that lwc takes first."""
+    """All candidates, what is predicted to be the fastest first."""
     offered: list[Candidate] = []
 
     def collect(_: object, candidates: Sequence[Candidate]) -> Plan:

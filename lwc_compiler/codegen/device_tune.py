@@ -1,5 +1,7 @@
 """Picks the kernels of layers by measurement on this machine's GPU, and remembers what was measured.
 
+A kernel is taken only if it computes what others do, every time, alone and among launches that overlap.
+
 Making machine code takes most of the time, and more of it for one kernel after the other. So a network with layers that
 were not measured is gone through twice: first to gather them, so that their kernels are compiled together, for this GPU
 alone, and then to take what was the fastest. The timings lie where those of processors do, see `tune.py`.
@@ -20,11 +22,12 @@ from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all, nvrtc_version
 from lwc_compiler.codegen.tune import Timings, distinct_kernels, fastest_of, promising
 from lwc_compiler.errors import TargetError
-from lwc_compiler.kernels.choice import predicted
+from lwc_compiler.kernels.choice import predicted, proven
 from lwc_compiler.kernels.gpu.candidates import overlapping
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Scratch
 from lwc_compiler.runtime.device_driver import Gpu, GpuError, LaunchError, LaunchOf
 from lwc_compiler.runtime.device_timing import Buffers, sets_of
+from lwc_compiler.runtime.verify import tolerance_of
 from lwc_compiler.targets.cuda import host_gpu
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ _SECONDS, _WARM_UP = 0.03, 0.2  # of a kernel's timing, and of work before the f
 _MOST_BYTES = 1 << 30  # of weights in all forms that wait to be measured
 _TOGETHER = 8  # kernels that are compiled as one text
 _CANNOT = math.inf  # seconds of a kernel that the GPU does not launch
+_WRONG = -1.0  # and of one that computes something else than the others, or something else every time
+_RUNS = 2  # of a kernel, whose results are compared, before it is timed
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,7 @@ class _Waiting:
 
     Attributes:
         task: see `_told_apart`.
-        plans: by the names of the candidates.
+        plans: by the names of the candidates, those that are proven first.
     """
 
     task: Task
@@ -90,18 +95,22 @@ class DeviceTuner:
         """
         if len(candidates) == 1:
             return predicted(task, candidates)
-        told, tried = _told_apart(task, candidates), promising(candidates, self._count)
+        told, tried = _told_apart(task, candidates), _tried(candidates, self._count)
         seconds = self._timings.of(told)
-        missing = [candidate for candidate in tried if candidate.name not in seconds]
-        if missing:
-            return self._gathered(told, missing)
-        launched = [candidate for candidate in tried if seconds[candidate.name] != _CANNOT]
-        if not launched:
+        if any(candidate.name not in seconds for candidate in tried):
+            return self._gathered(told, tried)
+        right = [candidate for candidate in tried if seconds[candidate.name] not in (_CANNOT, _WRONG)]
+        if not proven(right):
             raise TargetError(
-                f"{self._name} launches none of the {len(tried)} kernels that were tried for a layer ({tried[0].name}, "
-                "...): give a target for this GPU, or tune 0, which takes what is predicted to be the fastest"
+                f"{self._name} launches none of the {len(proven(tried))} kernels that were tried for a layer "
+                f"({tried[0].name}, ...), or not with the same results every time: give a target for this GPU, or "
+                "tune 0, which takes what is predicted to be the fastest"
             )
-        plan = fastest_of(task, launched, seconds, {}, self._name)
+        plan = fastest_of(task, right, seconds, {}, self._name)
+        wrong = "; ".join(candidate.name for candidate in tried if seconds[candidate.name] == _WRONG)
+        if wrong:
+            logger.warning("%s computes wrong results by %s", self._name, wrong)
+            plan = replace(plan, why=f"{plan.why}; not taken, as their results were wrong: {wrong}")
         return overlapping(plan, plan.seconds, self._gpu)
 
     def _gathered(self, task: Task, candidates: Sequence[Candidate]) -> Plan:
@@ -176,8 +185,15 @@ class DeviceTuner:
             self._timings.remember(layer.task, self._timings.of(layer.task) | seconds)
 
 
+def _tried(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
+    """What is measured: `count` that are proven, and as many that are not, where they are predicted to be faster."""
+    first = promising(candidates, count)
+    faster = [candidate for candidate in candidates if candidate.unproven and candidate.shared < first[0].shared]
+    return [*first, *sorted(faster, key=lambda candidate: candidate.shared)[:count]]
+
+
 class _Stopwatch:
-    """Times plans of a layer.
+    """Times plans of a layer, whose results have to be those of the first that gives the same every time.
 
     Args:
         gpu: where.
@@ -189,9 +205,10 @@ class _Stopwatch:
         generator = np.random.default_rng(0)
         self._gpu, self._task, self._planned_for = gpu, task, planned_for
         self._inputs = [generator.standard_normal(size // 4, np.float32) for size in task.inputs]
+        self._right: NDArray[np.float32] | None = None
 
     def seconds(self, plan: Plan, functions: Sequence[ctypes.c_void_p], budget: float) -> float:
-        """What a plan takes with launches that overlap as they then will, `_CANNOT` where the GPU does not launch it.
+        """What a plan takes with launches that overlap as they then will; `_CANNOT` or `_WRONG` where it is not right.
 
         Args:
             plan: of the layer.
@@ -208,12 +225,32 @@ class _Stopwatch:
         with Buffers(self._gpu, contents, written, sets_of(self._gpu.l2_bytes, size)) as buffers:
             try:
                 launches = list(map(_launch, plan.steps, functions))
-                self._gpu.once([launch.at(buffers.sets[0]) for launch in launches])
+                results = [self._result(launches, buffers) for _ in range(_RUNS)]
                 seconds = buffers.seconds(launches, budget)
                 others = list(map(_launch, overlapping(plan, seconds, self._planned_for).steps, functions))
-                return seconds if launches == others else buffers.seconds(others, budget)
+                if launches != others:
+                    seconds = buffers.seconds(others, budget)
             except LaunchError:
                 return _CANNOT
+            results += [self._gpu.download(places[Output(0)], self._task.output) for places in buffers.sets]
+        return seconds if self._are_right(results) else _WRONG
+
+    def _result(self, launches: Sequence[LaunchOf], buffers: Buffers) -> NDArray[np.uint8]:
+        """What launches write, one after the other."""
+        places = buffers.sets[0]
+        self._gpu.upload(places[Output(0)], np.zeros(self._task.output, np.uint8))
+        self._gpu.once([launch.at(places) for launch in launches])
+        return self._gpu.download(places[Output(0)], self._task.output)
+
+    def _are_right(self, results: Sequence[NDArray[np.uint8]]) -> bool:
+        """Whether all are the same, and, but for rounding, as those of the plans before."""
+        result = results[0].view(np.float32)
+        if any(not np.array_equal(other, results[0]) for other in results) or not np.isfinite(result).all():
+            return False
+        if self._right is None:
+            self._right = result
+        error = np.abs(result - self._right).max(initial=0.0)
+        return bool(error <= tolerance_of(self._planned_for.precision) * np.abs(self._right).max(initial=0.0))
 
 
 def _launch(step: Step, function: ctypes.c_void_p) -> LaunchOf:

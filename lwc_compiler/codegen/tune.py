@@ -27,7 +27,7 @@ from lwc_compiler.cache.folder import cache_folder
 from lwc_compiler.cache.locks import locked
 from lwc_compiler.codegen.kernel_build import compile_kernels
 from lwc_compiler.codegen.link import Compiler, link_library
-from lwc_compiler.kernels.choice import explain, formats_best, predicted
+from lwc_compiler.kernels.choice import explain, formats_best, predicted, proven
 from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, Input, Output, Trial
 from lwc_compiler.targets import host_cpu
 
@@ -139,8 +139,8 @@ class Timings:
 
 
 def promising(candidates: Sequence[Candidate], count: int) -> list[Candidate]:
-    """`count` candidates: the best of every format that has a chance, then the best of all."""
-    ordered = sorted(candidates, key=lambda candidate: candidate.shared)
+    """`count` candidates that are proven: the best of every format that has a chance, then the best of all."""
+    ordered = sorted(proven(candidates), key=lambda candidate: candidate.shared)
     heads = {c.name: c for c, _ in formats_best(ordered, {c.name: c.shared for c in ordered})}
     first = [c for c in ordered if c.name in heads and c.shared <= _HOPELESS * ordered[0].shared]
     return [*first, *(c for c in ordered if c.name not in heads)][:count]

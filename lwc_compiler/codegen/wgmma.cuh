@@ -137,14 +137,31 @@ static __device__ __forceinline__ int lwc_now(int number) {
                      : "l"(lwc_wgmma_matrix(left, layout)), "l"(lwc_wgmma_matrix(right, layout))); \
     }
 
-#define LWC_WGMMA_OF(columns, count, a, b) \
+/* The same in 16 bits, where of four neighbouring numbers of the left matrix two are there. `places` is a register that says
+ * which, and may not change until the product is waited for: of row r of a warp's 16 lane 4 r has those of columns 0 to 15,
+ * lane 4 r + 1 of 16 to 31, 4 bits for each four; the high half is of row r + 8.
+ */
+#define LWC_WGMMA_SPARSE(type, name, columns, count, a, b, c) \
+    static __device__ __forceinline__ void lwc_wgmma_sparse_##name##_##columns( \
+        float *s, const void *left, const void *right, uint left_layout, uint right_layout, const uint *places \
+    ) { \
+        asm volatile("{ .reg .pred add; setp.eq.u32 add, 0, 0; " \
+                     "wgmma.mma_async.sp.sync.aligned.m64n" #columns "k32.f32." type "." type " {" LWC_NAMES_##count "}, %" \
+                     #a ", %" #b ", %" #c ", 0, add, 1, 1, 0, 0; }" \
+                     : LWC_SUMS_##count(s, 0) \
+                     : "l"(lwc_wgmma_matrix(left, left_layout)), "l"(lwc_wgmma_matrix(right, right_layout)), "r"(*places)); \
+    }
+
+#define LWC_WGMMA_OF(columns, count, a, b, c) \
     LWC_WGMMA_DONE(count) \
     LWC_WGMMA("tf32", tf32, 8, "", columns, count, a, b) \
     LWC_WGMMA("f16", float16, 16, ", 0, 0", columns, count, a, b) \
-    LWC_WGMMA("bf16", bfloat16, 16, ", 0, 0", columns, count, a, b)
-LWC_WGMMA_OF(64, 32, 32, 33)
-LWC_WGMMA_OF(96, 48, 48, 49)
-LWC_WGMMA_OF(128, 64, 64, 65)
-LWC_WGMMA_OF(176, 88, 88, 89)
-LWC_WGMMA_OF(192, 96, 96, 97)
-LWC_WGMMA_OF(256, 128, 128, 129)
+    LWC_WGMMA("bf16", bfloat16, 16, ", 0, 0", columns, count, a, b) \
+    LWC_WGMMA_SPARSE("f16", float16, columns, count, a, b, c) \
+    LWC_WGMMA_SPARSE("bf16", bfloat16, columns, count, a, b, c)
+LWC_WGMMA_OF(64, 32, 32, 33, 34)
+LWC_WGMMA_OF(96, 48, 48, 49, 50)
+LWC_WGMMA_OF(128, 64, 64, 65, 66)
+LWC_WGMMA_OF(176, 88, 88, 89, 90)
+LWC_WGMMA_OF(192, 96, 96, 97, 98)
+LWC_WGMMA_OF(256, 128, 128, 129, 130)

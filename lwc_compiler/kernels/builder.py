@@ -64,9 +64,9 @@ class Register:
         """Replaces the value."""
         self._builder.store(self._buffer, 0, value, self._lanes)
 
-    def address(self) -> Expr:
-        """Where it lies, for functions that change it."""
-        return tirx.address_of(self._buffer.vload([tirx.const(0, "int32")]))
+    def address(self, lane: int = 0) -> Expr:
+        """Where one of its lanes lies, for functions that take it so."""
+        return tirx.address_of(self._buffer.vload([tirx.const(lane, "int32")]))
 
     def part(self, start: int, lanes: int) -> Expr:
         """`lanes` of its lanes from `start` on."""

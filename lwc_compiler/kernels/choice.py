@@ -65,6 +65,8 @@ class Candidate:
         build: makes the plan.
         uneven: how much longer than an even share of that time threads take for it.
         weight_type: how a weight is stored, see `WeightType`.
+        unproven: no machine has computed the right results by it yet: it is taken only where it is measured, and
+            computes what another candidate does.
     """
 
     format: str
@@ -73,6 +75,7 @@ class Candidate:
     build: Callable[[], Plan]
     uneven: float = 1.0
     weight_type: str = "float32"
+    unproven: bool = False
 
     @property
     def shared(self) -> float:
@@ -145,8 +148,14 @@ class Pick(Protocol):
         """The plan of one of the candidates, with `why` and `trials`; there is at least one."""
 
 
+def proven(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that may be taken without having been measured; there is always one."""
+    return [candidate for candidate in candidates if not candidate.unproven]
+
+
 def predicted(task: Task, candidates: Sequence[Candidate]) -> Plan:
-    """Picks what is predicted to be the fastest."""
+    """Picks what is predicted to be the fastest, of what is proven."""
+    candidates = proven(candidates)
     best = min(candidates, key=lambda candidate: candidate.shared)
     ranked = sorted(formats_best(candidates, {c.name: c.shared for c in candidates}), key=lambda item: item[1])
     trials = tuple(Trial(c.name, c.cycles, None) for c, _ in ranked)

@@ -57,6 +57,7 @@ KERNELS = (
     Entry("gpu_mma_sparse", "2:4", "GPU: the same with two of four input channels, on sparse tensor cores", _GPU),
     Entry("gpu_mma_blocks", "rx1", "GPU: the same with blocks of four output channels or more, on tensor cores", _GPU),
     Entry("gpu_wgmma", "dense", "GPU: product or convolution on Hopper's tensor cores", _GPU),
+    Entry("gpu_wgmma_sparse", "2:4", "GPU: the same with two of four input channels", _GPU),
     Entry("gpu_wgmma_inputs", "", "GPU: rounds inputs and orders them for Hopper's tensor cores", _GPU),
     Entry("gpu_gemm_sum", "", "GPU: adds the parts of the sums of a layer up", _GPU),
     Entry("gpu_matvec_csr", "csr", "GPU: sparse matrix times a few vectors", _GPU),

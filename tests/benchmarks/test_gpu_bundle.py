@@ -145,6 +145,17 @@ def test_blocks_come_beside_every_weight() -> None:
     assert cases[0].name.startswith("64 x 256 x 512, 10% in 16x1: ")
 
 
+def test_two_of_four_come_by_both_instructions() -> None:
+    """And in the checks; what lwc takes without a measurement is not what is unproven."""
+    cases = layers.cases_of(Layer("2:4", 256, 256, 512, density=0.5, precisions=("float16",)), find_target("h200"))
+    found = [case.plan.steps[-1].kernel.name for case in cases]
+    assert found[:-1] == ["gpu_wgmma_sparse"] * layers._CUTS
+    assert found[-1] in ("gpu_mma_sparse", "gpu_gemm_sum")
+    assert not any(case.layer["chosen"] for case in cases[:-1])
+    checks = prepare.test_cases(find_target("h200"))
+    assert sum(case.plan.steps[-1].kernel.name == "gpu_wgmma_sparse" for case in checks) >= 8
+
+
 def test_wrong_results_are_told() -> None:
     right = np.ones((2, 3), np.float32)
     other = right + np.float32(1e-3)

@@ -16,7 +16,7 @@ from lwc_compiler.codegen.device_tune import _TOGETHER, DeviceTuner
 from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.codegen.tune import promising
 from lwc_compiler.errors import TargetError
-from lwc_compiler.kernels.choice import Candidate, Pick, Task
+from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
 from lwc_compiler.kernels.gpu.candidates import overlapping
 from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.kernel import Plan
@@ -102,6 +102,18 @@ def take_times(tmp_path: Path, milliseconds: dict[str, float]) -> None:
     """Says what kernels take, by `shape`."""
     text = "".join(f"{launched} {time}\n" for launched, time in milliseconds.items())
     (tmp_path / "times").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def take_results(tmp_path, monkeypatch):
+    """Says what kernels compute, by `shape`: the first number, and how much more it is in each run after."""
+    monkeypatch.setenv("FAKE_RESULTS", str(tmp_path / "results"))
+
+    def take(results: dict[str, tuple[float, float]]) -> None:
+        text = "".join(f"{launched} {first} {further}\n" for launched, (first, further) in results.items())
+        (tmp_path / "results").write_text(text, encoding="utf-8")
+
+    return take
 
 
 def calls(tmp_path: Path) -> list[str]:
@@ -221,6 +233,70 @@ def test_without_a_kernel_that_is_launched_there_is_an_error(tmp_path, candidate
         tuned(DeviceTuner(TARGET, COUNT))
 
 
+@pytest.mark.parametrize("result", [(1.01, 0.0), (1.0, 1e-6), (float("nan"), 0.0)])
+def test_a_kernel_with_other_results_is_never_taken(
+    tmp_path, monkeypatch, caplog, candidates, tuned, take_results, result
+) -> None:
+    """Not the fastest: whether they are wrong, or others every time; and it is said, in the next compilation, too."""
+    take_results(dict.fromkeys(map(shape, candidates), (1.0, 0.0)) | {shape(candidates[3]): result})
+    for again in (False, True):
+        caplog.clear()
+        best = tuned(DeviceTuner(TARGET, COUNT))
+        assert [trial.name for trial in best.trials] == [each.name for each in candidates[2::-1]]
+        assert best.why.endswith(f"; not taken, as their results were wrong: {candidates[3].name}")
+        assert f"Fake GPU computes wrong results by {candidates[3].name}" in caplog.text
+        done = calls(tmp_path)
+        assert ("cuMemcpyDtoHAsync_v2" in names(done)) != again
+        check_all_given_back(done)
+
+
+def test_results_may_be_rounded_otherwise(candidates, tuned, take_results) -> None:
+    take_results({shape(each): (1.0 + 1e-6 * number, 0.0) for number, each in enumerate(candidates)})
+    assert len(tuned(DeviceTuner(TARGET, COUNT)).trials) == COUNT
+
+
+def test_what_gives_other_results_every_time_is_no_reference(candidates, tuned, take_results) -> None:
+    take_results(dict.fromkeys(map(shape, candidates), (1.0, 0.0)) | {shape(candidates[0]): (1.5, 0.1)})
+    assert {trial.name for trial in tuned(DeviceTuner(TARGET, COUNT)).trials} == {each.name for each in candidates[1:]}
+
+
+@pytest.fixture
+def with_unproven(offered, candidates):
+    """What a tuner takes that measures one of the candidates that are proven; the two fastest ones are not."""
+    some = [replace(each, unproven=number > 1, cycles=4 - number) for number, each in enumerate(candidates)]
+
+    def run() -> Plan:
+        tuner = DeviceTuner(TARGET, 1)
+        tuner(offered[0], some)
+        tuner.measure()
+        return tuner(offered[0], some)
+
+    return run
+
+
+def test_what_is_unproven_is_measured_beside_what_is_proven(candidates, with_unproven) -> None:
+    best = with_unproven()
+    assert [trial.name for trial in best.trials] == [candidates[3].name, candidates[1].name]
+
+
+def test_what_is_unproven_has_to_be_right(candidates, with_unproven, take_results) -> None:
+    take_results({shape(each): (float(number), 0.0) for number, each in enumerate(candidates)})
+    assert [trial.name for trial in with_unproven().trials] == [candidates[1].name]
+
+
+def test_what_is_unproven_is_not_taken_without_another(tmp_path, candidates, with_unproven) -> None:
+    take_times(tmp_path, {shape(each): -1.0 if number == 1 else 0.001 for number, each in enumerate(candidates)})
+    with pytest.raises(TargetError, match="launches none of the 1 kernels"):
+        with_unproven()
+
+
+def test_what_is_unproven_is_not_predicted(candidates) -> None:
+    some = [replace(each, unproven=number != 1) for number, each in enumerate(candidates)]
+    task = Task("any", 0.1, (4,), 4)
+    assert [trial.name for trial in predicted(task, some).trials] == [candidates[1].name]
+    assert promising(some, 4) == [some[1]]
+
+
 @pytest.mark.parametrize(
     ("call", "number", "code"),
     [
@@ -233,6 +309,7 @@ def test_without_a_kernel_that_is_launched_there_is_an_error(tmp_path, candidate
         ("cuMemAlloc_v2", 1, 2),
         ("cuMemAlloc_v2", 7, 2),
         ("cuMemcpyHtoDAsync_v2", 2, 700),
+        ("cuMemcpyDtoHAsync_v2", 3, 700),
         ("cuStreamSynchronize", 9, 700),
         ("cuLaunchKernelEx", 3, 700),
         ("cuStreamBeginCapture_v2", 1, 999),

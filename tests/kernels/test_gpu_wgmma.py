@@ -1,58 +1,68 @@
 """Products on Hopper's tensor cores: their CUDA text runs on the CPU, with models of the instructions."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_conv import conv, weight_shape
-from test_gpu_precision import Case, convolved, precise, rounded
+from test_gpu_precision import Case, convolved, precise, rounded, two_of_four
 
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.nvrtc import compile_all
+from lwc_compiler.kernels.choice import Candidate, Task, predicted
 from lwc_compiler.kernels.gpu import candidates
 from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.plan import as_planes, plan_conv, plan_matmul, without_gaps
 from lwc_compiler.kernels.gpu.wgmma import wgmma_kernel
 from lwc_compiler.kernels.gpu.wgmma_inputs import inputs_kernel
 from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile, wgmma_tiles
+from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.targets import find_target
 
 GPU = find_target("h200")
 
 
-def tile_of(geometry: ConvGeometry, strides, cut: tuple[int, ...], precision: str, blocks: int):
+def tile_of(geometry: ConvGeometry, strides, cut: tuple[int, ...], precision: str, *, blocks: int, sparse: bool):
     depth = 32 if precision == "tf32" else 64
     outputs, pixels, *further = cut
     shared = GPU.gpu.block_shared_bytes
-    tile = WgmmaTile(geometry, *strides, outputs, pixels, depth, 1, precision, *further, shared, blocks)
+    tile = WgmmaTile(geometry, *strides, outputs, pixels, depth, 1, precision, *further, shared, blocks, sparse)
     assert tile.block == depth, "a slice is at one position of the kernel"
     return tile
 
 
-def product(shape: tuple[int, int, int], cut: tuple[int, ...], precision: str, blocks: int = 4) -> Case:
+def product(
+    shape: tuple[int, int, int], cut: tuple[int, ...], precision: str, *, blocks: int = 4, sparse: bool = False
+) -> Case:
     """Rows, inputs and outputs; with a bias, a residual and an activation."""
     (rows, k, n), generator = shape, np.random.default_rng(sum(shape))
     weight, x = generator.standard_normal((k, n), np.float32), generator.standard_normal((rows, k), np.float32)
+    if sparse:
+        weight = two_of_four(np.ascontiguousarray(weight.T), generator).T
     bias = generator.standard_normal(n).astype(np.float32)
     residual = generator.standard_normal((rows, n), np.float32)
     geometry = ConvGeometry(1, k, (1, rows), n, (1, 1), (1, 1), (0,) * 4, (1, 1))
     strides = (rows * k, 1, 0, k), (rows * n, 1, 0, n)
-    tile = tile_of(geometry, strides, cut, precision, blocks)
+    tile = tile_of(geometry, strides, cut, precision, blocks=blocks, sparse=sparse)
     taps = np.ascontiguousarray(weight.T).reshape(n, k, 1, 1)
     plan = candidates.wgmma_candidate(taps, tile, Epilogue(bias, True, Activation("relu")), GPU.gpu).build()
     sums = rounded(x, precision).astype(np.float64) @ rounded(weight, precision)
     return Case(plan, [x, residual], np.maximum(sums + bias + residual, 0), float(np.abs(sums).max()))
 
 
-def convolution(g: ConvGeometry, cut: tuple[int, ...], precision: str, blocks: int = 4) -> Case:
+def convolution(
+    g: ConvGeometry, cut: tuple[int, ...], precision: str, *, blocks: int = 4, sparse: bool = False
+) -> Case:
     generator = np.random.default_rng(g.in_channels)
     weight = generator.standard_normal(weight_shape(g), np.float32)
+    weight = two_of_four(weight, generator) if sparse else weight
     x = generator.standard_normal(g.in_shape, np.float32)
     plain, x_strides = without_gaps(as_planes(g))
     strides = x_strides, strides_of(plain.out_shape)
-    tile = tile_of(plain, strides, cut, precision, blocks)
+    tile = tile_of(plain, strides, cut, precision, blocks=blocks, sparse=sparse)
     plan = candidates.wgmma_candidate(
         weight.reshape(*weight.shape[:2], *plain.kernel), tile, Epilogue(), GPU.gpu
     ).build()
@@ -78,6 +88,21 @@ CASES = {
     "1x5-float16": convolution(conv(3, 124, (1, 40), 129, (1, 5), pads=(0, 2, 0, 2)), (128, 96, 2, 1, 1), "float16"),
     "strided-float16": convolution(conv(3, 70, (9, 8), 65, (1, 1), (2, 2)), (64, 64, 1, 1, 1), "float16"),
     "pointwise-bfloat16": convolution(conv(3, 132, (5, 5), 200, (1, 1)), (128, 64, 2, 2, 2), "bfloat16"),
+    "sparse-float16": product((70, 900, 70), (64, 64, 1, 1, 1), "float16", blocks=1, sparse=True),
+    "sparse-float16, two groups": product((257, 140, 390), (128, 256, 2, 2, 1), "float16", blocks=2, sparse=True),
+    "sparse-bfloat16, two of each group": product((129, 500, 257), (256, 128, 2, 1, 2), "bfloat16", sparse=True),
+    "sparse-float16, 192 pixels": product((193, 132, 64), (256, 192, 2, 2, 1), "float16", blocks=2, sparse=True),
+    "sparse-float16, 176 pixels": product((177, 40, 260), (256, 176, 2, 1, 2), "float16", sparse=True),
+    "sparse-bfloat16, clusters of four": product((129, 500, 257), (256, 128, 2, 2, 2), "bfloat16", sparse=True),
+    "sparse 1x5-float16": convolution(
+        conv(3, 124, (1, 40), 129, (1, 5), pads=(0, 2, 0, 2)), (128, 96, 2, 1, 1), "float16", sparse=True
+    ),
+    "sparse 3x3-bfloat16": convolution(
+        conv(2, 120, (7, 9), 65, (3, 3), (2, 1), (1, 0, 1, 2)), (64, 64, 1, 1, 1), "bfloat16", sparse=True
+    ),
+    "sparse pointwise-bfloat16": convolution(
+        conv(3, 132, (5, 5), 200, (1, 1)), (128, 64, 2, 2, 2), "bfloat16", sparse=True
+    ),
 }
 
 
@@ -87,7 +112,10 @@ def test_same_as_float64_of_rounded_factors(emulator, name: str) -> None:
     emulator.check(name, CASES[name])
 
 
-@pytest.mark.parametrize("name", ["float16, many slices", "dense-float16, two groups"])
+NEEDED = ["float16, many slices", "dense-float16, two groups", "sparse-float16", "sparse-float16, two groups"]
+
+
+@pytest.mark.parametrize("name", NEEDED)
 def test_every_wait_and_barrier_is_needed(emulator, name: str) -> None:
     """Without any of them a hazard is found."""
     assert not emulator.not_needed(name, CASES[name])
@@ -99,8 +127,8 @@ def test_registers_do() -> None:
     strides = (1 << 19, 1, 0, 512), (1 << 19, 1, 0, 512)
     epilogue = Epilogue(np.zeros(512, np.float32), True, Activation("relu"))
     steps = []
-    for precision, first, number in (("float16", 0, 4), ("bfloat16", 1, 5), ("tf32", 2, 5)):
-        tiles = list(wgmma_tiles(geometry, *strides, precise(precision, "h200").gpu))
+    for precision, first, number in (("float16", 0, 3), ("bfloat16", 1, 5), ("tf32", 2, 5)):
+        tiles = list(wgmma_tiles(geometry, *strides, precise(precision, "h200").gpu, half=True))
         assert all(2 <= tile.stages <= 32 for tile in tiles)
         steps += [(wgmma_kernel("gpu_wgmma", tile, epilogue), 65536) for tile in tiles[first::number]]
         steps.append((inputs_kernel("gpu_wgmma_inputs", tiles[0]), 32768))
@@ -131,3 +159,28 @@ def test_long_products_on_hopper_go_there(precision: str) -> None:
     for other in (replace(full, in_channels=3), replace(full, groups=8)):
         weight = np.ones(weight_shape(other), np.float32)
         assert plan_conv(weight, other, Epilogue(), precise(precision, "h200")).steps[-1].kernel.name == "gpu_mma"
+
+
+def test_two_of_four_are_offered_and_not_taken_without_being_measured() -> None:
+    """Though they are predicted to be the fastest; they take half the bytes and an eighth."""
+    weight = two_of_four(np.random.default_rng(0).standard_normal((2048, 2048), np.float32), np.random.default_rng(1)).T
+    weight, target = np.ascontiguousarray(weight), precise("float16", "h200")
+    offered: list[Candidate] = []
+
+    def note(task: Task, found: Sequence[Candidate]) -> Plan:
+        offered[:] = sorted(found, key=lambda candidate: candidate.cycles)
+        return predicted(task, found)
+
+    taken = plan_matmul(weight, 4096, Epilogue(), target, note)
+    assert taken.steps[-1].kernel.name != "gpu_wgmma_sparse"
+    full = plan_matmul(np.ones((2048, 2048), np.float32), 4096, Epilogue(), target)
+    plan = offered[0].build()
+    assert (plan.format, plan.steps[1].kernel.name) == ("2:4", "gpu_wgmma_sparse")
+    assert (full.format, full.steps[1].kernel.name) == ("dense", "gpu_wgmma")
+    assert plan.steps[1].constant_bytes == (1 / 2 + 1 / 16) * full.steps[1].constant_bytes
+    assert 2 * plan.flops == full.flops
+    for candidate in offered:
+        assert candidate.unproven == (candidate.format == "2:4" and "wgmma" in candidate.name)
+    for other in ("a100", "cuda", "cuda:sm_100"):
+        plan_matmul(weight, 4096, Epilogue(), precise("float16", other), note)
+        assert not any(candidate.unproven for candidate in offered)

@@ -7,6 +7,9 @@
  * $FAKE_TIMES is a file with times of kernels: lines "grid block milliseconds", as the log has grid and block; a negative one
  * is not launched, and others take a millisecond. Then events have the time at which they are recorded; else each is a
  * millisecond after the one that was made before it.
+ *
+ * $FAKE_RESULTS is a file with what kernels compute: lines "grid block first further", the first number of what is copied
+ * from the GPU after a launch, and how much more it is with every launch of any kernel.
  */
 
 #include <stdint.h>
@@ -20,6 +23,7 @@ static struct { char *start; size_t bytes; } blocks[MOST];
 static struct { char name[64]; int count; char fail[96]; } calls[MOST];
 static int capturing;
 static double now, captured, events[MOST]; /* milliseconds */
+static float result; /* of the last launch */
 
 /* A graph is its nodes in order, each of which has to come after the one before, or what was captured. */
 typedef struct { address from, to; int waits; } node;
@@ -130,6 +134,7 @@ int cuMemcpyDtoHAsync_v2(void *to, address from, size_t bytes, void *stream) {
     CALL("%zu %p", bytes, stream);
     if (block_of(from, bytes) < 0) return 700;
     memcpy(to, (void *)(uintptr_t)from, bytes);
+    if (getenv("FAKE_RESULTS")) memcpy(to, &result, sizeof result);
     return 0;
 }
 int cuMemcpyDtoDAsync_v2(address to, address from, size_t bytes, void *stream) {
@@ -171,6 +176,19 @@ static double time_of(const char *shape) {
     if (times) fclose(times);
     return found;
 }
+static void take_result_of(const char *shape) {
+    FILE *results = getenv("FAKE_RESULTS") ? fopen(getenv("FAKE_RESULTS"), "r") : NULL;
+    char grid[40], block[40], both[84];
+    float first, further;
+    static int launches;
+    launches++;
+    result = 0;
+    while (results && fscanf(results, "%39s %39s %f %f", grid, block, &first, &further) == 4) {
+        snprintf(both, sizeof both, "%s %s", grid, block);
+        if (!strcmp(both, shape)) result = first + (float)launches * further;
+    }
+    if (results) fclose(results);
+}
 typedef struct {
     unsigned grid[3], block[3], shared;
     void *stream;
@@ -185,6 +203,7 @@ int cuLaunchKernelEx(const configuration *c, void *function, void **arguments, v
     snprintf(shape, sizeof shape, "%ux%ux%u %ux%ux%u", g[0], g[1], g[2], b[0], b[1], b[2]);
     CALL("%s %s %u %d", (const char *)function, shape, c->shared, overlaps);
     if (block_of(*(address *)arguments[0], 1) < 0) return 700;
+    take_result_of(shape);
     const double milliseconds = time_of(shape);
     if (milliseconds < 0) return 701;
     *(capturing ? &captured : &now) += milliseconds;

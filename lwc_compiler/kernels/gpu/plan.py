@@ -23,6 +23,7 @@ from lwc_compiler.kernels.gpu.cuts import matvec_tiles, product_tiles, shared_bu
 from lwc_compiler.kernels.gpu.depthwise import rows_of_thread
 from lwc_compiler.kernels.gpu.gemm import GemmTile
 from lwc_compiler.kernels.gpu.lists import MOST_FILLED
+from lwc_compiler.kernels.gpu.mma import is_sparse
 from lwc_compiler.kernels.gpu.mma_blocks_tiles import block_height, mma_blocks_tiles
 from lwc_compiler.kernels.gpu.wgmma_layout import wgmma_tiles
 from lwc_compiler.kernels.kernel import Plan
@@ -115,7 +116,7 @@ def _candidates(
             candidates.append(gemm_candidate(weight, tile, epilogue, gpu))
         else:
             candidates.append(mma_candidate(weight, tile, epilogue, gpu))
-    on_hopper = wgmma_tiles(geometry, x_strides, y_strides, gpu)
+    on_hopper = wgmma_tiles(geometry, x_strides, y_strides, gpu, half=is_sparse(weight))
     candidates += [wgmma_candidate(weight, tile, epilogue, gpu) for tile in on_hopper]
     if np.all(weight):
         return candidates

@@ -1,4 +1,4 @@
-"""Products and convolutions on Hopper's tensor cores by `wgmma`, with every weight.
+"""Products and convolutions on Hopper's tensor cores by `wgmma`: with every weight, or half of them (2:4).
 
 A warpgroup, four warps, multiplies 64 output channels x up to 256 pixels in one instruction, which is asynchronous and
 reads both factors from shared memory (PTX ISA, *Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions*).
@@ -10,6 +10,10 @@ One thread of a block starts copies, as many slices ahead as shared memory has r
 slices when they have arrived. A cluster computes a larger tile: of a slice that several of its blocks need, each copies
 a part, to all of them. There are no more blocks than multiprocessors; a block computes one tile after the other, and
 while it stores the results of one, slices of the next arrive.
+
+Products with every weight are waited for when those of the next slice have begun. Of 2:4 the places of what is kept are
+in registers, which an instruction may read until it is waited for: the next ones are loaded after that, and meanwhile
+the tensor cores have the other warpgroup's products.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from tvm import tirx
 from lwc_compiler.kernels.builder import divide, modulo
 from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder
 from lwc_compiler.kernels.gpu.product import store_sums
-from lwc_compiler.kernels.gpu.wgmma_layout import DOWN, PIECE, ROW, STEP, WARPGROUP
+from lwc_compiler.kernels.gpu.wgmma_layout import DOWN, KEPT_ROW, PIECE, ROW, STEP, WARPGROUP
 
 if TYPE_CHECKING:
     from lwc_compiler.kernels.builder import Register
@@ -31,8 +35,8 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.layer import Epilogue
 
 _ACROSS = 8  # pixels of which a thread has two neighbours
-# The high half of a matrix descriptor: from eight rows to the next, in 16 bytes, and that rows of 128 are swizzled.
-_LAYOUT = 8 * ROW // PIECE | 1 << 30
+# The high half of a matrix descriptor, by the words of a row: from eight rows to the next, in 16 bytes, and a swizzle.
+_LAYOUTS = {ROW: 8 * ROW // PIECE | 1 << 30, KEPT_ROW: 8 * KEPT_ROW // PIECE | 2 << 30}
 _FEWER, _MORE = 24, 240  # registers of a thread that copies, and of one that multiplies, where two warpgroups do
 
 
@@ -63,18 +67,25 @@ def wgmma_kernel(name: str, t: WgmmaTile, epilogue: Epilogue) -> Kernel:
         if t.groups > 1:
             b.device_call(f"lwc_registers_{_MORE}")
         sums = [b.register(t.pixels // 2) for _ in range(t.each)]
+        kept = [b.register(t.steps, "uint32") for _ in sums if t.sparse]
         own = b.let("own", (warpgroup - 1) * t.each)
         with b.loop("turn", 0, turns, rolled=True) as turn:
             for register in sums:
                 with b.unrolled("i", t.pixels // 2) as i:
                     register.set_part(i, tirx.const(0.0, "float32"))
             with b.loop("slice", 0, t.slices, rolled=True) as number:
-                ring.multiply(turn * t.slices + number, own, sums)
-                with b.when(number > 0):
-                    b.device_call("lwc_wgmma_wait_1")
-                    ring.release(turn * t.slices + number - 1)
-            b.device_call("lwc_wgmma_wait_0")
-            ring.release((turn + 1) * t.slices - 1)
+                ring.multiply(turn * t.slices + number, own, sums, kept)
+                if t.sparse:
+                    b.device_call("lwc_wgmma_wait_0")
+                    b.device_call("__syncwarp")  # some lanes say that all have read the places
+                    ring.release(turn * t.slices + number)
+                else:
+                    with b.when(number > 0):
+                        b.device_call("lwc_wgmma_wait_1")
+                        ring.release(turn * t.slices + number - 1)
+            if not t.sparse:
+                b.device_call("lwc_wgmma_wait_0")
+                ring.release((turn + 1) * t.slices - 1)
             for register in sums:
                 b.device_call(f"lwc_wgmma_done_{t.pixels // 2}", register.pointer)
             output, pixel = _place(b, t, cluster + turn * t.clusters, rank)
@@ -187,26 +198,34 @@ class _Ring:
             blocks = b.let("blocks", tirx.const(mask, "int32") << shift)
             b.device_call("lwc_copy_bulk_to_all", *addresses, 4 * words // parts, self._arrived(stage), blocks)
 
-    def multiply(self, number: Expr, own: Expr, sums: list[Register]) -> None:
+    def multiply(self, number: Expr, own: Expr, sums: list[Register], kept: list[Register]) -> None:
         """Starts the products of a slice, when it is there.
 
         Args:
             number: of the slice.
             own: the warpgroup's first 64 output channels of the block.
             sums: of each 64 output channels.
+            kept: gets the places of what is kept of each, a word for an instruction, where the weights are sparse.
         """
         b, t = self._b, self._t
         stage, turn = b.let("stage", modulo(number, t.stages)), divide(number, t.stages)
         b.device_call("lwc_barrier_wait", self._arrived(stage), b.let("now", modulo(turn, 2)))
         right = b.let("right", stage * t.stage_words)
-        left = b.let("left", right + t.right + own * (DOWN * ROW))
-        instruction, layout = f"lwc_wgmma_{t.precision}_{t.pixels}", tirx.const(_LAYOUT, "uint32")
+        left = b.let("left", right + t.right + own * (DOWN * t.weight_row))
+        warp, lane = divide(modulo(b.thread, WARPGROUP), WARP), modulo(b.thread, WARP)
+        for i, register in enumerate(kept):
+            of_lane = ((own + i) * 4 + warp) * 16 + divide(lane, 4) * 2 + modulo(lane, 2)
+            at = right + t.right + t.outputs * t.weight_row + of_lane * t.steps
+            register.set(b.load(self._slices, at, t.steps))
+        instruction = f"lwc_wgmma_{'sparse_' * t.sparse}{t.precision}_{t.pixels}"
+        layouts = [tirx.const(_LAYOUTS[words], "uint32") for words in dict.fromkeys((t.weight_row, ROW))]
         b.device_call("lwc_wgmma_begin")
-        for step in range(0, ROW, STEP):
+        for step in range(t.steps):
             for i, register in enumerate(sums):
-                places = (left + (i * DOWN * ROW + step), right + step)
-                factors = (b.address_of(self._slices, place) for place in places)
-                b.device_call(instruction, register.pointer, *factors, layout)
+                matrices = (left + (i * DOWN * t.weight_row + step * STEP), right + step * (ROW // t.steps))
+                factors = (b.address_of(self._slices, first) for first in matrices)
+                places = (each.address(step) for each in kept[i : i + 1])
+                b.device_call(instruction, register.pointer, *factors, *layouts, *places)
         b.device_call("lwc_wgmma_commit")
 
     def release(self, number: Expr) -> None:

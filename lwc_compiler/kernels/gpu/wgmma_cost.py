@@ -67,7 +67,7 @@ def wgmma_seconds(t: WgmmaTile, gpu: Gpu, costs: WgmmaCosts = REASONED) -> float
 
 def _products(t: WgmmaTile) -> float:
     """Of a block's slice, as many in 16 bits as take the same time."""
-    return t.outputs * t.pixels * t.depth * (2 / t.in_word)
+    return t.outputs * t.pixels * t.depth * (2 / t.in_word) / (2 if t.sparse else 1)
 
 
 def _shared_bytes(t: WgmmaTile) -> float:

@@ -85,4 +85,4 @@ def _places(b: DeviceBuilder, t: WgmmaTile, pixel: Expr) -> list[Expr]:
 
 
 def _swizzled(b: DeviceBuilder, row: Expr, piece: Expr) -> Expr:
-    return b.let("place", swizzled_piece(row, piece))
+    return b.let("place", swizzled_piece(row, piece, ROW))

@@ -1,18 +1,20 @@
 """How `wgmma.py` cuts a product into blocks and clusters, and how its weights are stored.
 
-In the order of shared memory a row is 128 bytes of neighbouring products of one output channel or pixel, and pieces of
-16 bytes change places within it so that eight rows are read from all banks at once (PTX ISA, *128-byte swizzling
-mode*).
+In the order of shared memory a row is 128 bytes of neighbouring products of one output channel or pixel, or 64 of what
+is kept of these, and pieces of 16 bytes change places within it so that eight rows are read from all banks at once
+(PTX ISA, *128-byte* and *64-byte swizzling mode*).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import itertools
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lwc_compiler.kernels.gpu.builder import WARP, ceil_div
+from lwc_compiler.kernels.gpu.mma import two_of_four
 from lwc_compiler.kernels.gpu.precision import round_to
 from lwc_compiler.kernels.gpu.product import ProductTile
 from lwc_compiler.kernels.kernel import Constant
@@ -28,9 +30,10 @@ if TYPE_CHECKING:
 
 WARPGROUP = 128  # threads
 DOWN = 64  # output channels of an instruction
-STEP = 8  # words of a row in an instruction
+STEP = 8  # words of a row of weights in an instruction
 PIECE = 4  # words that stay together in shared memory
-ROW = 32  # words of a row
+ROW = 32  # words of a row of every number
+KEPT_ROW = 16  # of a row of the weights in 2:4
 _ALIGNMENT = 256  # words, to multiples of which rows of 128 bytes are aligned, eight at a time
 _MOST_WORDS = 1 << 28  # of shifted inputs: memory that only one layer needs
 _RESERVED_BYTES = 1024  # of shared memory, for barriers
@@ -58,6 +61,7 @@ class WgmmaTile(ProductTile):
         along_pixels: blocks of a cluster that compute the same output channels.
         shared_bytes: that a block can have.
         multiprocessors: that there are.
+        sparse: 2:4, in 16 bits; else every weight.
     """
 
     precision: str = "float16"
@@ -66,6 +70,7 @@ class WgmmaTile(ProductTile):
     along_pixels: int = 1
     shared_bytes: int = 0
     multiprocessors: int = 1
+    sparse: bool = False
 
     @property
     def threads(self) -> int:
@@ -87,8 +92,19 @@ class WgmmaTile(ProductTile):
         return self.outputs // (DOWN * self.groups)
 
     @property
+    def weight_row(self) -> int:
+        """Words of an output channel's weights in a slice."""
+        return KEPT_ROW if self.sparse else ROW
+
+    @property
+    def steps(self) -> int:
+        """Instructions of a slice for the same sums."""
+        return self.weight_row // STEP
+
+    @property
     def slice_words(self) -> int:
-        return self.outputs * ROW
+        """The weights and, where they are sparse, the places of what is kept: a word for 16 x 16 products."""
+        return self.outputs * (self.weight_row + self.steps * self.sparse)
 
     @property
     def pitch(self) -> int:
@@ -147,7 +163,7 @@ class WgmmaTile(ProductTile):
 
 
 def wgmma_tiles(
-    geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], gpu: Gpu
+    geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], gpu: Gpu, *, half: bool
 ) -> Iterator[WgmmaTile]:
     """Cuts of layers of one group with channels for whole slices, in less than float32, on Hopper alone.
 
@@ -156,13 +172,17 @@ def wgmma_tiles(
         x_strides: of the input.
         y_strides: of the output.
         gpu: which.
+        half: `is_sparse` holds for the weights.
     """
     g, in_row = geometry, 4 * ROW // (4 if gpu.precision == "tf32" else 2)
     if gpu.architectures != (_HOPPER,) or gpu.precision == "float32" or g.groups > 1:
         return
-    for outputs, pixels, *cut_ in _CUTS:
-        cut = WgmmaTile(g, x_strides, y_strides, outputs, pixels, in_row, 1, gpu.precision, *cut_)
-        cut = replace(cut, shared_bytes=gpu.block_shared_bytes, multiprocessors=gpu.multiprocessors)
+    sparse = half and gpu.precision != "tf32"
+    for (outputs, pixels, groups, *cluster), kept in itertools.product(_CUTS, (False, True) if sparse else (False,)):
+        cut = WgmmaTile(
+            g, x_strides, y_strides, outputs, pixels, in_row, 1, gpu.precision, groups, cluster[0], cluster[1],
+            gpu.block_shared_bytes, gpu.multiprocessors, kept,
+        )  # fmt: skip
         if cut.block == cut.depth and cut.input_words <= _MOST_WORDS:
             yield cut
 
@@ -171,11 +191,18 @@ def pack_wgmma(weight: NDArray[np.float32], t: WgmmaTile) -> Constant:
     """The weights as they lie in shared memory, filled up with zeros: uint32 (1, output blocks, slices, words).
 
     Args:
-        weight: float32 (O, C, *kernel).
+        weight: float32 (O, C, *kernel); `is_sparse` holds for a sparse tile.
         t: the layout.
     """
     rows = _ordered(t.slices_of_weights(weight), t)
-    return Constant(_swizzled(round_to(rows, t.precision)).reshape(*rows.shape[:3], -1))
+    before = rows.shape[:3]
+    if not t.sparse:
+        return Constant(_swizzled(round_to(rows, t.precision)).reshape(*before, -1))
+    kept, places = two_of_four(rows)
+    words = _swizzled(round_to(kept, t.precision)).reshape(*before, -1)
+    # A lane reads what it gives to all instructions of a slice at once.
+    of_lanes = np.ascontiguousarray(places.swapaxes(-2, -1)).reshape(*before, -1)
+    return Constant(np.concatenate([words, of_lanes], axis=-1))
 
 
 def _ordered(rows: NDArray[np.float32], t: WgmmaTile) -> NDArray[np.float32]:
@@ -190,14 +217,15 @@ def _ordered(rows: NDArray[np.float32], t: WgmmaTile) -> NDArray[np.float32]:
     return np.ascontiguousarray(split.transpose(0, 1, 2, 3, 6, 4, 7, 5, 8)).reshape(rows.shape)
 
 
-def swizzled_piece(row: Expr, piece: Expr) -> Expr:
-    """Where a piece of a row lies in it; the other way round, too."""
-    return piece ^ row % 8
+def swizzled_piece(row: Expr, piece: Expr, words: int) -> Expr:
+    """Where a piece of a row of so many words lies in it; the other way round, too."""
+    return piece ^ (row % 8 if words == ROW else row // 2 % 4)
 
 
 def _swizzled(words: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """(..., rows, words of a row) with the pieces of each row at their places."""
-    pieces = words.reshape(*words.shape[:-1], ROW // PIECE, PIECE)
-    row, piece = np.ogrid[: words.shape[-2], : ROW // PIECE]
-    moved: NDArray[np.uint32] = pieces[..., row, swizzled_piece(row, piece), :]
+    rows, row_words = words.shape[-2:]
+    pieces = words.reshape(*words.shape[:-1], row_words // PIECE, PIECE)
+    row, piece = np.ogrid[:rows, : row_words // PIECE]
+    moved: NDArray[np.uint32] = pieces[..., row, swizzled_piece(row, piece, row_words), :]
     return moved.reshape(words.shape)
