@@ -92,7 +92,11 @@ def find_compiler(target: Target | None = None, cc: str | None = None, *, static
             candidates.append(((*_ZIG, "cc", *platform), (*_ZIG, "ar")))
     for command, archiver in candidates:
         try:
-            answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+            # Asked so, zig leaves an empty object file for macOS in the folder it is started in.
+            with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+                answer = subprocess.run(
+                    [*command, "--version"], cwd=folder, capture_output=True, text=True, check=False
+                )
         except OSError:
             continue
         if answer.returncode == 0:
@@ -115,14 +119,15 @@ def find_compiler(target: Target | None = None, cc: str | None = None, *, static
 
 
 def _words(command: str, name: str) -> tuple[str, ...]:
-    """The words of a command, as a shell splits it."""
+    """The words of a command, as a shell splits it; it is started in other folders than this one."""
     try:
         words = tuple(shlex.split(command))
     except ValueError:  # a quotation that does not end
         words = ()
     if not words:
         raise ToolchainError(f"{name}{command!r} is no command: name a C compiler, and its flags, as for a shell")
-    return words
+    program = os.path.abspath(words[0]) if os.sep in words[0] else words[0]
+    return (program, *words[1:])
 
 
 def _check_machine(compiler: Compiler, command: str, target: Target) -> None:

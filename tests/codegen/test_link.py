@@ -137,13 +137,16 @@ def test_a_compiler_for_the_target_is_taken(target: str) -> None:
     assert machine_of(link.compile_objects(compiler, {"a.c": SOURCE})["a.o"]) == needed_machine(chosen)
 
 
-def test_a_compiler_may_lie_in_a_folder_with_spaces(tmp_path) -> None:
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_compiler_may_lie_in_a_folder_with_spaces(tmp_path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
     compiler = tmp_path / "my tools" / "cc"
     compiler.parent.mkdir()
     compiler.write_text(f'#!/bin/sh\nexec {ZIG} "$@"\n', encoding="utf-8")
     compiler.chmod(0o700)
     flags = ("-target", "thumb-freestanding-eabihf", "-mcpu=cortex_m4+vfp4d16sp")
-    found = link.find_compiler(find_target("cortex-m4"), shlex.join([str(compiler), *flags]))
+    monkeypatch.chdir(tmp_path)
+    named = compiler.relative_to(tmp_path) if relative else compiler
+    found = link.find_compiler(find_target("cortex-m4"), shlex.join([str(named), *flags]))
     assert found.command == (str(compiler), *flags)
 
 
@@ -156,3 +159,10 @@ def test_a_command_that_no_shell_reads_is_refused(cc: str) -> None:
 def test_objects_for_cortex_m_have_the_enums_of_gcc() -> None:
     objects = link.compile_objects(link.find_compiler(find_target("cortex-m4")), {"a.c": SOURCE})
     assert arm_attributes(ELFFile(io.BytesIO(objects["a.o"])))["TAG_ABI_ENUM_SIZE"] == 1  # as small as they can be
+
+
+@pytest.mark.parametrize("target", ["cortex-m4", "rpi4", "apple-m1"])
+def test_looking_for_a_compiler_leaves_nothing_behind(target: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    link.find_compiler(find_target(target))
+    assert not list(tmp_path.iterdir())
