@@ -68,7 +68,10 @@ def print_kernels(kernels: Mapping[str, Kernel]) -> str:
 
 
 def _without_unused(function: str) -> str:
-    """A function without the variables that nothing reads; their values are computed without side effects."""
+    """A function without the variables that nothing reads, whose values are computed without side effects.
+
+    Parameters that nothing reads are named, so that compilers do not warn of them.
+    """
     lines = function.splitlines()
     while True:
         uses = Counter(name for line in lines for name in _NAME.findall(line))
@@ -77,7 +80,8 @@ def _without_unused(function: str) -> str:
         writes = Counter(match.group(1) for match, _ in written if match)
         unused = {name for name in declared if uses[name] == writes[name]}
         if not unused:
-            return "\n".join(lines)
+            parameters = re.findall(r"(\w+)[,)]", lines[0])
+            return "\n".join([lines[0], *(f"  (void){name};" for name in parameters if uses[name] == 1), *lines[1:]])
         lines = [line for match, line in written if not (match and match.group(1) in unused)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from dataclasses import dataclass
 from importlib import resources
@@ -194,7 +195,7 @@ def emit(
     if weights_file:
         contents, identity, place = _mapped(contents, slack)
     elif isinstance(weights, _Arrays):
-        place = weights.text()
+        place = weights.text("".join(part.text() for part in parts))
     else:
         place = _EMBEDDED.format(
             symbol=symbol,
@@ -284,9 +285,11 @@ class _Arrays(Weights):
             self._arrays.append("\n".join([name, *c_rows(constant), "};"]))
         return f"lwc_constant_{self._places[contents]}"
 
-    def text(self) -> str:
-        """The arrays."""
-        lines = ["#define LWC_CONSTANTS NULL", "#include <stdbool.h>", *self._arrays]
+    def text(self, calls: str) -> str:
+        """The arrays that calls name; a constant may be placed for a call that is left out later."""
+        named = set(re.findall(r"\blwc_constant_(\d+)\b", calls))
+        arrays = [array for number, array in enumerate(self._arrays) if str(number) in named]
+        lines = ["#define LWC_CONSTANTS NULL", "#include <stdbool.h>", *arrays]
         return with_math("\n".join(lines))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lwc_compiler.codegen.machine import machine_of, needed_flags, needed_machine
 from lwc_compiler.errors import ToolchainError
 from lwc_compiler.targets import missing_platform
 
@@ -29,7 +31,9 @@ _FLAGS = ("-O2", "-g0", "-fPIC", "-fvisibility=hidden", *_WARNINGS)
 _BARE_FLAGS = (
     "-Os", "-fno-pic", "-ffunction-sections", "-fdata-sections", "-fno-unwind-tables",
     "-fno-asynchronous-unwind-tables", "-g0", *_WARNINGS,
+    "-fshort-enums",  # as GCC's default: its linker warns of objects without it, even if they have no enums
 )  # fmt: skip
+_PROBE = b"int probe(float x);\nint probe(float x) { return (int)x; }\n"
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,14 @@ def find_compiler(target: Target | None = None, cc: str | None = None, *, static
         static: programs are linked that hold their C library.
 
     Raises:
-        ToolchainError: there is none, or the one that is named does not run.
+        ToolchainError: there is none, or the one that is named does not run, or makes code for another machine.
     """
     native = target is None or not missing_platform(target)
     chosen, name = (cc, "--cc ") if cc or not native else (os.environ.get("CC"), "CC=")
     system = ("linux" if sys.platform != "darwin" else "macos") if target is None else target.os
     candidates: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
     if chosen:
-        command = tuple(chosen.split())
+        command = _words(chosen, name)
         candidates.append((command, (_archiver_of(command[0]),)))
     else:
         if native:
@@ -88,11 +92,18 @@ def find_compiler(target: Target | None = None, cc: str | None = None, *, static
             candidates.append(((*_ZIG, "cc", *platform), (*_ZIG, "ar")))
     for command, archiver in candidates:
         try:
-            answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+            # Asked so, zig leaves an empty object file for macOS in the folder it is started in.
+            with tempfile.TemporaryDirectory(prefix="lwc-") as folder:
+                answer = subprocess.run(
+                    [*command, "--version"], cwd=folder, capture_output=True, text=True, check=False
+                )
         except OSError:
             continue
         if answer.returncode == 0:
-            return Compiler(command, answer.stdout.splitlines()[0].strip(), archiver, system)
+            compiler = Compiler(command, answer.stdout.splitlines()[0].strip(), archiver, system)
+            if chosen and target is not None and not native:
+                _check_machine(compiler, chosen, target)
+            return compiler
     if chosen:
         raise ToolchainError(f"linking needs a C compiler: {name}{chosen!r} does not run; name one that does")
     if native:
@@ -105,6 +116,30 @@ def find_compiler(target: Target | None = None, cc: str | None = None, *, static
         f"linking for {target.name} needs a C compiler for {target.triple}: there is no ziglang package; "
         "`pip install lwc-compiler[zig]`, or name a compiler with --cc"
     )
+
+
+def _words(command: str, name: str) -> tuple[str, ...]:
+    """The words of a command, as a shell splits it; it is started in other folders than this one."""
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError:  # a quotation that does not end
+        words = ()
+    if not words:
+        raise ToolchainError(f"{name}{command!r} is no command: name a C compiler, and its flags, as for a shell")
+    program = os.path.abspath(words[0]) if os.sep in words[0] else words[0]
+    return (program, *words[1:])
+
+
+def _check_machine(compiler: Compiler, command: str, target: Target) -> None:
+    """Refuses a compiler for another machine: what it makes would be found out by the linker, if at all."""
+    made = machine_of(compile_objects(compiler, {"probe.c": _PROBE})["probe.o"])
+    needed, flags = needed_machine(target), needed_flags(target)
+    if needed and made != needed:
+        advice = f"with its flags, for example --cc {f'COMPILER {flags}'!r}" if flags else f"for {target.triple}"
+        raise ToolchainError(
+            f"--cc {command!r} makes code for {made}, and {target.name} needs code for {needed}: "
+            f"name a compiler {advice}"
+        )
 
 
 def _archiver_of(compiler: str) -> str:

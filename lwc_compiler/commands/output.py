@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from lwc_compiler.targets import find_target, missing_platform
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from lwc_compiler.runtime.layer_times import LayerTime
     from lwc_compiler.runtime.manifest import Rounding
     from lwc_compiler.runtime.timing import Bench
+    from lwc_compiler.targets.target import Target
 
 
 def show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
@@ -33,7 +37,7 @@ def show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
         "inputs": ", ".join(f"{spec.name} {spec.dtype} {shape_text(spec.shape)}" for spec in manifest.inputs),
         "outputs": ", ".join(f"{spec.name} {spec.dtype} {shape_text(spec.shape)}" for spec in manifest.outputs),
         "weights": f"{total['kept']:,} of {total['weights']:,} kept ({total['density']:.1%})",
-        "size": f"{sizes['weights, dense']:,} bytes of dense weights became a library of {sizes['library']:,} bytes",
+        "size": f"{sizes['weights, dense']:,} bytes of dense weights became {_size(sizes, manifest.target)}",
         "error": check.skipped
         or f"{check.worst:.1e} of the output's scale from ONNX Runtime ({check.tolerance:g} allowed)"
         + (f", run by {check.emulator}" if check.emulator else ""),
@@ -41,9 +45,25 @@ def show_artifact(artifact: lwc.Artifact, as_json: bool) -> None:
         "accuracy": _accuracy(report["passes"]),
     }.items():
         click.echo(f"  {name:<9} {text}")
-    elsewhere = check.emulator and not check.emulator.startswith("qemu-system")
-    how = "--via ssh://USER@HOST" if elsewhere else "--against MODEL.onnx"
-    click.echo(f"next: lwc bench {artifact.directory} {how}, lwc inspect {artifact.directory}")
+    click.echo(f"next: {_next(artifact.directory, find_target(manifest.target))}")
+
+
+def _size(sizes: dict[str, int], target: str) -> str:
+    """What a network takes that was compiled."""
+    if "flash" in sizes:
+        return f"{sizes['flash']:,} bytes of flash, with {sizes['workspace']:,} bytes of RAM for a run"
+    return f"{'C source' if find_target(target).source else 'a library'} of {sizes['library']:,} bytes"
+
+
+def _next(directory: Path, target: Target) -> str:
+    """What to do with an artifact: what can be run here, or on a board that this machine reaches."""
+    name = shlex.quote(str(directory))
+    inspect = f"lwc inspect {name}"
+    if not (target.source or missing_platform(target)):
+        return f"lwc bench {name} --against MODEL.onnx, {inspect}"
+    if target.os == "linux" and not target.source and target.gpu is None:
+        return f"lwc bench {name} --via ssh://USER@HOST, {inspect}"
+    return f"{inspect}; {directory / 'README.md'} says how to link it"
 
 
 def show_build(made: lwc.Build) -> None:

@@ -40,9 +40,13 @@ def open_session(artifact: Artifact, threads: int | None = None) -> Session:
         raise TargetError(f"{artifact.directory} is C source: compile it into a program, as its README.md says")
     other = missing_platform(target)
     if other:
+        ways = {
+            "linux": "run it there, or by --via qemu or --via ssh://USER@HOST",
+            "none": "--via qemu runs it on an emulated board where there is one, and README.md says how to link it",
+            "macos": "run it there",
+        }
         raise TargetError(
-            f"{artifact.directory} is for {manifest.target} ({other}), which this machine is not: run it there, or by "
-            "--via qemu or --via ssh://USER@HOST"
+            f"{artifact.directory} is for {manifest.target} ({other}), which this machine is not: {ways[target.os]}"
         )
     threads = manifest.threads if threads is None else threads
     return _session(artifact.library, manifest, threads, artifact.weights)

@@ -182,6 +182,19 @@ def test_cpp_programs_may_use_it(artifact, tmp_path):
     assert run(tmp_path / "main", cwd=artifact.directory).startswith("right")
 
 
+def test_the_call_in_the_readme_runs(artifact, tmp_path):
+    readme = (artifact.directory / "README.md").read_text()
+    call = readme.split("```c\n")[1].split("```")[0]
+    declared, given = ("const void *weights", "NULL") if artifact.weights else ("void", "")
+    assert f"int run({declared}) {{" in call
+    wanted = "LENET5_ERROR_NULL" if artifact.weights else "0"
+    call = call.replace("int run(", "static int run(") + f"int main(void) {{ return run({given}) != {wanted}; }}\n"
+    (tmp_path / "main.c").write_text(call)
+    linked = (artifact.archive, *LIBRARIES)
+    run("cc", *C99, *STRICT, f"-I{artifact.directory}", tmp_path / "main.c", *linked, "-o", tmp_path / "main")
+    run(tmp_path / "main")
+
+
 def test_two_libraries_go_into_one_program(artifact, tmp_path, mlp):
     other = lwc_compiler.compile(mlp, tmp_path / "mlp.lwc", Recipe(lower=LowerOptions(target=TARGET)))
     (tmp_path / "main.c").write_text(

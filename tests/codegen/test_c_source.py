@@ -164,6 +164,18 @@ def test_vectors_are_taken_apart(tmp_path):
     assert np.array_equal(y.reshape(2, 4), expected)
 
 
+def test_a_parameter_that_nothing_reads_is_no_warning(tmp_path):
+    b = KernelBuilder()
+    x, y = b.pointer("x"), b.pointer("y")
+    b.store(y, 0, b.load(x, 0))
+    text = print_kernels({"first": b.build("first", 1)})
+    assert "(void)t0;" in text
+    (tmp_path / "first.c").write_text(
+        f"#include <stdint.h>\n{text}\nvoid run(float *x);\nvoid run(float *x) {{ first(x, x, 0, 1); }}\n"
+    )
+    run("cc", *STRICT, "-c", "first.c", cwd=tmp_path)
+
+
 def test_a_running_maximum_is_not_an_old_one():
     """TVM's printer would keep the register's value in a variable, and use it for the second maximum too."""
     b = KernelBuilder()

@@ -1,12 +1,17 @@
 """Finding a C compiler and linking with it."""
 
 import ctypes
+import io
+import shlex
+import sys
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from lwc_compiler.codegen import link
+from lwc_compiler.codegen.machine import arm_attributes, machine_of, needed_machine
 from lwc_compiler.errors import ToolchainError
-from lwc_compiler.targets import find_target
+from lwc_compiler.targets import all_targets, find_target
 
 SOURCE = b"int answer(void);\nint hidden_part(void) { return 41; }\nint answer(void) { return hidden_part() + 1; }\n"
 EXPORT = b'__attribute__((visibility("default"))) '
@@ -81,3 +86,83 @@ def test_archives_are_reproducible(target: str) -> None:
     first, second = (link.make_archive(compiler, link.compile_objects(compiler, {"a.c": SOURCE})) for _ in range(2))
     assert first == second
     assert b"/tmp" not in first
+
+
+ZIG = shlex.join([sys.executable, "-m", "ziglang", "cc"])
+
+
+@pytest.mark.parametrize(
+    ("target", "cc", "made", "needed", "advice"),
+    [
+        ("cortex-m4", "cc", "x86-64", "Cortex-M with the hard-float ABI", "-mcpu=cortex-m4 -mthumb -mfloat-abi=hard'"),
+        (
+            "cortex-m4",
+            f"{ZIG} -target thumb-freestanding-eabi -mcpu=cortex_m4",
+            "Cortex-M with the soft-float ABI",
+            "Cortex-M with the hard-float ABI",
+            "-mfloat-abi=hard",
+        ),
+        (
+            "cortex-m7",
+            f"{ZIG} -target arm-linux-musleabihf",
+            "32-bit Arm with the hard-float ABI",
+            "Cortex-M with the hard-float ABI",
+            "-mcpu=cortex-m7",
+        ),
+        (
+            "esp32p4",
+            f"{ZIG} -target riscv32-freestanding-none -mcpu=generic_rv32+m+a+c",
+            "RISC-V with the ABI ilp32",
+            "RISC-V with the ABI ilp32f",
+            "-march=rv32imafc -mabi=ilp32f",
+        ),
+        ("rpi4", "cc", "x86-64", "AArch64", "a compiler for aarch64-unknown-linux-gnu"),
+        ("rpi4", f"{ZIG} -target aarch64-macos", "another platform", "AArch64", "aarch64-unknown-linux-gnu"),
+    ],
+)
+def test_a_compiler_for_another_machine_is_refused(target: str, cc: str, made: str, needed: str, advice: str) -> None:
+    with pytest.raises(ToolchainError) as error:
+        link.find_compiler(find_target(target), cc)
+    said = f"--cc {cc!r} makes code for {made}, and {target} needs code for {needed}: name a compiler "
+    assert str(error.value).startswith(said)
+    assert advice in str(error.value)
+
+
+@pytest.mark.parametrize("target", [t.name for t in all_targets() if needed_machine(t) and t.zig and t.gpu is None])
+def test_a_compiler_for_the_target_is_taken(target: str) -> None:
+    chosen = find_target(target)
+    cc = f"{ZIG} -target {chosen.zig} -mcpu={chosen.zig_cpu}"
+    compiler = link.find_compiler(chosen, cc)
+    assert compiler.command == tuple(shlex.split(cc))
+    assert machine_of(link.compile_objects(compiler, {"a.c": SOURCE})["a.o"]) == needed_machine(chosen)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_compiler_may_lie_in_a_folder_with_spaces(tmp_path, monkeypatch: pytest.MonkeyPatch, relative: bool) -> None:
+    compiler = tmp_path / "my tools" / "cc"
+    compiler.parent.mkdir()
+    compiler.write_text(f'#!/bin/sh\nexec {ZIG} "$@"\n', encoding="utf-8")
+    compiler.chmod(0o700)
+    flags = ("-target", "thumb-freestanding-eabihf", "-mcpu=cortex_m4+vfp4d16sp")
+    monkeypatch.chdir(tmp_path)
+    named = compiler.relative_to(tmp_path) if relative else compiler
+    found = link.find_compiler(find_target("cortex-m4"), shlex.join([str(named), *flags]))
+    assert found.command == (str(compiler), *flags)
+
+
+@pytest.mark.parametrize("cc", ["'cc", " "])
+def test_a_command_that_no_shell_reads_is_refused(cc: str) -> None:
+    with pytest.raises(ToolchainError, match=r"--cc .* is no command: name a C compiler"):
+        link.find_compiler(find_target("cortex-m4"), cc)
+
+
+def test_objects_for_cortex_m_have_the_enums_of_gcc() -> None:
+    objects = link.compile_objects(link.find_compiler(find_target("cortex-m4")), {"a.c": SOURCE})
+    assert arm_attributes(ELFFile(io.BytesIO(objects["a.o"])))["TAG_ABI_ENUM_SIZE"] == 1  # as small as they can be
+
+
+@pytest.mark.parametrize("target", ["cortex-m4", "rpi4", "apple-m1"])
+def test_looking_for_a_compiler_leaves_nothing_behind(target: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    link.find_compiler(find_target(target))
+    assert not list(tmp_path.iterdir())
