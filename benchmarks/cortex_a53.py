@@ -82,6 +82,8 @@ def read(line: str) -> Instruction:
         return Instruction("branch", reads=["flags"] if "." in name else registers)
     if name in ("cmp", "tst"):
         return Instruction("integer", reads=registers, writes={"flags": _LATER["integer"]})
+    if name == "nop":
+        return Instruction("integer")
     target, *others = registers
     if target[0] != "v":
         writes = {target: _LATER["integer"], **({"flags": 1} if name in ("subs", "adds", "ands") else {})}

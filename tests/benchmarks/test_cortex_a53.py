@@ -26,6 +26,7 @@ MEASURED = [
     (["mov v0.d[0], x1", "mov v0.d[1], x2"], 2),
     (["mov v0.d[1], x1", _ADD.format(0)], 3),
     (["str q1, [x0]", _ADD.format(0)], 2),
+    (["nop", "nop"], 1),
 ]
 
 
