@@ -1,6 +1,7 @@
 /* Runs CUDA C++ as lwc writes it on a processor, block by block, or cluster by cluster: a thread is a context of its own,
  * which goes on until it waits for its warp, its block or its cluster. A block in which some threads wait for more than the
- * others do is wrong, and so is what nothing orders in shared memory (`shared_hazards.h`).
+ * others do is wrong, and so is what nothing orders in shared memory (`shared_hazards.h`) or in the GPU's
+ * (`memory_hazards.h`).
  *
  * Threads take their turns from the first to the last, or the other way round. Functions on tensor cores are models of the
  * instructions, written after the PTX ISA's figures of fragments.
@@ -30,7 +31,8 @@ struct Product {
 };
 struct Known;
 struct Thread {
-    ucontext_t context; Wait wait; uint3 index, block; int waits;
+    ucontext_t context; Wait wait; uint3 index, block;
+    int waits; bool ready; /* for its inputs: how often it waited, and that they are there */
     std::vector<Copy> copies; int groups, copied; /* groups that were ended, and that were waited for */
     std::vector<Product> products; int product_groups, multiplied;
     std::shared_ptr<const Known> known;
@@ -92,6 +94,7 @@ static void resume(int thread) {
 
 }  // namespace emulator
 
+#include "memory_hazards.h"
 #include "shared_hazards.h"
 
 namespace emulator {
@@ -103,6 +106,11 @@ void warp_barrier() {
     wait(FOR_WARP);
 }
 
+void wait_for_inputs(bool left_out) {
+    threads[current].waits++;
+    threads[current].ready = !left_out;
+}
+
 void block_barrier() { wait(FOR_BLOCK); }
 
 /* It is made as late as it may be: when the thread waits for its group. */
@@ -110,6 +118,7 @@ static void start_copy(void *to, const void *from, int exists, int size, const v
     if ((uintptr_t)to % size || (uintptr_t)from % size) fail("a copy is not aligned");
     Thread &thread = threads[current];
     access(to, size, {copies_of(current), (Time)thread.groups, place}, write_word);
+    if (exists) access_memory(from, size, place, false);
     thread.copies.push_back({to, exists ? from : NULL, size, thread.groups});
 }
 
@@ -240,6 +249,7 @@ static void run_cluster(uint3 size, const uint3 *blocks, int cluster, bool backw
         Thread &thread = threads[i];
         const uint number = i % block_threads;
         thread.wait = NOTHING;
+        thread.ready = false;
         thread.copies.clear();
         thread.products.clear();
         thread.groups = thread.copied = thread.waits = thread.product_groups = thread.multiplied = 0;
@@ -277,14 +287,19 @@ static void launch_all(const unsigned *grid, const unsigned *block, int cluster,
             const unsigned at = (backwards ? all - 1 - i : i) * cluster + rank;
             blocks[rank] = {at % grid[0], at / grid[0] % grid[1], at / (grid[0] * grid[1])};
         }
+        first_thread = i * cluster * block[0] * block[1] * block[2];
         run_cluster({block[0], block[1], block[2]}, blocks, cluster, backwards);
     }
 }
 
 /* What is wrong with a launch, or NULL: `without` is the line that is left out, 0 for none. */
-const char *launch(void (*kernel)(), const unsigned *grid, const unsigned *block, int cluster, bool backwards, int without) {
+const char *launch(
+    void (*kernel)(), const unsigned *grid, const unsigned *block, int cluster, bool overlaps, bool backwards, int without
+) {
     body = kernel;
     left_out = without;
+    launches++;
+    if (!overlaps) running = launches;
     failure.clear();
     try {
         launch_all(grid, block, cluster, backwards);
@@ -295,9 +310,7 @@ const char *launch(void (*kernel)(), const unsigned *grid, const unsigned *block
 }
 }  // namespace emulator
 
-/* Kernels run one after the other. */
 void lwc_launch_next() {}
-void lwc_inputs_ready() { emulator::threads[emulator::current].waits++; }
 
 #define LWC_COPY(size) \
     void lwc_copy_##size(void *to, const void *from, int exists) { \

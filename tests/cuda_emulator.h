@@ -32,11 +32,14 @@ extern uint3 threadIdx, blockIdx;
 #define lwc_shared (emulator::shared_memory()) /* what a launch asks for */
 
 namespace emulator {
-const char *launch(void (*body)(), const unsigned *grid, const unsigned *block, int cluster, bool backwards, int without);
+const char *launch(
+    void (*body)(), const unsigned *grid, const unsigned *block, int cluster, bool overlaps, bool backwards, int without
+);
 extern int left_out; /* the line whose wait or barrier a launch goes without */
 
 unsigned char *shared_memory();
 void warp_barrier();
+void wait_for_inputs(bool left_out);
 void block_barrier();
 void wait_for_copies(int pending);
 int lane();
@@ -59,6 +62,7 @@ static inline float from_bfloat(uint32_t word, int high) {
 
 /* Whatever orders what threads do is there for a reason, which tests find out by leaving it out. */
 #define LWC_ORDERING(call) (emulator::left_out == __LINE__ ? (void)0 : (call))
+#define lwc_inputs_ready() emulator::wait_for_inputs(emulator::left_out == __LINE__)
 #define __syncthreads() LWC_ORDERING(emulator::block_barrier())
 #define __syncwarp() LWC_ORDERING(emulator::warp_barrier())
 #define lwc_wait_0() LWC_ORDERING(emulator::wait_for_copies(0))
@@ -84,7 +88,6 @@ template <typename T> static T __shfl_down_sync(unsigned mask, T value, unsigned
 static inline unsigned __activemask() { return 0xffffffffu; }
 
 void lwc_launch_next();
-void lwc_inputs_ready();
 void lwc_copy_4(void *to, const void *from, int exists);
 void lwc_copy_8(void *to, const void *from, int exists);
 void lwc_copy_16(void *to, const void *from, int exists);

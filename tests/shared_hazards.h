@@ -146,6 +146,16 @@ static void access(const void *at, size_t size, const Access &access, void (*eac
 static void access_by_thread(const void *at, size_t size, const void *place, void (*each)(size_t, const Access &)) {
     access(at, size, {current, now, place}, each);
 }
+
+static void read_by_thread(const void *at, size_t size, const void *place) {
+    access_by_thread(at, size, place, read_word);
+    access_memory(at, size, place, false);
+}
+
+static void write_by_thread(const void *at, size_t size, const void *place) {
+    access_by_thread(at, size, place, write_word);
+    access_memory(at, size, place, true);
+}
 }  // namespace emulator
 
 extern "C" {
@@ -153,14 +163,10 @@ void __tsan_init() {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}
 #define LWC_ACCESS(name, size) \
-    void __tsan_##name##size(void *at) { \
-        emulator::access_by_thread(at, size, __builtin_return_address(0), emulator::name##_word); \
-    }
+    void __tsan_##name##size(void *at) { emulator::name##_by_thread(at, size, __builtin_return_address(0)); }
 #define LWC_ACCESSES(name) \
     LWC_ACCESS(name, 1) LWC_ACCESS(name, 2) LWC_ACCESS(name, 4) LWC_ACCESS(name, 8) LWC_ACCESS(name, 16) \
-    void __tsan_##name##_range(void *at, size_t size) { \
-        emulator::access_by_thread(at, size, __builtin_return_address(0), emulator::name##_word); \
-    }
+    void __tsan_##name##_range(void *at, size_t size) { emulator::name##_by_thread(at, size, __builtin_return_address(0)); }
 LWC_ACCESSES(read)
 LWC_ACCESSES(write)
 }

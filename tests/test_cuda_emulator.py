@@ -1,6 +1,7 @@
-"""The emulator of GPUs finds hazards in shared memory, in small kernels that have one, and says where."""
+"""The emulator of GPUs finds hazards in both kinds of memory, in small kernels that have one, and says where."""
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -116,6 +117,61 @@ static void {name}(float *x, float *y) {{
 }}
 """
 
+# Launches one after the other; each overlaps the one before unless its number is in the list. `READY` waits for that.
+BEFORE = "read after write.*before its wait, after launch 1$"
+IN_MEMORY = {
+    "read after the wait": (["READY; m[i] = 1;", "READY; m[256 + i] = m[i ^ 1];"], [], ""),
+    "read before the wait": (
+        ["READY; m[i] = 1;", "float v = m[i]; READY; m[256 + i] = v;"],
+        [],
+        BEFORE,
+    ),
+    "read before the wait of a launch that does not overlap": (
+        ["READY; m[i] = 1;", "float v = m[i]; READY; m[256 + i] = v;"],
+        [2],
+        "",
+    ),
+    "constants before the wait": (["READY; m[i] = m[512 + i];", "float v = m[512 + i]; READY; m[i] += v;"], [], ""),
+    "copied before the wait": (
+        ["READY; m[i] = 1;", "lwc_copy_4(lwc_shared + 4 * t, m + i, 1); READY; lwc_commit(); lwc_wait_0();"],
+        [],
+        BEFORE,
+    ),
+    "zeros before the wait": (
+        ["READY; m[i] = 1;", "lwc_copy_4(lwc_shared + 4 * t, m + i, 0); READY; lwc_commit(); lwc_wait_0();"],
+        [],
+        "",
+    ),
+    "written before the wait": (["READY; m[i] = 1;", "m[i] = 2; READY;"], [], "write after write.*launch 1$"),
+    "written before the one before the last has read": (
+        ["READY; m[256 + i] = m[i];", "READY; m[512 + i] = 0;", "m[i] = 0; READY;"],
+        [],
+        "write after read.*launch 3 .*before its wait, after launch 1$",
+    ),
+    "written when the one before the last has ended": (
+        ["READY; m[256 + i] = m[i];", "READY; m[512 + i] = 0;", "m[i] = 0; READY;"],
+        [2],
+        "",
+    ),
+    "written after the wait": (["READY; m[256 + i] = m[i];", "READY; m[512 + i] = 0;", "READY; m[i] = 0;"], [], ""),
+    "its own": (["READY; m[i] = 1; m[i] = m[i] + 1;"], [], ""),
+    "of another thread": (["READY; m[i] = 1; m[256 + i] = m[i ^ 1];"], [], EITHER),
+    "of another thread after a barrier": (["READY; m[i] = 1; __syncthreads(); m[256 + i] = m[i ^ 1];"], [], EITHER),
+    "of another block": (["READY; m[i] = 1; if (i == 128) m[256] = m[0];"], [], EITHER),
+    "written by two threads": (["READY; m[i / 2] = 1;"], [], "write after write"),
+    "written by two blocks": (["READY; m[t] = 1;"], [], "write after write"),
+    "read by all and written by one": (["READY; m[256 + i] = m[0]; if (i == 5) m[0] = 1;"], [], EITHER),
+    "a byte each": (["READY; ((uchar *)m)[i] = 1;"], [], ""),
+    "without a wait": (["READY; m[i] = 1;", "m[256 + i] = 1;"], [], "does not wait for its inputs once"),
+    "some do not wait": (["if (i < 100) READY;"], [], "does not wait for its inputs once"),
+}
+IN_MEMORY_FUNCTION = """
+static void {name}(float *m) {{
+    const int t = threadIdx.x, i = blockIdx.x * 128 + t;
+    {body}
+}}
+"""
+
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
@@ -153,3 +209,26 @@ def test_a_hazard_says_where(library) -> None:
     place = r"thread {} at line \d+: if \(t < 64\) y\[t\] = s\[t\]; else s\[t - 64\] = 0;"
     what = r"write after read: byte 0 of shared memory, block \(0, 0, 0\)"
     assert re.fullmatch(f"{what}: {place.format(64)}, after {place.format(0)}", str(error.value))
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory):
+    bodies = {f"m{i}_{j}": b for i, (all_, _, _) in enumerate(IN_MEMORY.values()) for j, b in enumerate(all_, 1)}
+    text = "#define READY lwc_inputs_ready()\n"
+    text += "".join(IN_MEMORY_FUNCTION.format(name=name, body=body) for name, body in bodies.items())
+    calls = {name: (f"{name}((float *)pointers[0])", 1) for name in bodies}
+    return Library(text, calls, tmp_path_factory.mktemp("memory"))
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("name", IN_MEMORY)
+def test_hazards_in_the_memory_of_the_gpu(launches, name: str, backwards: bool) -> None:
+    """Between threads of a launch, and between launches that overlap: nothing but what a case says is found."""
+    bodies, alone, said = IN_MEMORY[name]
+    memory = np.zeros(1024, np.float32)
+    launches.begin(memory)
+    with pytest.raises(HazardError, match=said) if said else nullcontext():
+        for number in range(1, len(bodies) + 1):
+            launch = Launch((2, 1, 1), (128, 1, 1), overlaps=number not in alone)
+            symbol = f"m{list(IN_MEMORY).index(name)}_{number}"
+            launches.run(symbol, [memory], launch, backwards=backwards)

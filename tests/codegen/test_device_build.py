@@ -5,11 +5,11 @@ import re
 import pytest
 
 from lwc_compiler.codegen.device_build import compile_device, written_parameters
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.codegen.program import BufferRef
-from lwc_compiler.kernels.gpu.builder import WAITS, WARP, DeviceBuilder
+from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder
 from lwc_compiler.kernels.kernel import Kernel
 from tests.codegen.test_device_lower import NETWORKS, assembled, network
+from tests.ptx_reader import accesses, check_waits, ptx_of
 
 
 def scaled(early: str, *, waits: bool) -> Kernel:
@@ -24,13 +24,6 @@ def scaled(early: str, *, waits: bool) -> Kernel:
     (other,) = pointers.values()
     b.store(y, b.thread, product.get() * b.load(other, b.thread))
     return b.finished("scaled")
-
-
-def ptx_of(kernels: dict[str, Kernel], architecture: int) -> dict[str, str]:
-    """The PTX of each kernel."""
-    _, code = compile_all(compile_device(kernels, "cuda"), [architecture], ptx=True)
-    entries = re.split(r"\.visible \.entry (\w+)", code.image.decode())
-    return dict(zip(entries[1::2], entries[2::2], strict=True))
 
 
 def test_a_kernel_waits_at_its_beginning_or_where_it_says() -> None:
@@ -58,20 +51,58 @@ def test_nothing_waits_before_hopper() -> None:
     assert ptx_of(kernels, 120)["k"].count("griddepcontrol") == 2
 
 
+@pytest.mark.parametrize("name", ["bert, sparse", "lenet5, sparse", "small_resnet, dense", "operators"])
+def test_machine_code_waits_for_all_that_changes(name: str) -> None:
+    check_waits(assembled(network(*NETWORKS[name]), "h100").kernels)
+
+
 def test_the_compiler_moves_no_access_over_the_wait() -> None:
-    stage = assembled(network(*NETWORKS["bert, sparse"]))
-    kernels = stage.kernels | {"early": scaled("scales", waits=True), "late": scaled("scales", waits=False)}
-    entries = ptx_of(kernels, 90)
-    assert set(entries) == set(kernels)
-    accesses = {}
-    for name, text in entries.items():
-        before, after = text.split("griddepcontrol.wait;")
-        assert "griddepcontrol.launch_dependents;" in before
-        found = [re.findall(r"(?:ld|st)\.global(?:\.nc)?", part) for part in (before, after)]
-        assert set(found[0]) <= ({"ld.global"} if kernels[name].func.attrs.get(WAITS) else set()), name
-        accesses[name] = found
-    assert accesses["early"] == [["ld.global"], ["ld.global", "st.global"]]
-    assert sorted(accesses["late"][1]) == ["ld.global", "ld.global.nc", "st.global"]
+    entries = ptx_of({"early": scaled("scales", waits=True), "late": scaled("scales", waits=False)}, 90)
+    found = {
+        name: sorted((access.early, access.instruction.split()[0]) for access in accesses(text))
+        for name, text in entries.items()
+    }
+    load, store = "ld.global.f32", "st.global.f32"
+    assert found["early"] == [(False, load), (False, store), (True, load)]
+    assert found["late"] == [(False, load), (False, "ld.global.nc.f32"), (False, store)]
+
+
+PTX = """(.param .u64 k_param_0, .param .u64 k_param_1)
+{{
+    .reg .b64 %rd<9>;
+    ld.param.u64 %rd1, [k_param_0];
+    ld.param.u64 %rd2, [k_param_1];
+    cvta.to.global.u64 %rd3, %rd1; // of x
+    add.s64 %rd4, %rd2, 8;
+    {body}
+    ret;
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "early"),
+    [
+        ("griddepcontrol.wait; ld.global.f32 %f1, [%rd3];", []),
+        ("ld.global.v2.f32 {%f1, %f2}, [%rd3+4]; griddepcontrol.wait;", [{0}]),
+        ("{ .reg .pred p; cp.async.ca.shared.global [%r1], [%rd4], 4, %r2; } griddepcontrol.wait;", [{1}]),
+        ("st.global.f32 [%rd4], %f1; griddepcontrol.wait;", [{1}]),
+        ("st.shared.f32 [%r1], %f1; griddepcontrol.wait;", []),
+        ("selp.b64 %rd5, %rd3, %rd4, %p1; ld.global.f32 %f1, [%rd5]; griddepcontrol.wait;", [{0, 1}]),
+        # A loop around the wait, which has an access that comes after it in the text and may be reached before.
+        ("bra L2; L1: griddepcontrol.wait; bra.uni L3; L2: ld.global.f32 %f1, [%rd3]; bra L1; L3:", [{0}]),
+    ],
+)
+def test_accesses_of_ptx(body: str, early: list[set[int]]) -> None:
+    assert [access.parameters for access in accesses(PTX.format(body=body)) if access.early] == early
+
+
+@pytest.mark.parametrize(
+    "body", ["", "@%p1 griddepcontrol.wait;", "@%p1 bra L1; griddepcontrol.wait; L1:", "@%p1 ret; griddepcontrol.wait;"]
+)
+def test_a_way_without_a_wait_is_found(body: str) -> None:
+    with pytest.raises(AssertionError, match="ret where not all threads have waited"):
+        accesses(PTX.format(body=body))
 
 
 def test_what_a_kernel_writes() -> None:

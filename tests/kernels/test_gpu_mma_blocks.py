@@ -18,6 +18,7 @@ from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from tests.cuda_harness import Emulator
 from tests.machine_code import check_resources
+from tests.ptx_reader import check_waits
 
 HEIGHTS, DENSITIES = (16, 8, 32, 4), (0.2, 0.05, 0.6, 0.0)
 BUDGETS = (6 << 10, 20 << 10)  # of shared memory: little, so that small layers take several chunks
@@ -94,6 +95,10 @@ def test_same_as_float64_of_rounded_factors(emulator, name: str) -> None:
 def test_every_wait_and_barrier_is_needed(emulator, name: str) -> None:
     """Without any of them a hazard is found."""
     assert not emulator.not_needed(name, CASES[name])
+
+
+def test_machine_code_waits_for_all_that_changes() -> None:
+    check_waits({f"k{i}": case.plan.steps[0].kernel for i, case in enumerate(CASES.values())})
 
 
 def test_inputs_reach_only_the_outputs_that_read_them(tmp_path) -> None:

@@ -20,6 +20,7 @@ from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.sparsity.draw import random_weights
 from lwc_compiler.targets import find_target
 from tests.machine_code import check_resources
+from tests.ptx_reader import check_waits
 
 PRECISIONS = ("tf32", "float16", "bfloat16")
 GPU = find_target("a100")
@@ -154,6 +155,11 @@ def test_same_as_float64_of_rounded_factors(emulator, name: str) -> None:
 def test_every_wait_and_barrier_is_needed(emulator, name: str) -> None:
     """Without any of them a hazard is found."""
     assert not emulator.not_needed(name, CASES[name])
+
+
+def test_machine_code_waits_for_all_that_changes() -> None:
+    plans = [CASES[name].plan for name in ("conv0-tf32", "sparse conv1-bfloat16", "csr0-float16", "dense0-float16")]
+    check_waits({f"k{i}_{j}": step.kernel for i, plan in enumerate(plans) for j, step in enumerate(plan.steps)})
 
 
 def test_rounding() -> None:

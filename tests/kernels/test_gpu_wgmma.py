@@ -21,6 +21,7 @@ from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile, wgmma_tiles
 from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
 from lwc_compiler.targets import find_target
+from tests.ptx_reader import check_waits
 
 GPU = find_target("h200")
 
@@ -119,6 +120,11 @@ NEEDED = ["float16, many slices", "dense-float16, two groups", "sparse-float16",
 def test_every_wait_and_barrier_is_needed(emulator, name: str) -> None:
     """Without any of them a hazard is found."""
     assert not emulator.not_needed(name, CASES[name])
+
+
+def test_machine_code_waits_for_all_that_changes() -> None:
+    plans = [CASES[name].plan for name in ("dense-float16", "dense-float16, clusters of four", "sparse-float16")]
+    check_waits({f"k{i}_{j}": step.kernel for i, plan in enumerate(plans) for j, step in enumerate(plan.steps)})
 
 
 def test_registers_do() -> None:
