@@ -7,7 +7,7 @@ import pytest
 from lwc_compiler.codegen.device_build import written_parameters
 from lwc_compiler.codegen.memory import plan_workspace
 from lwc_compiler.codegen.program import BufferRef, Stage
-from lwc_compiler.passes.lower import _specs
+from lwc_compiler.passes.lower import tensor_specs
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from lwc_compiler.runtime.verify import TOLERANCE, relative_error
 from tests.codegen.test_device_lower import NETWORKS, assembled, network
@@ -55,7 +55,7 @@ def depends(stage: Stage) -> list[bool]:
 def case(request, tmp_path_factory):
     model = network(*NETWORKS[request.param])
     stage = all_overlapping(assembled(model, "h100"))
-    inputs = random_inputs(model.proto, _specs(model.proto.graph.input), 0)
+    inputs = random_inputs(model.proto, tensor_specs(model.proto.graph.input), 0)
     return model, stage, inputs, Network(stage, tmp_path_factory.mktemp("network"))
 
 
