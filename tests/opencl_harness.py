@@ -12,6 +12,9 @@ from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Plan, Scratch
 
 _READ_ONLY, _WRITABLE = 0xFFFFFFFF, 0xFFA5A5A5  # NaNs as float32, as in `harness`
 _GUARD_BYTES = 4096
+# PoCL's optimizer makes wrong code on processors that are newer than it (seen on AMD's family 25, model 17): kernels
+# crash there or give other sums, which are right without it, and by the emulator of CUDA.
+_OPTIONS = ["-cl-opt-disable"]
 # Functions that TVM calls by their names in C.
 _C_NAMES = "#define atanf atan\n#define tanf tan\n"
 
@@ -31,7 +34,7 @@ class Device:
         """Symbol -> kernel that can be launched."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what PoCL's compiler says
-            program = self.cl.Program(self.context, _C_NAMES + compile_device(kernels, "opencl")).build()
+            program = self.cl.Program(self.context, _C_NAMES + compile_device(kernels, "opencl")).build(_OPTIONS)
         return {symbol: self.cl.Kernel(program, symbol) for symbol in kernels}
 
     def launch(self, function, kernel: Kernel, buffers: "list[DeviceBuffer]") -> None:
