@@ -221,6 +221,8 @@ def read_artifact(directory: str | Path) -> Artifact:
         ArtifactError: there is no artifact, it is damaged, or a lwc with another layout made it.
     """
     directory = Path(directory)
+    if directory.is_file():
+        raise ArtifactError(f"{directory} is a file; an artifact is the directory that lwc compile writes")
     if not directory.is_dir():
         raise ArtifactError(f"there is no artifact directory {directory}")
     try:

@@ -233,6 +233,11 @@ def test_full_disk_leaves_nothing(tmp_path):
 def test_what_is_no_artifact_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match=r"there is no artifact directory"):
         read_artifact(tmp_path / "none")
+    (tmp_path / "model.onnx").write_bytes(b"")
+    with pytest.raises(
+        ArtifactError, match=r"model.onnx is a file; an artifact is the directory that lwc compile writes$"
+    ):
+        read_artifact(tmp_path / "model.onnx")
     with pytest.raises(ArtifactError, match=r"not an lwc artifact: it has no manifest.json$"):
         read_artifact(tmp_path)
     for name in ("b.lwc", "a.lwc"):
