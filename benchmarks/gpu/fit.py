@@ -122,7 +122,8 @@ def _cases(gpu: Gpu) -> Iterator[Checked]:
             yield _checked(layer, task, plan, "taps", tile, {"steps": steps})
         for precision in ("float32", "tf32", "float16"):
             precise = dataclasses.replace(gpu, precision=precision)
-            products = list(cuts.product_tiles(weight, geometry, x_strides, y_strides, precise))
+            sparse = cuts.in_half(weight, precise)
+            products = list(cuts.product_tiles(geometry, x_strides, y_strides, precise, half=sparse))
             for product in chosen(products, lambda t: product_cost.product_seconds(t, gpu)):
                 if isinstance(product, GemmTile) != (precision == "float32"):
                     continue

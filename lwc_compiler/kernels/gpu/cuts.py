@@ -53,21 +53,29 @@ GEMM_TILES = (
 DEPTHS = (16, 32)  # products of a sum between two barriers
 
 
+def in_half(weight: NDArray[np.float32], gpu: Gpu) -> bool:
+    """Whether sparse tensor cores can multiply the weights, of which they skip half."""
+    return gpu.precision in _IN_HALF and gpu.architectures[0] >= _AMPERE and is_sparse(weight)
+
+
 def product_tiles(
-    weight: NDArray[np.float32],
-    geometry: ConvGeometry,
-    x_strides: tuple[int, ...],
-    y_strides: tuple[int, ...],
-    gpu: Gpu,
+    geometry: ConvGeometry, x_strides: tuple[int, ...], y_strides: tuple[int, ...], gpu: Gpu, *, half: bool
 ) -> Iterator[GemmTile | MmaTile]:
-    """Cuts that fit shared memory: for single numbers, and in less than float32 for tensor cores."""
+    """Cuts that fit shared memory: for single numbers, and in less than float32 for tensor cores.
+
+    Args:
+        geometry: of the layer.
+        x_strides: of the input.
+        y_strides: of the output.
+        gpu: which.
+        half: `in_half` holds for the weights.
+    """
     for (outputs, pixels, *each), depth, splits in itertools.product(GEMM_TILES, DEPTHS, _SPLITS):
         gemm = GemmTile(geometry, x_strides, y_strides, outputs, pixels, depth, splits, *each)
         if fits(gemm):
             yield gemm
     if gpu.precision == "float32":
         return
-    half = gpu.precision in _IN_HALF and gpu.architectures[0] >= _AMPERE and is_sparse(weight)
     cuts = itertools.product(MMA_TILES, DEPTHS, _SPLITS, (False, True) if half else (False,))
     for (outputs, pixels, *warp), depth, splits, sparse in cuts:
         mma = MmaTile(geometry, x_strides, y_strides, outputs, pixels, depth, splits, gpu.precision, sparse, *warp)

@@ -19,11 +19,10 @@ from lwc_compiler.kernels.gpu.candidates import (
     tap_candidate,
     wgmma_candidate,
 )
-from lwc_compiler.kernels.gpu.cuts import matvec_tiles, product_tiles, shared_budgets, tap_tiles
+from lwc_compiler.kernels.gpu.cuts import in_half, matvec_tiles, product_tiles, shared_budgets, tap_tiles
 from lwc_compiler.kernels.gpu.depthwise import rows_of_thread
 from lwc_compiler.kernels.gpu.gemm import GemmTile
 from lwc_compiler.kernels.gpu.lists import MOST_FILLED
-from lwc_compiler.kernels.gpu.mma import is_sparse
 from lwc_compiler.kernels.gpu.mma_blocks_tiles import block_height, mma_blocks_tiles
 from lwc_compiler.kernels.gpu.wgmma_layout import wgmma_tiles
 from lwc_compiler.kernels.kernel import Plan
@@ -110,13 +109,13 @@ def _candidates(
     gpu: Gpu,
 ) -> list[Candidate]:
     """The ways to compute a convolution of two dimensions or more that is not depthwise."""
-    candidates = []
-    for tile in product_tiles(weight, geometry, x_strides, y_strides, gpu):
+    candidates, half = [], in_half(weight, gpu)
+    for tile in product_tiles(geometry, x_strides, y_strides, gpu, half=half):
         if isinstance(tile, GemmTile):
             candidates.append(gemm_candidate(weight, tile, epilogue, gpu))
         else:
             candidates.append(mma_candidate(weight, tile, epilogue, gpu))
-    on_hopper = wgmma_tiles(geometry, x_strides, y_strides, gpu, half=is_sparse(weight))
+    on_hopper = wgmma_tiles(geometry, x_strides, y_strides, gpu, half=half)
     candidates += [wgmma_candidate(weight, tile, epilogue, gpu) for tile in on_hopper]
     if np.all(weight):
         return candidates

@@ -172,7 +172,7 @@ def wgmma_tiles(
         x_strides: of the input.
         y_strides: of the output.
         gpu: which.
-        half: `is_sparse` holds for the weights.
+        half: `in_half` holds for the weights.
     """
     g, in_row = geometry, 4 * ROW // (4 if gpu.precision == "tf32" else 2)
     if gpu.architectures != (_HOPPER,) or gpu.precision == "float32" or g.groups > 1:
