@@ -51,7 +51,7 @@ types: .venv/test.stamp
 	$(BIN)/mypy
 
 unit: .venv/test.stamp
-	$(BIN)/python -m tests.fetch_models
+	$(BIN)/python -m tests.wheels
 	$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 # The theme prints news about its successor unless this is set.

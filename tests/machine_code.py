@@ -2,7 +2,7 @@
 
 import math
 
-from lwc_compiler.codegen.nvrtc import Code
+from lwc_compiler.codegen.cuda_compiler import Code
 from lwc_compiler.kernels.kernel import Kernel
 
 _REGISTERS = 65536  # of a multiprocessor, and the most of a block

@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_build import compile_device, written_parameters
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu.builder import CONSTANTS, WAITS
 from lwc_compiler.kernels.kernel import Kernel
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.models import lenet5, lenet300
-from tests.fetch_models import read_member
+from tests.wheels import read_member
 
 Array = NDArray[Any]
 LIGHT = (

@@ -26,7 +26,7 @@ from scipy.optimize import least_squares
 from benchmarks.gpu.bundle import Writer
 from benchmarks.gpu.layers import Checked, Layer, Made, made, square
 from benchmarks.gpu.prepare import pack_cases
-from lwc_compiler.codegen.nvrtc import nvrtc_version
+from lwc_compiler.codegen.cuda_compiler import find_cuda_compiler
 from lwc_compiler.kernels.gpu import candidates, cuts, matvec_cost, mma_blocks_cost, product_cost, taps_cost, wgmma_cost
 from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.gemm import GemmTile
@@ -94,8 +94,9 @@ def prepare(output: Path) -> None:
     """Writes the file with all cuts."""
     target = find_target("h100")
     output.parent.mkdir(parents=True, exist_ok=True)
+    compiler = find_cuda_compiler(target.gpu.architectures)
     with Writer(output) as writer:
-        writer.table["made"] = {"lwc": __version__, "target": target.name, "compiler": nvrtc_version()}
+        writer.table["made"] = {"lwc": __version__, "target": target.name, "compiler": str(compiler)}
         assert target.gpu is not None
         writer.table["layers"] = pack_cases(writer, list(_cases(target.gpu)), target)
     print(f"{output}: {output.stat().st_size / 2**20:.1f} MiB")

@@ -34,8 +34,8 @@ from benchmarks.gpu.layers import (
 )
 from benchmarks.models import MODELS
 from benchmarks.variants import HAN, make_variant, set_batch
+from lwc_compiler.codegen.cuda_compiler import compile_all, find_cuda_compiler
 from lwc_compiler.codegen.device_build import compile_device
-from lwc_compiler.codegen.nvrtc import compile_all, nvrtc_version
 from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Plan, Scratch
 from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import lower
@@ -72,8 +72,9 @@ def main() -> None:
     options = parser.parse_args()
     target = find_target(options.target)
     options.output.parent.mkdir(parents=True, exist_ok=True)
+    compiler = find_cuda_compiler(target.gpu.architectures)
     with Writer(options.output) as writer:
-        writer.table["made"] = {"lwc": __version__, "target": target.name, "compiler": nvrtc_version()}
+        writer.table["made"] = {"lwc": __version__, "target": target.name, "compiler": str(compiler)}
         writer.table["checks"] = pack_cases(writer, test_cases(target), target)
         pack_layers(writer, () if options.without_layers else LAYERS, target)
         writer.table["networks"] = [

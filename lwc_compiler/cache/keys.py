@@ -48,7 +48,7 @@ def model_key(model: Model, recipe: Recipe) -> str:
 
 
 def artifact_key(
-    model_key: str, source_sha256: str, recipe: Recipe, target: Target, compiler: Compiler, cpu: str
+    model_key: str, source_sha256: str, recipe: Recipe, target: Target, compiler: Compiler, cuda: str, cpu: str
 ) -> str:
     """The key of the artifact that a recipe makes of a model.
 
@@ -58,6 +58,7 @@ def artifact_key(
         recipe: the whole of it is in the manifest.
         target: that the code is made for.
         compiler: that links it.
+        cuda: NVIDIA's compiler, for a GPU; else empty.
         cpu: the processor that kernels are measured on; empty where none are.
     """
     return _key(
@@ -67,6 +68,7 @@ def artifact_key(
         options=recipe.model_dump(mode="json"),
         target=asdict(target),
         compiler=asdict(compiler),
+        cuda=cuda,
         cpu=cpu,
     )
 
@@ -108,7 +110,7 @@ def _data(recipe: Recipe) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     """Of lwc, with its code, and of everything it builds on."""
     versions = {"lwc": __version__, "code": _code(), "machine": platform.machine(), **tool_versions()}
-    for package in ("matplotlib", "pillow", "nvidia-cuda-nvrtc"):
+    for package in ("matplotlib", "pillow"):
         with suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
     return versions

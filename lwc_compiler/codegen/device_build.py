@@ -40,6 +40,7 @@ _CUDA_PROLOGUE = """\
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 typedef unsigned int uint;
+#ifdef __CUDACC_RTC__ /* nvcc has these */
 typedef signed char int8_t;
 typedef short int16_t;
 typedef int int32_t;
@@ -48,6 +49,7 @@ typedef unsigned char uint8_t;
 typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
+#endif
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)
 #define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
@@ -69,7 +71,7 @@ _DYNAMIC = "extern __shared__ __align__(1024) uchar lwc_shared[];"  # what matri
 _NAME = re.compile(r"\blwc_\w+")
 _ENTRY = 'extern "C" __global__'
 _BOUNDS = re.compile(r"__launch_bounds__\((\d+)\) (\w+)\(")
-_SIGNATURE = re.compile(rf"({_ENTRY} .*\b)(\w+)\(([^()]*)\)(;| {{)")
+_SIGNATURE = re.compile(rf"({_ENTRY} .*\b)(\w+)\(([^()]*)\) {{")
 
 
 def _with_barriers(func: PrimFunc, _module: tvm.IRModule, _context: tvm.ir.transform.PassContext) -> PrimFunc:
@@ -145,12 +147,15 @@ def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
     What another kernel may still write while this one begins is no `__restrict__` pointer that is only read: the
     compiler would be free to read it before it is there, and in instructions that do not see it change. Constants are
     none in a kernel that says where it waits: NVIDIA's compiler moves loads of what never changes behind the wait.
+
+    Functions are not declared first, as no other calls them: CUDA 12's compiler refuses `__cluster_dims__` there.
     """
     functions = []
     for function in re.split(rf"^(?={_ENTRY})", text, flags=re.MULTILINE)[1:]:
         found = _SIGNATURE.match(function)
-        assert found is not None
-        start, symbol, operands, end = found.groups()
+        if found is None:  # a declaration
+            continue
+        start, symbol, operands = found.groups()
         body = function[found.end() :]
         func = kernels[symbol].func
         waits = bool(func.attrs.get(WAITS, False))
@@ -159,10 +164,9 @@ def _overlapping(text: str, kernels: Mapping[str, Kernel]) -> str:
             operand if number in restricted else operand.replace("__restrict__ ", "")
             for number, operand in enumerate(operands.split(", "))
         ]
-        if end == " {":
-            body = _with_dynamic_memory(body) if _launch(kernels[symbol]).dynamic_bytes else body
-            body = "\n  lwc_launch_next();" + ("" if waits else "\n  lwc_inputs_ready();") + body
-        functions.append(f"{start}{symbol}({', '.join(pointers)}){end}{body}")
+        body = _with_dynamic_memory(body) if _launch(kernels[symbol]).dynamic_bytes else body
+        body = "\n  lwc_launch_next();" + ("" if waits else "\n  lwc_inputs_ready();") + body
+        functions.append(f"{start}{symbol}({', '.join(pointers)}) {{{body}")
     return "".join(functions)
 
 

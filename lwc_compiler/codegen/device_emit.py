@@ -17,12 +17,11 @@ from lwc_compiler.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lwc_compiler.codegen.nvrtc import Code
+    from lwc_compiler.codegen.cuda_compiler import Code
     from lwc_compiler.codegen.program import Ref, Stage
     from lwc_compiler.codegen.result import TensorSpec
     from lwc_compiler.targets.target import Target
 
-_DRIVER = 13000  # of CUDA 13, whose compiler made the code
 _LOAD_BYTES = 16  # of the longest load or store of a thread
 
 
@@ -58,6 +57,7 @@ _PROLOGUE = """\
 #define LWC_WEIGHT_BYTES {weight_bytes}ull
 #define LWC_ARENA_BYTES {arena_bytes}ull
 #define LWC_CUDA {driver}
+#define LWC_CUDA_NAME "{driver_name}"
 
 """
 
@@ -128,6 +128,7 @@ def emit_device(
     constants = [weights.offset(constant) for constant in stage.constants]
     offsets, arena = plan_workspace(stage)
     weight_bytes = len(weights.data) + SLACK_BYTES
+    driver = max((code.driver for code in codes), default=0)
     tensors = _tensor_numbers(stage)
 
     def place(ref: Ref, size: int = 0) -> str:
@@ -158,7 +159,8 @@ def emit_device(
         operands=max((len(call.args) for call in stage.calls), default=1),
         weight_bytes=weight_bytes,
         arena_bytes=max(arena, ALIGNMENT_BYTES),
-        driver=_DRIVER,
+        driver=driver,
+        driver_name=f"{driver // 1000}.{driver % 1000 // 10}",
         load_bytes=_LOAD_BYTES,
     )
     files = {"weights.bin": bytes(weights.data) + bytes(SLACK_BYTES)}

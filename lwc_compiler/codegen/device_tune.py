@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lwc_compiler.codegen.cuda_compiler import compile_all, find_cuda_compiler
 from lwc_compiler.codegen.device_build import compile_device
-from lwc_compiler.codegen.nvrtc import compile_all, nvrtc_version
 from lwc_compiler.codegen.tune import Timings, distinct_kernels, fastest_of, promising
 from lwc_compiler.errors import TargetError
 from lwc_compiler.kernels.choice import predicted, proven
@@ -83,7 +83,7 @@ class DeviceTuner:
         assert code is not None
         self._gpu, (self._architecture, self._ptx), self._name = target.gpu, code, str(gpu["name"])
         self._count = count
-        self._timings = Timings(target, nvrtc_version())
+        self._timings = Timings(target, str(find_cuda_compiler([self._architecture])))
         self._waiting: dict[tuple[str, str], _Waiting] = {}
         self._any = False  # plan that was given without having been measured
 

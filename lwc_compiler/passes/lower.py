@@ -65,14 +65,15 @@ def lower_static(model: Model, options: LowerOptions) -> Lowered:
     check_estimate(model, target, options.weight_type)
 
     # TVM takes a second to import: everything that can be refused without it has been by now.
+    from lwc_compiler.codegen.cuda_compiler import find_cuda_compiler
     from lwc_compiler.codegen.frontend import check_supported
     from lwc_compiler.codegen.link import find_compiler
-    from lwc_compiler.codegen.nvrtc import nvrtc_version
 
     if target.gpu is not None:
-        target = replace(target, gpu=replace(target.gpu, precision=options.precision))
+        gpu = replace(target.gpu, precision=options.precision)
+        target = replace(target, gpu=gpu)
         check_for_device(model.proto.graph, options)
-        nvrtc_version()
+        find_cuda_compiler(gpu.architectures)
     check_supported(model.proto)
     compiler = None if target.source else find_compiler(target, options.cc)
     chosen = []
@@ -212,15 +213,15 @@ def assemble_parts(parts: Sequence[Part], prefix: str, target: Target) -> list[S
 def _lower_device(model: Model, target: Target, options: LowerOptions, part: Part) -> Lowered:
     """`lower_parts` for a target with a GPU."""
     from lwc_compiler.codegen.c_text import c_identifier
+    from lwc_compiler.codegen.cuda_compiler import compile_all, find_cuda_compiler
     from lwc_compiler.codegen.device_build import check_launches, compile_device
     from lwc_compiler.codegen.device_emit import emit_device
     from lwc_compiler.codegen.header import emit_device_header
     from lwc_compiler.codegen.link import compile_objects, find_compiler, link_library, make_archive
-    from lwc_compiler.codegen.nvrtc import compile_all, nvrtc_version
 
     assert target.gpu is not None
     gpu = target.gpu
-    compiler, nvrtc = find_compiler(target, options.cc), nvrtc_version()
+    compiler, cuda = find_compiler(target, options.cc), find_cuda_compiler(gpu.architectures)
     inputs, outputs = tensor_specs(model.proto.graph.input), tensor_specs(model.proto.graph.output)
     symbol = c_identifier(model.name)
     (stage,) = assemble_parts([part], f"{symbol}_kernel", target)
@@ -247,7 +248,7 @@ def _lower_device(model: Model, target: Target, options: LowerOptions, part: Par
         programs=(ProgramInfo(target.name, Program((stage,)).steps),),
         target=target.name,
         threads=options.threads,
-        compiler=f"{compiler.version}; {nvrtc}",
+        compiler=f"{compiler.version}; {cuda}",
         precision=options.precision,
     )
 

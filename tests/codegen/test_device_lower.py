@@ -9,13 +9,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler as lwc
 from benchmarks.models import Network, alexnet, bert, lenet5, mobilenet_v2, resnet50
-from lwc_compiler.codegen import nvrtc
+from lwc_compiler.codegen import cuda_compiler
 from lwc_compiler.codegen.assemble import assemble
 from lwc_compiler.codegen.batch import cut_batch
+from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_build import check_launches, compile_device
 from lwc_compiler.codegen.frontend import import_onnx
 from lwc_compiler.codegen.layers import layer_call
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.errors import OptionError, TargetError, ToolchainError, UnsupportedError
 from lwc_compiler.kernels.choice import predicted
 from lwc_compiler.kernels.kernel import Kernel, Launch
@@ -184,10 +184,10 @@ def test_without_a_gpu_an_artifact_is_refused_in_words(lwc, mlp, tmp_path) -> No
 def test_the_same_network_gives_the_same_bytes(monkeypatch) -> None:
     """The text of the kernels stands for their machine code: of one text NVRTC makes another code once in a while."""
 
-    def texts(source: str, architectures, **_further) -> list[nvrtc.Code]:
-        return [nvrtc.Code(architecture, False, source.encode(), {}) for architecture in architectures]
+    def texts(source: str, architectures, **_further) -> list[cuda_compiler.Code]:
+        return [cuda_compiler.Code(architecture, False, 13000, source.encode(), {}) for architecture in architectures]
 
-    monkeypatch.setattr(nvrtc, "compile_all", texts)
+    monkeypatch.setattr(cuda_compiler, "compile_all", texts)
     options = LowerOptions(target="cuda:sm_80")
     first, second = (lower(Model(lenet5(), "net"), options) for _ in range(2))
     assert first.library == second.library
@@ -262,19 +262,19 @@ def test_a_network_larger_than_the_gpu_is_refused(monkeypatch) -> None:
         lower(Model(lenet5(), "net"), LowerOptions(target="t4"))
 
 
-def test_nvrtc_missing_is_said_before_any_work(monkeypatch, mlp, tmp_path) -> None:
-    monkeypatch.setattr(nvrtc, "PACKAGE", "nvidia-cuda-none")
-    nvrtc._library.cache_clear()
-    with pytest.raises(ToolchainError, match=r"needs the package nvidia-cuda-none: `pip install lwc-compiler\[cuda\]`"):
+def test_no_compiler_for_gpus_is_said_before_any_work(monkeypatch, mlp, tmp_path) -> None:
+    monkeypatch.setattr(cuda_compiler, "PACKAGES", ("nvidia-cuda-none",))
+    monkeypatch.setattr(cuda_compiler, "_find_nvcc", lambda: None)
+    said = r"needs NVIDIA's compiler: `pip install 'lwc-compiler\[cuda\]'`, or .cuda12. for .*, or CUDA's nvcc on PATH"
+    with pytest.raises(ToolchainError, match=said):
         lwc.compile(mlp, tmp_path / "out", lwc.Recipe(lower=LowerOptions(target="cuda")))
     assert not (tmp_path / "out").exists()
-    nvrtc._library.cache_clear()
 
 
 def test_source_that_does_not_compile_is_an_error() -> None:
-    with pytest.raises(ToolchainError, match=r"could not compile for sm_80 \(NVRTC_ERROR_COMPILATION\)[^$]*error"):
+    with pytest.raises(ToolchainError, match=r"could not compile for sm_80: NVRTC_ERROR_COMPILATION[^$]*error"):
         compile_all("nonsense", [80], ptx=False)
-    with pytest.raises(ToolchainError, match=r"could not compile for sm_9999 \(NVRTC_ERROR_INVALID_OPTION\).*newer"):
+    with pytest.raises(ToolchainError, match=r"NVRTC 13\.\d+ has no code for sm_9999.*newer"):
         compile_all("", [9999], ptx=False)
 
 

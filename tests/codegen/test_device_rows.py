@@ -5,9 +5,9 @@ import pytest
 
 from benchmarks.models import Network
 from lwc_compiler.codegen.assemble import assemble
+from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_build import compile_device
 from lwc_compiler.codegen.frontend import import_onnx
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.codegen.program import BufferRef, ConstantRef, Stage
 from lwc_compiler.kernels.kernel import Constant, Input, Output, Plan, Step
 from lwc_compiler.model import Model

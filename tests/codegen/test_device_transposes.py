@@ -5,8 +5,8 @@ import pytest
 from test_device_rows import lowered, plan
 
 from benchmarks.models import Network
+from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_build import compile_device
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.passes.lower import tensor_specs
 from lwc_compiler.runtime.reference import random_inputs, reference_session
 from tests.cuda_harness import Emulator

@@ -11,9 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lwc_compiler as lwc
-from lwc_compiler.codegen import nvrtc
+from lwc_compiler.codegen import cuda_compiler
+from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_tune import _TOGETHER, DeviceTuner
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.codegen.tune import promising
 from lwc_compiler.errors import TargetError
 from lwc_compiler.kernels.choice import Candidate, Pick, Task, predicted
@@ -410,7 +410,7 @@ def test_a_network_has_what_was_measured(tmp_path, offered, monkeypatch) -> None
 
     Of one text NVRTC makes another code once in a while: so it is asked once.
     """
-    monkeypatch.setattr(nvrtc, "compile_all", lambda text, to, **_further: compile_once(text, tuple(to)))
+    monkeypatch.setattr(cuda_compiler, "compile_all", lambda text, to, **_further: compile_once(text, tuple(to)))
     tried = promising(offered[1], COUNT)
     fast = shape(tried[-1])
     take_times(tmp_path, dict.fromkeys(map(shape, tried), 9.0) | {fast: 0.1})

@@ -11,8 +11,8 @@ from test_conv import CONVOLUTIONS, conv, make_case, random_layout, random_layou
 from test_matmul import PRODUCTS
 from test_matmul import make_case as make_product
 
+from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_build import compile_device
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import candidates, cuts
 from lwc_compiler.kernels.gpu.builder import WARP, strides_of
 from lwc_compiler.kernels.gpu.gemm import GemmTile

@@ -7,8 +7,8 @@ import pytest
 from harness import Case
 from test_gpu_batched import ARCHITECTURES, GPU, HEADS, HEADS_SWAPPED, PLAIN, SWAPPED, lying
 
+from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_build import compile_device
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import attention
 from lwc_compiler.kernels.gpu.attention import Attention, AttentionTile, attention_tile, plan_attention
 from lwc_compiler.kernels.gpu.builder import strides_of

@@ -8,8 +8,8 @@ import pytest
 from harness import Case
 from test_matmul import BATCHED, make_batched
 
+from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_build import compile_device
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import batched
 from lwc_compiler.kernels.gpu.batched import BatchedTile, Products, batched_kernel, batched_tile, plan_products
 from lwc_compiler.kernels.gpu.builder import strides_of

@@ -7,8 +7,8 @@ import pytest
 from test_conv import conv, weight_shape
 from test_gpu_precision import GEOMETRIES, GPU, PRECISIONS, PRODUCTS, Case, convolved, precise, rounded
 
+from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_build import compile_device
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import candidates, cuts
 from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.mma_blocks_layout import COLUMNS, MmaBlocksTile, fitted, pack_mma_blocks

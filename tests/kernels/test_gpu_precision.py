@@ -8,8 +8,8 @@ import torch
 from harness import sparse
 from test_conv import conv, weight_shape
 
+from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_build import compile_device
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.gpu import candidates, cuts
 from lwc_compiler.kernels.gpu.builder import strides_of
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse

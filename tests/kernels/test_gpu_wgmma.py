@@ -9,8 +9,8 @@ import pytest
 from test_conv import conv, weight_shape
 from test_gpu_precision import Case, convolved, precise, rounded, two_of_four
 
+from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_build import compile_device
-from lwc_compiler.codegen.nvrtc import compile_all
 from lwc_compiler.kernels.choice import Candidate, Task, predicted
 from lwc_compiler.kernels.gpu import candidates
 from lwc_compiler.kernels.gpu.builder import strides_of

@@ -22,7 +22,7 @@ from lwc_compiler.reproduce.datasets import (
     validation_images,
 )
 from lwc_compiler.reproduce.wheels import Wheel, fetch_wheel
-from tests.fetch_models import CACHE
+from tests.wheels import CACHE
 
 # -- pickles ----------------------------------------------------------------------------------------------------------
 
@@ -108,7 +108,7 @@ def test_no_network_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def mnist():
-    return load_mnist(CACHE)  # `python -m tests.fetch_models` fetched the wheel
+    return load_mnist(CACHE)  # `python -m tests.wheels` fetched the wheel
 
 
 def test_mnist_is_mnist(mnist):

@@ -251,6 +251,7 @@ int cuGraphAddEventRecordNode(void **added, void *to, void *const *after, size_t
     CALL("after %zu", count);
     return add_node(added, to, after, count, 0, 0);
 }
+#ifndef BEFORE_12_3
 int cuGraphAddDependencies_v2(void *in, void *const *from, void *const *to, const CUgraphEdgeData *edge, size_t count) {
     const graph *of = in;
     CALL("port %d to %d type %d", edge->from_port, edge->to_port, edge->type);
@@ -260,6 +261,7 @@ int cuGraphAddDependencies_v2(void *in, void *const *from, void *const *to, cons
     of->nodes[last]->waits = 1;
     return 0;
 }
+#endif
 #ifndef OLD
 int cuGraphInstantiateWithFlags(void **made, void *of, unsigned long long flags) {
     CALL("%llu", flags);

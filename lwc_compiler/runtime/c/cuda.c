@@ -80,7 +80,7 @@ static int lwc_set_up(LWC(context) *c) {
     LWC_TRY(cuda->cuDeviceGetAttribute(&minor, LWC_CU_MINOR, c->device));
     const lwc_code *code = lwc_code_for(major, minor);
     if (code == NULL) return LWC_ERROR_ARCHITECTURE;
-    c->overlapping = code->architecture >= 90;
+    c->overlapping = code->architecture >= 90 && cuda->cuGraphAddDependencies_v2 != NULL;
     LWC_TRY(cuda->cuModuleLoadData(&c->module, code->image));
     for (int i = 0; i < LWC_KERNELS; i++)
         LWC_TRY(cuda->cuModuleGetFunction(&c->functions[i], c->module, lwc_kernels[i]));
@@ -380,7 +380,7 @@ LWC_API const char *LWC(error_string)(int code) {
         case 0: return "ok";
         case LWC_ERROR_NULL: return "a pointer is NULL";
         case LWC_ERROR_NO_DRIVER: return "there is no NVIDIA driver: libcuda.so.1 cannot be loaded";
-        case LWC_ERROR_OLD_DRIVER: return "the NVIDIA driver is too old for this library";
+        case LWC_ERROR_OLD_DRIVER: return "the NVIDIA driver is too old: this library needs one for CUDA " LWC_CUDA_NAME " or later";
         case LWC_ERROR_NO_DEVICE: return "there is no such GPU";
         case LWC_ERROR_ARCHITECTURE: return "the library has no code for this GPU";
         case LWC_ERROR_DEVICE_MEMORY: return "the GPU has too little free memory";

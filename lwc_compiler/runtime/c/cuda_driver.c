@@ -65,17 +65,20 @@ typedef struct { unsigned char from_port, to_port, type, reserved[5]; } lwc_edge
     X(cuGraphCreate, (void **, unsigned)) \
     X(cuGraphAddKernelNode_v2, (void **, void *, void *const *, size_t, const lwc_node *)) \
     X(cuGraphAddEventRecordNode, (void **, void *, void *const *, size_t, void *)) \
-    X(cuGraphAddDependencies_v2, (void *, void *const *, void *const *, const lwc_edge *, size_t)) \
     X(cuGraphInstantiateWithFlags, (void **, void *, unsigned long long)) \
     X(cuGraphExecKernelNodeSetParams_v2, (void *, void *, const lwc_node *)) \
     X(cuGraphDestroy, (void *)) \
     X(cuGraphExecDestroy, (void *)) \
     X(cuGraphLaunch, (void *, void *))
+/* What drivers before CUDA 12.3 do not have. */
+#define LWC_LATER_DRIVER(X) \
+    X(cuGraphAddDependencies_v2, (void *, void *const *, void *const *, const lwc_edge *, size_t))
 
 typedef struct {
     void *library;
 #define X(name, arguments) lwc_result (*name) arguments;
     LWC_DRIVER(X)
+    LWC_LATER_DRIVER(X)
 #undef X
 } lwc_driver;
 
@@ -97,9 +100,13 @@ static int lwc_load_driver(lwc_driver *cuda) {
 #define X(name, arguments) \
     { \
         void *symbol = dlsym(cuda->library, #name); \
-        if (symbol == NULL) return LWC_ERROR_OLD_DRIVER; \
         memcpy(&cuda->name, &symbol, sizeof symbol); \
     }
+    LWC_DRIVER(X)
+    LWC_LATER_DRIVER(X)
+#undef X
+#define X(name, arguments) \
+    if (cuda->name == NULL) return LWC_ERROR_OLD_DRIVER;
     LWC_DRIVER(X)
 #undef X
     lwc_result result = cuda->cuInit(0);

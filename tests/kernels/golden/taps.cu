@@ -1,6 +1,7 @@
 typedef unsigned char uchar;
 typedef unsigned short ushort;
 typedef unsigned int uint;
+#ifdef __CUDACC_RTC__ /* nvcc has these */
 typedef signed char int8_t;
 typedef short int16_t;
 typedef int int32_t;
@@ -9,6 +10,7 @@ typedef unsigned char uint8_t;
 typedef unsigned short uint16_t;
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
+#endif
 #define CUDART_INF_F __int_as_float(0x7f800000)
 #define CUDART_NAN_F __int_as_float(0x7fffffff)
 #define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
@@ -109,7 +111,6 @@ static __device__ __forceinline__ void lwc_launch_next() {}
 static __device__ __forceinline__ void lwc_inputs_ready() {}
 #endif
 
-extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(4756)) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y);
 extern "C" __global__ void __launch_bounds__(128, LWC_BLOCKS(4756)) taps(float* x, float* residual, int* starts, int* channels, uint* offsets, float* values, float* bias, float* __restrict__ y) {
   lwc_launch_next();
   int cse_v1 = (((int)threadIdx.x) % 32);
