@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product as product_of
 
 import numpy as np
 import pytest
@@ -26,17 +27,19 @@ from tests.ptx_reader import check_waits
 GPU = find_target("h200")
 
 
-def tile_of(geometry: ConvGeometry, strides, cut: tuple[int, ...], precision: str, *, blocks: int, sparse: bool):
+def tile_of(geometry: ConvGeometry, strides, cut: tuple[int, ...], precision: str, *, blocks: int, sparse: bool, **how):
     depth = 32 if precision == "tf32" else 64
     outputs, pixels, *further = cut
     shared = GPU.gpu.block_shared_bytes
     tile = WgmmaTile(geometry, *strides, outputs, pixels, depth, 1, precision, *further, shared, blocks, sparse)
+    tile = replace(tile, **how)
     assert tile.block == depth, "a slice is at one position of the kernel"
+    assert tile.slices % tile.splits == 0
     return tile
 
 
 def product(
-    shape: tuple[int, int, int], cut: tuple[int, ...], precision: str, *, blocks: int = 4, sparse: bool = False
+    shape: tuple[int, int, int], cut: tuple[int, ...], precision: str, *, blocks: int = 4, sparse: bool = False, **how
 ) -> Case:
     """Rows, inputs and outputs; with a bias, a residual and an activation."""
     (rows, k, n), generator = shape, np.random.default_rng(sum(shape))
@@ -47,7 +50,7 @@ def product(
     residual = generator.standard_normal((rows, n), np.float32)
     geometry = ConvGeometry(1, k, (1, rows), n, (1, 1), (1, 1), (0,) * 4, (1, 1))
     strides = (rows * k, 1, 0, k), (rows * n, 1, 0, n)
-    tile = tile_of(geometry, strides, cut, precision, blocks=blocks, sparse=sparse)
+    tile = tile_of(geometry, strides, cut, precision, blocks=blocks, sparse=sparse, **how)
     taps = np.ascontiguousarray(weight.T).reshape(n, k, 1, 1)
     plan = candidates.wgmma_candidate(taps, tile, Epilogue(bias, True, Activation("relu")), GPU.gpu).build()
     sums = rounded(x, precision).astype(np.float64) @ rounded(weight, precision)
@@ -55,7 +58,7 @@ def product(
 
 
 def convolution(
-    g: ConvGeometry, cut: tuple[int, ...], precision: str, *, blocks: int = 4, sparse: bool = False
+    g: ConvGeometry, cut: tuple[int, ...], precision: str, *, blocks: int = 4, sparse: bool = False, **how
 ) -> Case:
     generator = np.random.default_rng(g.in_channels)
     weight = generator.standard_normal(weight_shape(g), np.float32)
@@ -63,7 +66,7 @@ def convolution(
     x = generator.standard_normal(g.in_shape, np.float32)
     plain, x_strides = without_gaps(as_planes(g))
     strides = x_strides, strides_of(plain.out_shape)
-    tile = tile_of(plain, strides, cut, precision, blocks=blocks, sparse=sparse)
+    tile = tile_of(plain, strides, cut, precision, blocks=blocks, sparse=sparse, **how)
     plan = candidates.wgmma_candidate(
         weight.reshape(*weight.shape[:2], *plain.kernel), tile, Epilogue(), GPU.gpu
     ).build()
@@ -71,6 +74,7 @@ def convolution(
     return Case(plan, [x], expected, float(np.abs(expected).max()))
 
 
+SAME = conv(2, 120, (6, 9), 70, (3, 3), pads=(1, 1, 1, 1))
 # Fewer and more slices than stages, tiles and blocks that are no multiples of anything, several tiles of a block.
 CASES = {
     "dense-float16": product((70, 300, 130), (64, 64, 1, 1, 1), "float16"),
@@ -89,6 +93,17 @@ CASES = {
     "1x5-float16": convolution(conv(3, 124, (1, 40), 129, (1, 5), pads=(0, 2, 0, 2)), (128, 96, 2, 1, 1), "float16"),
     "strided-float16": convolution(conv(3, 70, (9, 8), 65, (1, 1), (2, 2)), (64, 64, 1, 1, 1), "float16"),
     "pointwise-bfloat16": convolution(conv(3, 132, (5, 5), 200, (1, 1)), (128, 64, 2, 2, 2), "bfloat16"),
+    "float16, parts of sums": product((70, 512, 130), (64, 64, 1, 1, 1), "float16", blocks=3, splits=4),
+    "tf32, parts of sums": product((130, 192, 70), (128, 64, 2, 2, 1), "tf32", splits=3),
+    "3x3 shifted": convolution(SAME, (64, 64, 1, 1, 1), "float16", shifts=True),
+    "3x3 shifted, even lines": convolution(
+        replace(SAME, batch=1, in_size=(5, 20)), (128, 64, 2, 1, 2), "bfloat16", blocks=2, shifts=True
+    ),
+    "3x3 shifted, in parts": convolution(SAME, (128, 96, 2, 2, 1), "bfloat16", shifts=True, splits=6),
+    "3x2 shifted, with gaps": convolution(
+        conv(1, 60, (9, 17), 30, (3, 2), (1, 1), (1, 2, 0, 1), (2, 3)), (64, 64, 1, 1, 1), "tf32", shifts=True
+    ),
+    "sparse 3x3 shifted": convolution(SAME, (64, 64, 1, 1, 1), "float16", blocks=2, sparse=True, shifts=True),
     "sparse-float16": product((70, 900, 70), (64, 64, 1, 1, 1), "float16", blocks=1, sparse=True),
     "sparse-float16, two groups": product((257, 140, 390), (128, 256, 2, 2, 1), "float16", blocks=2, sparse=True),
     "sparse-bfloat16, two of each group": product((129, 500, 257), (256, 128, 2, 1, 2), "bfloat16", sparse=True),
@@ -138,6 +153,15 @@ def test_registers_do() -> None:
         assert all(2 <= tile.stages <= 32 for tile in tiles)
         steps += [(wgmma_kernel("gpu_wgmma", tile, epilogue), 65536) for tile in tiles[first::number]]
         steps.append((inputs_kernel("gpu_wgmma_inputs", tiles[0]), 32768))
+    images = conv(2, 512, (14, 14), 512, (3, 3), pads=(1, 1, 1, 1))
+    strides = strides_of(images.in_shape), strides_of(images.out_shape)
+    tiles = list(wgmma_tiles(images, *strides, precise("float16", "h200").gpu, half=True))
+    names = [candidates.wgmma_candidate(np.ones(1), tile, epilogue, GPU.gpu).name for tile in tiles]
+    assert len(set(names)) == len(names)
+    assert {(tile.shifts, tile.splits > 1, tile.sparse) for tile in tiles} == set(product_of((False, True), repeat=3))
+    for tile in [tile for tile in tiles if tile.shifts and tile.splits in (1, 6)][::12]:
+        steps.append((wgmma_kernel("gpu_wgmma", tile, Epilogue() if tile.splits > 1 else epilogue), 65536))
+    steps.append((inputs_kernel("gpu_wgmma_inputs", tiles[-1]), 32768))
     kernels = {f"k{number}": kernel for number, (kernel, _) in enumerate(steps)}
     (code,) = compile_all(compile_device(kernels, "cuda"), [90], ptx=False)
     assert not {name: used for name, used in code.resources.items() if used.spill_bytes or used.stack_bytes}

@@ -149,14 +149,16 @@ def wgmma_candidate(weight: NDArray[np.float32], t: WgmmaTile, epilogue: Epilogu
     format_, name = ("2:4", "gpu_wgmma_sparse") if t.sparse else ("dense", "gpu_wgmma")
 
     def plan() -> Plan:
-        inputs = Step(inputs_kernel("gpu_wgmma_inputs", t), (Input(0), Scratch(0)))
-        kernel = wgmma_kernel(name, t, epilogue)
-        product = _plan(kernel, [pack_wgmma(weight, t)], epilogue, format_, stored, 0).steps[0]
-        product = replace(product, args=(Scratch(0), *product.args[1:]))
-        return Plan((inputs, product), (4 * t.input_words,), format_, "", stored, 2 * stored * t.all_pixels)
+        packed = pack_wgmma(weight, t)
+        whole = _product(stored, format_, t, lambda wanted: wgmma_kernel(name, t, wanted), packed, epilogue)
+        ordered = Scratch(len(whole.scratch))
+        inputs = Step(inputs_kernel("gpu_wgmma_inputs", t), (Input(0), ordered))
+        product = replace(whole.steps[0], args=(ordered, *whole.steps[0].args[1:]))
+        return replace(whole, steps=(inputs, product, *whole.steps[1:]), scratch=(*whole.scratch, 4 * t.input_words))
 
     cut = f"{format_} {t.precision} {t.outputs}x{t.pixels} by wgmma, clusters of {t.along_outputs}x{t.along_pixels}"
-    return replace(_candidate(format_, cut, wgmma_seconds(t, gpu), gpu, plan), unproven=t.sparse)
+    cut += ", lines shifted" * t.shifts
+    return replace(_candidate(format_, cut + _in_parts(t), wgmma_seconds(t, gpu), gpu, plan), unproven=t.sparse)
 
 
 def _in_parts(t: ProductTile) -> str:

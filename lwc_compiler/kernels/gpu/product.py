@@ -157,6 +157,19 @@ class ProductTile(ABC):
         return math.prod(self.geometry.out_size)
 
     @property
+    def in_line(self) -> int:
+        """Pixels whose numbers follow each other for certain."""
+        return self.image_pixels
+
+    def pixel_of(self, b: DeviceBuilder, place: Expr) -> tuple[Expr, Expr, Expr]:
+        """Whether there is a pixel at a place of the tiles, its image, and its number in this."""
+        exists = place < self.all_pixels if self.all_pixels % self.pixels else True
+        if self.geometry.batch == 1:
+            return exists, 0, place
+        image, at = unravel(b, place, (self.geometry.batch, self.image_pixels))
+        return exists, image, at
+
+    @property
     def all_pixels(self) -> int:
         """Pixels of an output channel of all images."""
         return self.geometry.batch * self.image_pixels
@@ -217,15 +230,14 @@ def store_sums(
     """
     y, residual, bias = pointers
     g = t.geometry
-    if (g.group_outputs if t.to_channels else t.image_pixels) % lanes:
+    if (g.group_outputs if t.to_channels else t.in_line) % lanes:
         for lane in range(lanes):
             output, further = (lane, 0) if t.to_channels else (0, lane)
             alone = [(first + output, register, start + lane) for first, register, start in results]
             store_sums(b, t, group, part, pixel + further, alone, pointers, epilogue, 1)
         return
-    pixel = b.let("pixel", pixel)
-    with b.when(pixel < t.all_pixels if t.all_pixels % t.pixels else True):
-        image, at = unravel(b, pixel, (g.batch, t.image_pixels)) if g.batch > 1 else (0, pixel)
+    exists, image, at = t.pixel_of(b, b.let("pixel", pixel))
+    with b.when(exists):
         place = b.let("place", part * t.results + image * t.y_strides[0] + at * t.y_strides[-1])
         for first, register, start in results:
             output = b.let("output", first)

@@ -16,6 +16,7 @@ from lwc_compiler.kernels.gpu.gemm import GemmTile
 
 if TYPE_CHECKING:
     from lwc_compiler.kernels.gpu.mma import MmaTile
+    from lwc_compiler.kernels.gpu.product import ProductTile
     from lwc_compiler.targets.target import Gpu
 
 _GEMM_THREADS, _MMA_THREADS = 819, 1024  # of a multiprocessor, that have the registers they need
@@ -77,13 +78,18 @@ def product_seconds(t: GemmTile | MmaTile, gpu: Gpu, costs: ProductCosts = FITTE
     waited = costs.slice_cycles * (1 + costs.scattered * (t.block < t.depth))
     cycles = turns * t.slices_of_block * (waited + at_a_time * (_multiplied(t, gpu, costs) + copied))
     bandwidth = gpu.gigabytes_a_second * 1e9
-    launch = 1e-6 * costs.launch
-    if t.splits > 1:
-        moved = 4.0 * (2 * t.splits + 1) * t.results
-        launch += 1e-6 * costs.parts_launch + moved / (costs.part_bandwidth * bandwidth)
+    launch = 1e-6 * costs.launch + parts_seconds(t, gpu, costs)
     weights = 4 * t.output_blocks * g.groups * t.slices * t.slice_words
     moved = weights + 4 * (math.prod(g.in_shape) + math.prod(g.out_shape))
     return launch + max(cycles / (gpu.gigahertz * 1e9), moved / (_BANDWIDTH * bandwidth))
+
+
+def parts_seconds(t: ProductTile, gpu: Gpu, costs: ProductCosts = FITTED) -> float:
+    """What it takes to store the parts of sums and to add them up, where there are such."""
+    if t.splits == 1:
+        return 0.0
+    moved = 4.0 * (2 * t.splits + 1) * t.results
+    return 1e-6 * costs.parts_launch + moved / (costs.part_bandwidth * gpu.gigabytes_a_second * 1e9)
 
 
 def _multiplied(t: GemmTile | MmaTile, gpu: Gpu, costs: ProductCosts) -> float:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from tvm import tirx
 
-from lwc_compiler.kernels.builder import divide, modulo
+from lwc_compiler.kernels.builder import divide, modulo, unravel
 from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder
 from lwc_compiler.kernels.gpu.product import store_sums
 from lwc_compiler.kernels.gpu.wgmma_layout import DOWN, KEPT_ROW, PIECE, ROW, STEP, WARPGROUP
@@ -58,11 +58,13 @@ def wgmma_kernel(name: str, t: WgmmaTile, epilogue: Epilogue) -> Kernel:
         if t.groups > 1:
             b.device_call(f"lwc_registers_{_FEWER}")
         with b.when(b.thread == 0), b.loop("turn", 0, turns, rolled=True) as turn:
-            output, pixel = _place(b, t, cluster + turn * t.clusters, rank)
-            with b.loop("slice", 0, t.slices, rolled=True) as number:
-                ring.copy(
-                    turn * t.slices + number, rank, weights, output * t.slices + number, x, pixel * t.slices + number
-                )
+            output, pixel, part = _place(b, t, cluster + turn * t.clusters, rank)
+            first = part * t.slices_of_block
+            with b.loop("slice", 0, t.slices_of_block, rolled=True) as number:
+                slice_ = b.let("slice", first + number)
+                left = b.let("left", (output * t.slices + slice_) * t.slice_words)
+                right = b.let("right", (_row(b, t, slice_) + pixel * t.pixels) * ROW)
+                ring.copy(turn * t.slices_of_block + number, rank, weights, left, x, right)
     with b.otherwise():
         if t.groups > 1:
             b.device_call(f"lwc_registers_{_MORE}")
@@ -73,41 +75,52 @@ def wgmma_kernel(name: str, t: WgmmaTile, epilogue: Epilogue) -> Kernel:
             for register in sums:
                 with b.unrolled("i", t.pixels // 2) as i:
                     register.set_part(i, tirx.const(0.0, "float32"))
-            with b.loop("slice", 0, t.slices, rolled=True) as number:
-                ring.multiply(turn * t.slices + number, own, sums, kept)
+            with b.loop("slice", 0, t.slices_of_block, rolled=True) as number:
+                ring.multiply(turn * t.slices_of_block + number, own, sums, kept)
                 if t.sparse:
                     b.device_call("lwc_wgmma_wait_0")
                     b.device_call("__syncwarp")  # some lanes say that all have read the places
-                    ring.release(turn * t.slices + number)
+                    ring.release(turn * t.slices_of_block + number)
                 else:
                     with b.when(number > 0):
                         b.device_call("lwc_wgmma_wait_1")
-                        ring.release(turn * t.slices + number - 1)
+                        ring.release(turn * t.slices_of_block + number - 1)
             if not t.sparse:
                 b.device_call("lwc_wgmma_wait_0")
-                ring.release((turn + 1) * t.slices - 1)
+                ring.release((turn + 1) * t.slices_of_block - 1)
             for register in sums:
                 b.device_call(f"lwc_wgmma_done_{t.pixels // 2}", register.pointer)
-            output, pixel = _place(b, t, cluster + turn * t.clusters, rank)
-            exists = tirx.all(output * t.outputs < t.geometry.group_outputs, pixel * t.pixels < t.all_pixels)
+            output, pixel, part = _place(b, t, cluster + turn * t.clusters, rank)
+            exists = tirx.all(output * t.outputs < t.geometry.group_outputs, pixel * t.pixels < t.places)
             with b.when(exists if t.cluster > 1 else True):
-                _store(b, t, output * t.outputs + own * DOWN, pixel * t.pixels, sums, (y, residual, bias), epilogue)
+                first_sum = output * t.outputs + own * DOWN
+                _store(b, t, part, first_sum, pixel * t.pixels, sums, (y, residual, bias), epilogue)
     if t.cluster > 1:
         b.device_call("lwc_cluster_sync")  # no block ends while another of its cluster may still copy to it
     return b.finished(name)
 
 
-def _place(b: DeviceBuilder, t: WgmmaTile, tile: Expr, rank: Expr) -> tuple[Expr, Expr]:
-    """Which block of output channels, and which of pixels, a block computes of a cluster's tile."""
-    tile = b.let("tile", tile)
-    output = modulo(tile, t.output_clusters) * t.along_outputs + modulo(rank, t.along_outputs)
-    pixel = divide(tile, t.output_clusters) * t.along_pixels + divide(rank, t.along_outputs)
-    return b.let("output", output), b.let("pixel", pixel)
+def _place(b: DeviceBuilder, t: WgmmaTile, tile: Expr, rank: Expr) -> tuple[Expr, Expr, Expr]:
+    """Which block of output channels, which of pixels, and which part of sums, a block computes of a cluster's tile."""
+    part, pixel, output = unravel(b, tile, (t.splits, t.pixel_clusters, t.output_clusters))
+    output = output * t.along_outputs + modulo(rank, t.along_outputs)
+    pixel = pixel * t.along_pixels + divide(rank, t.along_outputs)
+    return b.let("output", output), b.let("pixel", pixel), part
+
+
+def _row(b: DeviceBuilder, t: WgmmaTile, slice_: Expr) -> Expr:
+    """The row of the ordered inputs that the first place of all reads in a slice."""
+    if not t.shifts:
+        return slice_ * t.rows
+    channels, *position = unravel(b, slice_, (t.blocks, *t.geometry.kernel))
+    further = sum(at * rows for at, rows in zip(position, t.further, strict=True))
+    return (channels * t.copied[-1] + position[-1]) * t.rows + further
 
 
 def _store(
     b: DeviceBuilder,
     t: WgmmaTile,
+    part: Expr,
     first_output: Expr,
     first_pixel: Expr,
     sums: list[Register],
@@ -129,7 +142,7 @@ def _store(
                     for lower in range(2):
                         neighbours.set_part(2 * i + lower, register.part(j * 4 + lower * 2 + odd, 1))
                 pixel = first_pixel + (j * _ACROSS + odd)
-                store_sums(b, t, 0, 0, pixel, [(row, neighbours, 0)], pointers, epilogue, 2 * t.each)
+                store_sums(b, t, 0, part, pixel, [(row, neighbours, 0)], pointers, epilogue, 2 * t.each)
         return
     for j in range(t.pixels // _ACROSS):
         results = [
@@ -137,7 +150,7 @@ def _store(
             for i, register in enumerate(sums)
             for lower in range(2)
         ]
-        store_sums(b, t, 0, 0, first_pixel + j * _ACROSS, results, pointers, epilogue, 2)
+        store_sums(b, t, 0, part, first_pixel + j * _ACROSS, results, pointers, epilogue, 2)
 
 
 def _now(number: Expr) -> Expr:
@@ -166,10 +179,10 @@ class _Ring:
         Args:
             number: of the slice, of all that the block multiplies.
             rank: of the block in its cluster.
-            weights: slices.
-            left: which of them.
-            x: slices.
-            right: which of them.
+            weights: in slices.
+            left: where the slice begins in them.
+            x: the inputs.
+            right: where the slice begins in them.
         """
         b, t = self._b, self._t
         stage, turn = b.let("stage", modulo(number, t.stages)), divide(number, t.stages)
@@ -186,12 +199,12 @@ class _Ring:
         self._copy_part(stage, at, x, right, t.right, (down, t.along_outputs), (same_pixels, first))
 
     def _copy_part(
-        self, stage: Expr, at: Expr, from_: Expr, which: Expr, words: int, part: tuple[Expr, int], to: tuple[int, Expr]
+        self, stage: Expr, at: Expr, from_: Expr, start: Expr, words: int, part: tuple[Expr, int], to: tuple[int, Expr]
     ) -> None:
         """Starts to copy a part, one of some, of a slice to the blocks of a mask that is shifted by some bits."""
         b, (number, parts), (mask, shift) = self._b, part, to
         first = b.let("first", number * (words // parts))
-        addresses = b.address_of(self._slices, at + first), b.address_of(from_, which * words + first)
+        addresses = b.address_of(self._slices, at + first), b.address_of(from_, start + first)
         if parts == 1:
             b.device_call("lwc_copy_bulk", *addresses, 4 * words, self._arrived(stage))
         else:

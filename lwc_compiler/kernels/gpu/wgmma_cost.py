@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lwc_compiler.kernels.gpu.builder import ceil_div
+from lwc_compiler.kernels.gpu.product_cost import parts_seconds
 
 if TYPE_CHECKING:
     from lwc_compiler.kernels.gpu.wgmma_layout import WgmmaTile
@@ -56,13 +57,13 @@ def wgmma_seconds(t: WgmmaTile, gpu: Gpu, costs: WgmmaCosts = REASONED) -> float
         _shared_bytes(t) / costs.shared_bytes,
         4 * (t.slice_words / t.along_pixels + t.right / t.along_outputs) / costs.l2_bytes,
     )
-    cycles = ceil_div(t.tiles, t.clusters) * (t.slices * slice_ + costs.tile_cycles)
+    cycles = ceil_div(t.tiles, t.clusters) * (t.slices_of_block * slice_ + costs.tile_cycles)
     moved = 4 * (t.input_words + t.output_blocks * t.slices * t.slice_words) + outputs
     multiplied = max(cycles / (gpu.gigahertz * 1e9), moved / bandwidth)
     # The first kernel writes each word once, and reads an input as often as it writes it.
     read = 4 * t.in_word * t.input_words / (costs.l2_bytes * gpu.multiprocessors * gpu.gigahertz * 1e9)
     ordered = max((inputs + 4 * t.input_words) / bandwidth, read)
-    return 1e-6 * costs.launch + ordered + multiplied
+    return 1e-6 * costs.launch + ordered + multiplied + parts_seconds(t, gpu)
 
 
 def _products(t: WgmmaTile) -> float:

@@ -8,12 +8,15 @@ is kept of these, and pieces of 16 bytes change places within it so that eight r
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tvm import tirx
 
-from lwc_compiler.kernels.gpu.builder import WARP, ceil_div
+from lwc_compiler.kernels.builder import unravel
+from lwc_compiler.kernels.gpu.builder import WARP, ceil_div, strides_of
 from lwc_compiler.kernels.gpu.mma import two_of_four
 from lwc_compiler.kernels.gpu.precision import round_to
 from lwc_compiler.kernels.gpu.product import ProductTile
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from lwc_compiler.kernels.gpu.builder import Expr
+    from lwc_compiler.kernels.gpu.builder import DeviceBuilder, Expr
     from lwc_compiler.kernels.layer import ConvGeometry
     from lwc_compiler.targets.target import Gpu
 
@@ -34,6 +37,7 @@ STEP = 8  # words of a row of weights in an instruction
 PIECE = 4  # words that stay together in shared memory
 ROW = 32  # words of a row of every number
 KEPT_ROW = 16  # of a row of the weights in 2:4
+_ROWS = 8  # of inputs, whose pieces change places in ways of their own
 _ALIGNMENT = 256  # words, to multiples of which rows of 128 bytes are aligned, eight at a time
 _MOST_WORDS = 1 << 28  # of shifted inputs: memory that only one layer needs
 _RESERVED_BYTES = 1024  # of shared memory, for barriers
@@ -44,6 +48,7 @@ _CUTS = (
     (128, 192, 2, 2, 1), (128, 128, 2, 1, 1), (128, 128, 2, 2, 1), (128, 96, 2, 1, 1), (128, 96, 2, 1, 2),
     (64, 256, 1, 2, 1), (64, 128, 1, 1, 1), (64, 64, 1, 1, 1),
 )  # fmt: skip
+_SPLITS = (1, 2, 3, 4, 6, 8, 9, 12)
 _HOPPER = 90  # the compute capability, times ten
 
 
@@ -55,6 +60,9 @@ class WgmmaTile(ProductTile):
         outputs: output channels of a block, a multiple of 64 for each of `groups`.
         pixels: of a block: of those that there are instructions for in `codegen/wgmma.cuh`.
         depth: products of a sum in a slice: as many as 128 bytes have.
+        splits: blocks that share a sum: each adds up as many slices as the others.
+        shifts: where a kernel has several positions along other axes than the last and strides of 1: the same copy of
+            the inputs serves all of these, shifted by whole rows; else there is a copy for each position.
         precision: `tf32`, `float16` or `bfloat16`.
         groups: warpgroups that multiply, 1 or 2.
         along_outputs: blocks of a cluster that compute the same pixels.
@@ -71,6 +79,7 @@ class WgmmaTile(ProductTile):
     shared_bytes: int = 0
     multiprocessors: int = 1
     sparse: bool = False
+    shifts: bool = False
 
     @property
     def threads(self) -> int:
@@ -130,8 +139,8 @@ class WgmmaTile(ProductTile):
 
     @property
     def pixel_clusters(self) -> int:
-        """Clusters over the pixels."""
-        return ceil_div(self.all_pixels, self.pixels * self.along_pixels)
+        """Clusters over the places."""
+        return ceil_div(self.places, self.pixels * self.along_pixels)
 
     @property
     def output_blocks(self) -> int:
@@ -139,13 +148,13 @@ class WgmmaTile(ProductTile):
 
     @property
     def pixel_blocks(self) -> int:
-        """Blocks over the pixels."""
+        """Blocks over the places."""
         return self.pixel_clusters * self.along_pixels
 
     @property
     def tiles(self) -> int:
         """What clusters compute, one after the other."""
-        return self.output_clusters * self.pixel_clusters
+        return self.output_clusters * self.pixel_clusters * self.splits
 
     @property
     def clusters(self) -> int:
@@ -157,9 +166,63 @@ class WgmmaTile(ProductTile):
         return (self.clusters * self.cluster, 1, 1)
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Places along each axis: of pixels, and with `shifts` of what lies between them; then lines are filled up."""
+        g = self.geometry
+        if not self.shifts:
+            return g.out_size
+        axes = zip(g.out_size[:-1], g.kernel[:-1], g.dilations[:-1], strict=True)
+        return (*(size + (taps - 1) * gap for size, taps, gap in axes), ceil_div(g.out_size[-1], _ROWS) * _ROWS)
+
+    @property
+    def places(self) -> int:
+        """Places of all images, up to the last pixel's row."""
+        g = self.geometry
+        last = (g.batch - 1, *(size - 1 for size in g.out_size[:-1]), self.sizes[-1] - 1)
+        return 1 + sum(i * stride for i, stride in zip(last, strides_of((g.batch, *self.sizes)), strict=True))
+
+    @property
+    def copied(self) -> tuple[int, ...]:
+        """Positions of the kernel along each axis for which there is a copy of the inputs."""
+        g = self.geometry
+        return (*(1 for _ in g.kernel[:-1]), g.kernel[-1]) if self.shifts else g.kernel
+
+    @property
+    def copies(self) -> int:
+        """Of the inputs, of `depth` channels each."""
+        return self.blocks * math.prod(self.copied)
+
+    @property
+    def further(self) -> tuple[int, ...]:
+        """Rows from the inputs of a position of the kernel to those of the next along each axis, in the same copy."""
+        if not self.shifts:
+            return (0,) * len(self.sizes)
+        steps = zip(strides_of(self.sizes)[:-1], self.geometry.dilations[:-1], strict=True)
+        return (*(stride * gap for stride, gap in steps), 0)
+
+    @property
+    def rows(self) -> int:
+        """Of a copy of the inputs: one for each place of all blocks, and those that the last position is further on."""
+        taps = zip(self.geometry.kernel, self.further, strict=True)
+        return self.pixel_blocks * self.pixels + sum((count - 1) * rows for count, rows in taps)
+
+    @property
     def input_words(self) -> int:
-        """Of the inputs in the order of shared memory: (pixel blocks, slices, pixels, words of a row)."""
-        return self.pixel_blocks * self.slices * self.right
+        """Of the inputs in the order of shared memory: (copies, rows, words of a row)."""
+        return self.copies * self.rows * ROW
+
+    @property
+    def in_line(self) -> int:
+        return self.geometry.out_size[-1] if self.shifts else super().in_line
+
+    def pixel_of(self, b: DeviceBuilder, place: Expr) -> tuple[Expr, Expr, Expr]:
+        if not self.shifts:
+            return super().pixel_of(b, place)
+        g = self.geometry
+        image, *at = unravel(b, place, (g.batch, *self.sizes))
+        exists = [number < size for number, size, there in zip(at, g.out_size, self.sizes, strict=True) if size < there]
+        pixel = sum(number * stride for number, stride in zip(at, strides_of(g.out_size), strict=True))
+        return tirx.all(image < g.batch, *exists), image, b.let("at", pixel)
 
 
 def wgmma_tiles(
@@ -178,13 +241,17 @@ def wgmma_tiles(
     if gpu.architectures != (_HOPPER,) or gpu.precision == "float32" or g.groups > 1:
         return
     sparse = half and gpu.precision != "tf32"
-    for (outputs, pixels, groups, *cluster), kept in itertools.product(_CUTS, (False, True) if sparse else (False,)):
+    shifted = (False, True) if set(g.strides) == {1} and math.prod(g.kernel[:-1]) > 1 else (False,)
+    kinds = itertools.product(_CUTS, (False, True) if sparse else (False,), shifted)
+    for (outputs, pixels, groups, *cluster), kept, shifts in kinds:
         cut = WgmmaTile(
             g, x_strides, y_strides, outputs, pixels, in_row, 1, gpu.precision, groups, cluster[0], cluster[1],
-            gpu.block_shared_bytes, gpu.multiprocessors, kept,
+            gpu.block_shared_bytes, gpu.multiprocessors, kept, shifts,
         )  # fmt: skip
         if cut.block == cut.depth and cut.input_words <= _MOST_WORDS:
-            yield cut
+            # Parts of sums are only for multiprocessors that would have nothing to do.
+            most = gpu.multiprocessors // (cut.tiles * cut.cluster)
+            yield from (replace(cut, splits=n) for n in _SPLITS if n <= max(1, most) and cut.slices % n == 0)
 
 
 def pack_wgmma(weight: NDArray[np.float32], t: WgmmaTile) -> Constant:
