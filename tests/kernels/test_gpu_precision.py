@@ -169,7 +169,8 @@ def test_every_wait_and_barrier_is_needed(emulator, name: str) -> None:
 
 
 def test_machine_code_waits_for_all_that_changes() -> None:
-    plans = [CASES[name].plan for name in ("conv0-tf32", "sparse conv1-bfloat16", "csr0-float16", "dense0-float16")]
+    names = ("conv0-tf32", "sparse conv1-bfloat16", "sparse product0-tf32", "csr0-float16", "dense0-float16")
+    plans = [CASES[name].plan for name in names]
     check_waits({f"k{i}_{j}": step.kernel for i, plan in enumerate(plans) for j, step in enumerate(plan.steps)})
 
 
