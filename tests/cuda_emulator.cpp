@@ -164,11 +164,25 @@ static void mma(float *sums, const uint32_t *a, const uint32_t *b, float (*produ
     wait(FOR_WARP);
 }
 
-/* The same with half of the left matrix: word c of a row has two of its columns 4 c to 4 c + 3. Of row r,
+/* What a word of half of the left matrix adds to a sum, with its places and two words of the right one: in 16 bits it has
+ * two of four numbers, in tf32 one of two, of which the places are those of its halves. */
+template <float (*number)(uint32_t, int)>
+static float two_of_four(uint32_t left, const uint32_t *right, uint32_t places) {
+    const int first = places & 3, second = places >> 2;
+    if (first >= second) fail("places are not in order");
+    return number(left, 0) * number(right[first / 2], first % 2) + number(left, 1) * number(right[second / 2], second % 2);
+}
+static float one_of_two(uint32_t left, const uint32_t *right, uint32_t places) {
+    if (places != 0x4 && places != 0xe) fail("places are not those of a word");
+    return tf32(left, right[places == 0xe]);
+}
+
+/* The same with half of the left matrix: word c of a row is of the words 2 c and 2 c + 1 of the right one. Of row r,
  * lane 4 r has the places for words 0 to 3 and lane 4 r + 1 those for 4 to 7, 4 bits each; the high halves are of
  * row r + 8. The right fragment has 16 words: lane 4 r + c has (c, r), (c + 4, r), (c + 8, r), (c + 12, r). */
 static void mma_sparse(
-    float *sums, const uint32_t *a, const uint32_t *b, uint32_t places, float (*number)(uint32_t, int)
+    float *sums, const uint32_t *a, const uint32_t *b, uint32_t places,
+    float (*product)(uint32_t, const uint32_t *, uint32_t)
 ) {
     const int lane = current % WARP, first = current - lane;
     memcpy(words[current], a, 16);
@@ -180,11 +194,10 @@ static void mma_sparse(
         for (int k = 0; k < 8; k++) {
             const uint32_t left = words[first + row % 8 * 4 + k % 4][row / 8 + k / 4 * 2];
             const uint32_t kept = words[first + row % 8 * 4 + k / 4][8] >> (row / 8 * 16 + k % 4 * 4);
-            if ((kept & 3) >= (kept >> 2 & 3)) fail("places are not in order");
-            for (int which = 0; which < 2; which++) {
-                const int at = 4 * k + (kept >> 2 * which & 3), word = at / 2;
-                sums[i] += number(left, which) * number(words[first + column * 4 + word % 4][4 + word / 4], at % 2);
-            }
+            uint32_t right[2];
+            for (int word = 2 * k; word < 2 * k + 2; word++)
+                right[word % 2] = words[first + column * 4 + word % 4][4 + word / 4];
+            sums[i] += product(left, right, kept & 15);
         }
     }
     wait(FOR_WARP);
@@ -325,8 +338,11 @@ void lwc_mma_tf32(float *d, const uint *a, const uint *b) { emulator::mma(d, a, 
 void lwc_mma_float16(float *d, const uint *a, const uint *b) { emulator::mma(d, a, b, emulator::float16); }
 void lwc_mma_bfloat16(float *d, const uint *a, const uint *b) { emulator::mma(d, a, b, emulator::bfloat16); }
 void lwc_mma_sparse_float16(float *d, const uint *a, const uint *b, uint places) {
-    emulator::mma_sparse(d, a, b, places, emulator::from_half);
+    emulator::mma_sparse(d, a, b, places, emulator::two_of_four<emulator::from_half>);
 }
 void lwc_mma_sparse_bfloat16(float *d, const uint *a, const uint *b, uint places) {
-    emulator::mma_sparse(d, a, b, places, emulator::from_bfloat);
+    emulator::mma_sparse(d, a, b, places, emulator::two_of_four<emulator::from_bfloat>);
+}
+void lwc_mma_sparse_tf32(float *d, const uint *a, const uint *b, uint places) {
+    emulator::mma_sparse(d, a, b, places, emulator::one_of_two);
 }

@@ -122,6 +122,7 @@ void lwc_mma_float16(float *sums, const uint *a, const uint *b);
 void lwc_mma_bfloat16(float *sums, const uint *a, const uint *b);
 void lwc_mma_sparse_float16(float *sums, const uint *a, const uint *b, uint places);
 void lwc_mma_sparse_bfloat16(float *sums, const uint *a, const uint *b, uint places);
+void lwc_mma_sparse_tf32(float *sums, const uint *a, const uint *b, uint places);
 
 void lwc_barrier_init(void *barrier, int arrivals);
 void lwc_barrier_expect(void *barrier, int bytes);

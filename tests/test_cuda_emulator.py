@@ -98,6 +98,8 @@ WRONG = {
         "a register changes that a product may still read",
     ),
     "half a word": ("((ushort *)s)[t] = 0;", "not one of words"),
+    "places in another order": ("uint a[8] = {}; lwc_mma_sparse_float16(sums, a, a + 4, 0x44441444);", "not in order"),
+    "places of two words": ("uint a[8] = {}; lwc_mma_sparse_tf32(sums, a, a + 4, 0x44448444);", "not those of a word"),
 }
 MACROS = """
 #define START(to, bytes) if (t == 0) { lwc_barrier_expect(arrived, bytes); lwc_copy_bulk(to, x, bytes, arrived); }
@@ -197,7 +199,7 @@ def test_what_is_ordered_is_no_hazard(library, name: str, backwards: bool) -> No
 
 @pytest.mark.parametrize("backwards", [False, True])
 @pytest.mark.parametrize("name", WRONG)
-def test_hazards_are_found(library, name: str, backwards: bool) -> None:
+def test_what_is_wrong_is_found(library, name: str, backwards: bool) -> None:
     """Whichever of two threads comes first."""
     with pytest.raises(HazardError, match=WRONG[name][1]):
         run(library, name, backwards=backwards)

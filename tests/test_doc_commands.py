@@ -31,6 +31,7 @@ CANNOT_RUN = {
     "LWC_ARTIFACT=": "serves until it is stopped; tests/test_serving.py asks the service",
     "python3 lwc-gpu.pyz ": "needs a GPU",
     "lwc compile model.onnx --target h200 --tune ": "needs a GPU; tests/codegen/test_device_tune.py has a driver",
+    "lwc compile model.onnx --target a100 --tune ": "needs a GPU; tests/codegen/test_device_tune.py has a driver",
     "lwc run model.lwc --input image=image.npy --output-dir results --via ssh:": "needs a board",
     "lwc bench model.lwc --via ssh:": "needs a board",
     "lwc gate small.lwc --against ": "fails where a network is not so much faster; tests/test_gates.py has all gates",

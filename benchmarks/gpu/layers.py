@@ -27,7 +27,8 @@ _AMPERE = 80  # the first compute capability, times ten, that multiplies tf32 an
 _CANDIDATES = 4  # of a layer in one precision, that are timed
 _BLOCK_CANDIDATES = 3  # of which so many with blocks on tensor cores, where there are such
 _CUTS = 6  # of a product for tensor cores, that are timed
-_OF_TENSOR_CORES = {"2:4": "2:4", "every weight": "dense"}  # the format of such layers, by their purpose
+# The formats of such layers, by their purpose.
+_OF_TENSOR_CORES = {"2:4": ("2:4",), "1:2": ("1:2", "dense"), "every weight": ("dense",)}
 _LEVELS = 16
 _ALL_ROWS = 128  # of a product, that are compared if it has no more
 _ROW_STEP = 7  # between those that are compared if it has; odd, so that every row of a tile is met
@@ -38,10 +39,11 @@ class Layer:
     """A layer that is timed alone.
 
     Attributes:
-        purpose: which of `goals.py` it is for; "" for none; "every weight": what 2:4 is compared with.
+        purpose: which of `goals.py` it is for; "" for none; "1:2": beside every weight; "every weight": what 2:4 is
+            compared with.
         rows: of the input; 0 for a convolution.
         geometry: of the convolution; None for a product.
-        density: kept / all weights; 0.5 for 2:4.
+        density: kept / all weights; 0.5 for 2:4 and 1:2.
         precisions: of the candidates.
         block: neighbouring output channels that are kept or pruned together.
     """
@@ -58,7 +60,7 @@ class Layer:
     @property
     def name(self) -> str:
         """Unlike that of any other layer."""
-        g, kept = self.geometry, "2:4" if self.purpose == "2:4" else f"{self.density:.0%}"
+        g, kept = self.geometry, self.purpose if ":" in self.purpose else f"{self.density:.0%}"
         kept += f" in {self.block}x1" if self.block > 1 else ""
         if g is None:
             return f"{self.rows} x {self.k} x {self.n}, {kept}"
@@ -85,6 +87,7 @@ LAYERS = (
     *(Layer("fully connected", 1, k, 4096, density=0.04) for k in (25088, 4096)),
     *(Layer("single weights", geometry=square(batch, *each, 1)) for batch in (1, 16) for each in _POINTWISE),
     *(Layer("2:4", *each, density=0.5, precisions=("float16",)) for each in _LONG),
+    Layer("1:2", *_LONG[1], density=0.5, precisions=("tf32",)),
     *(Layer("every weight", *each, density=1.0, precisions=("float16",)) for each in _LONG),
     Layer("", 16, 2048, 2048, precisions=PRECISIONS),
     Layer("", 128, 768, 3072, precisions=PRECISIONS),
@@ -135,9 +138,10 @@ def weight_of(layer: Layer) -> NDArray[np.float32]:
     generator = np.random.default_rng(1)
     most = _BLOCKS * layer.block if layer.block > 1 else ROWS
     weight = generator.standard_normal((min(outputs, most), *rest), np.float32)
-    if layer.purpose == "2:4":
-        order = generator.random((len(weight), layer.k // 4, 4)).argsort(axis=2)
-        return levels(np.where((order < 2).reshape(weight.shape), weight, np.float32(0)))
+    if ":" in layer.purpose:
+        kept, among = map(int, layer.purpose.split(":"))
+        order = generator.random((len(weight), layer.k // among, among)).argsort(axis=2)
+        return levels(np.where((order < kept).reshape(weight.shape), weight, np.float32(0)))
     return levels(prune(weight, layer.density, layer.block))
 
 
@@ -195,7 +199,7 @@ def cases_of(layer: Layer, target: Target) -> list[Checked]:
     """A layer by the candidates that are predicted to be the fastest.
 
     Of layers that a goal asks for, those that store every weight are left out; of others, there is one of each format.
-    Of products for tensor cores, there are several cuts of the format that they are for, by `wgmma`, and one by `mma`.
+    Of products for tensor cores, there are several cuts of the formats that they are for, by `wgmma`, and one by `mma`.
     """
     assert target.gpu is not None
     task = made(layer)
@@ -243,7 +247,7 @@ def _timed(layer: Layer, offered: list[Candidate], precision: Precision) -> list
     if precision != "float32":
         offered = [candidate for candidate in offered if precision in re.findall(r"\w+", candidate.name)]
     if layer.purpose in _OF_TENSOR_CORES:
-        offered = [candidate for candidate in offered if candidate.format == _OF_TENSOR_CORES[layer.purpose]]
+        offered = [candidate for candidate in offered if candidate.format in _OF_TENSOR_CORES[layer.purpose]]
         older = [candidate for candidate in offered if "wgmma" not in candidate.name]
         return [*(candidate for candidate in offered if "wgmma" in candidate.name)][:_CUTS] + older[:1]
     if layer.purpose:

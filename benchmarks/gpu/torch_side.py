@@ -269,7 +269,7 @@ def _ways(layer: dict[str, Any], weight: torch.Tensor, precisions: Sequence[str]
             if name in _DTYPES
             for kernel in ("default", "searched")
         }
-    if layer["purpose"] == "every weight" or (layer["kind"] == "conv" and layer["kernel"] > 1):
+    if layer["purpose"] in ("every weight", "1:2") or (layer["kind"] == "conv" and layer["kernel"] > 1):
         return ways
     # cuSPARSE multiplies dense matrices in both orders; which is faster differs.
     orders = ("rows", "columns") if layer["kind"] == "conv" or layer["rows"] > 1 else ("vector",)

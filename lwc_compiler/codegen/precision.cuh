@@ -57,19 +57,23 @@ static __device__ __forceinline__ uint lwc_round_tf32(float value) {
     return word;
 }
 
-/* Of four neighbouring numbers at most two are kept in the left matrix; `places` says which. */
-#define LWC_MMA_SPARSE(type) \
-    asm("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, " \
+/* Of four neighbouring numbers at most two are kept in the left matrix, in tf32 one of two; `places` says which. */
+#define LWC_MMA_SPARSE(shape, type) \
+    asm("mma.sp::ordered_metadata.sync.aligned." shape ".row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, " \
         "{%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, %12, 0x0;" \
         : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3]) \
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]), "r"(b[3]), "r"(places))
 
 static __device__ __forceinline__ void lwc_mma_sparse_float16(float *sums, const uint *a, const uint *b, uint places) {
-    LWC_MMA_SPARSE("f16");
+    LWC_MMA_SPARSE("m16n8k32", "f16");
 }
 
 static __device__ __forceinline__ void lwc_mma_sparse_bfloat16(float *sums, const uint *a, const uint *b, uint places) {
-    LWC_MMA_SPARSE("bf16");
+    LWC_MMA_SPARSE("m16n8k32", "bf16");
+}
+
+static __device__ __forceinline__ void lwc_mma_sparse_tf32(float *sums, const uint *a, const uint *b, uint places) {
+    LWC_MMA_SPARSE("m16n8k16", "tf32");
 }
 
 static __device__ __forceinline__ void lwc_mma_bfloat16(float *sums, const uint *a, const uint *b) {

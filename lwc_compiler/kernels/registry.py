@@ -14,7 +14,8 @@ class Entry(NamedTuple):
 
     Attributes:
         name: `Kernel.name`.
-        format: `Plan.format` of the layers it computes, `rx1` for several numbers r; empty for a step without weights.
+        format: `Plan.format` of the layers it computes, `rx1` or `r:2r` for several numbers r; empty for a step without
+            weights.
         summary: what it computes.
         features: instruction sets without which no plan has it, by the names of `Target.features`; `cuda`: a GPU.
     """
@@ -54,7 +55,7 @@ KERNELS = (
     Entry("gpu_blocks", "4x1", "GPU: the same with blocks of four output channels", _GPU),
     Entry("gpu_gemm", "dense", "GPU: convolution or product of many rows with every weight", _GPU),
     Entry("gpu_mma", "dense", "GPU: the same on tensor cores", _GPU),
-    Entry("gpu_mma_sparse", "2:4", "GPU: the same with two of four input channels, on sparse tensor cores", _GPU),
+    Entry("gpu_mma_sparse", "r:2r", "GPU: the same with half of the input channels, on sparse tensor cores", _GPU),
     Entry("gpu_mma_blocks", "rx1", "GPU: the same with blocks of four output channels or more, on tensor cores", _GPU),
     Entry("gpu_wgmma", "dense", "GPU: product or convolution on Hopper's tensor cores", _GPU),
     Entry("gpu_wgmma_sparse", "2:4", "GPU: the same with two of four input channels", _GPU),

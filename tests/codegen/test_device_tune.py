@@ -7,10 +7,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import lwc_compiler as lwc
+from benchmarks.models import Network
 from lwc_compiler.codegen import cuda_compiler
 from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_tune import _TOGETHER, DeviceTuner
@@ -21,9 +22,11 @@ from lwc_compiler.kernels.gpu.candidates import overlapping
 from lwc_compiler.kernels.gpu.plan import plan_conv, plan_matmul
 from lwc_compiler.kernels.kernel import Plan
 from lwc_compiler.kernels.layer import Activation, ConvGeometry, Epilogue
+from lwc_compiler.model import Model
 from lwc_compiler.passes.lower import lower
 from lwc_compiler.recipe.options import LowerOptions
 from lwc_compiler.runtime import device_driver
+from lwc_compiler.sparsity.draw import random_weights
 from lwc_compiler.targets import find_target
 from lwc_compiler.targets.cuda import host_gpu
 from tests.driver_harness import build_driver, check_all_given_back, names
@@ -381,7 +384,7 @@ def test_kernels_are_compiled_as_the_library_has_them(tmp_path, monkeypatch, cap
     assert (0 if loaded == "ptx" else int(loaded) >> 8 & 255) == code  # the file's flags have the architecture there
 
 
-def network() -> lwc.Model:
+def network() -> Model:
     generator = np.random.default_rng(0)
     kept = generator.random((64, 32, 3, 3)) < 0.1
     arrays = {
@@ -402,7 +405,7 @@ def network() -> lwc.Model:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 10])],
         [numpy_helper.from_array(array.astype(np.float32), name) for name, array in arrays.items()],
     )
-    return lwc.Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "net")
+    return Model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "net")
 
 
 def test_a_network_has_what_was_measured(tmp_path, offered, monkeypatch) -> None:
@@ -427,3 +430,35 @@ def test_a_network_has_what_was_measured(tmp_path, offered, monkeypatch) -> None
     assert again.library == lowered.library
     assert "cuDevicePrimaryCtxRetain" not in names(calls(tmp_path))
     assert os.listdir(tmp_path / "lwc")
+
+
+def test_one_of_two_in_tf32_is_taken_where_it_is_measured(lwc, tmp_path, monkeypatch) -> None:
+    """From the command line; without a measurement the layer has every weight."""
+    monkeypatch.setenv("FAKE_CAPABILITY", "80")
+    monkeypatch.setattr("lwc_compiler.runtime.verify.missing_features", lambda _: frozenset({"sm_80"}))
+    net = Network("net", (2048, 256))
+    hidden = net.relu(net.node("MatMul", net.x, net.random("first", (256, 256), 0.1)))
+    model = tmp_path / "net.onnx"
+    onnx.save(net.model(net.node("MatMul", hidden, net.random("second", (256, 512), 0.1)), (2048, 512)), model)
+    precise = find_target("cuda:sm_80")
+    precise = replace(precise, gpu=replace(precise.gpu, precision="tf32"))
+    offered: list[Candidate] = []
+
+    def note(task: Task, candidates: Sequence[Candidate]) -> Plan:
+        offered[:] = sorted(candidates, key=lambda candidate: candidate.cycles)
+        return predicted(task, candidates)
+
+    plan_matmul(random_weights((512, 256), 0.5, "1:2").T.copy(), 2048, Epilogue(), precise, note)
+    others = set(map(shape, promising(offered, COUNT)))
+    measured = [candidate for candidate in offered if candidate.unproven][:COUNT]
+    take_times(tmp_path, {next(each for each in map(shape, measured) if each not in others): 0.1})
+    for number, (kernel, format_, why) in enumerate(
+        (("gpu_mma", "dense", "predicted fastest"), ("gpu_mma_sparse", "1:2", "measured fastest on Fake GPU"))
+    ):
+        out = tmp_path / f"{number}.lwc"
+        asked = ["--target", "cuda:sm_80", "--precision", "tf32", "--structure", "1:2", "--sparsity", "0.5"]
+        done = lwc("compile", model, "-o", out, *asked, *(["--tune", COUNT] * number))
+        assert done.code == 0, done.err
+        (line,) = [line for line in lwc("inspect", out).out.splitlines() if "256x512" in line]
+        assert {kernel, format_} <= set(line.split())
+        assert why in line

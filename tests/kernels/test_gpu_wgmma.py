@@ -8,7 +8,7 @@ from itertools import product as product_of
 import numpy as np
 import pytest
 from test_conv import conv, weight_shape
-from test_gpu_precision import Case, convolved, precise, rounded, two_of_four
+from test_gpu_precision import Case, convolved, half_kept, precise, rounded
 
 from lwc_compiler.codegen.cuda_compiler import compile_all
 from lwc_compiler.codegen.device_build import compile_device
@@ -45,7 +45,7 @@ def product(
     (rows, k, n), generator = shape, np.random.default_rng(sum(shape))
     weight, x = generator.standard_normal((k, n), np.float32), generator.standard_normal((rows, k), np.float32)
     if sparse:
-        weight = two_of_four(np.ascontiguousarray(weight.T), generator).T
+        weight = half_kept(np.ascontiguousarray(weight.T), generator).T
     bias = generator.standard_normal(n).astype(np.float32)
     residual = generator.standard_normal((rows, n), np.float32)
     geometry = ConvGeometry(1, k, (1, rows), n, (1, 1), (1, 1), (0,) * 4, (1, 1))
@@ -62,7 +62,7 @@ def convolution(
 ) -> Case:
     generator = np.random.default_rng(g.in_channels)
     weight = generator.standard_normal(weight_shape(g), np.float32)
-    weight = two_of_four(weight, generator) if sparse else weight
+    weight = half_kept(weight, generator) if sparse else weight
     x = generator.standard_normal(g.in_shape, np.float32)
     plain, x_strides = without_gaps(as_planes(g))
     strides = x_strides, strides_of(plain.out_shape)
@@ -193,7 +193,7 @@ def test_long_products_on_hopper_go_there(precision: str) -> None:
 
 def test_two_of_four_are_offered_and_not_taken_without_being_measured() -> None:
     """Though they are predicted to be the fastest; they take half the bytes and an eighth."""
-    weight = two_of_four(np.random.default_rng(0).standard_normal((2048, 2048), np.float32), np.random.default_rng(1)).T
+    weight = half_kept(np.random.default_rng(0).standard_normal((2048, 2048), np.float32), np.random.default_rng(1)).T
     weight, target = np.ascontiguousarray(weight), precise("float16", "h200")
     offered: list[Candidate] = []
 

@@ -44,5 +44,7 @@ def test_lists_every_tested_kernel_and_no_other() -> None:
         found = formats[entry.name]
         if entry.format == "rx1":
             assert all(re.fullmatch(r"\d+x1", format_) for format_ in found)
+        elif entry.format == "r:2r":
+            assert found == {"1:2", "2:4"}
         else:
             assert not entry.format or found == {entry.format}

@@ -133,14 +133,16 @@ def gemm_candidate(weight: NDArray[np.float32], t: GemmTile, epilogue: Epilogue,
 
 
 def mma_candidate(weight: NDArray[np.float32], t: MmaTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:
+    """1:2 in tf32 has not run on a GPU yet."""
     stored = weight.size // (2 if t.sparse else 1)
-    format_, kernel = ("2:4", "gpu_mma_sparse") if t.sparse else ("dense", "gpu_mma")
+    format_, kernel = (f"{t.in_word}:{2 * t.in_word}", "gpu_mma_sparse") if t.sparse else ("dense", "gpu_mma")
     name = f"{format_} {t.precision} {t.outputs}x{t.pixels}, {t.warp_outputs}x{t.warp_pixels} of a warp, {t.depth} deep"
 
     def plan() -> Plan:
         return _product(stored, format_, t, lambda wanted: mma_kernel(kernel, t, wanted), pack_mma(weight, t), epilogue)
 
-    return _candidate(format_, name + _in_parts(t), product_seconds(t, gpu), gpu, plan)
+    candidate = _candidate(format_, name + _in_parts(t), product_seconds(t, gpu), gpu, plan)
+    return replace(candidate, unproven=t.sparse and t.precision == "tf32")
 
 
 def wgmma_candidate(weight: NDArray[np.float32], t: WgmmaTile, epilogue: Epilogue, gpu: Gpu) -> Candidate:

@@ -13,6 +13,7 @@ from lwc_compiler.kernels.gpu.builder import WARP, ceil_div
 from lwc_compiler.kernels.gpu.gemm import GemmTile
 from lwc_compiler.kernels.gpu.matvec import MatvecTile
 from lwc_compiler.kernels.gpu.mma import MmaTile, is_sparse
+from lwc_compiler.kernels.gpu.precision import numbers_in_word
 from lwc_compiler.kernels.gpu.product import ProductTile
 from lwc_compiler.kernels.gpu.taps_layout import ALIKE, TAP_STEP, TapTile
 from lwc_compiler.kernels.kernel import STATIC_SHARED_BYTES
@@ -43,7 +44,6 @@ MMA_TILES = (
     (128, 128, 64, 64), (128, 128, 64, 32), (128, 64, 64, 32), (64, 64, 32, 32), (64, 32, 32, 16), (32, 32, 16, 16),
     (64, 16, 16, 16), (32, 16, 16, 8),
 )  # fmt: skip
-_IN_HALF = ("float16", "bfloat16")  # the precisions of 2:4
 _AMPERE = 80  # the first compute capability, times ten, with sparse tensor cores
 # Output channels and pixels of a block, and of a thread; groups of threads that share a sum.
 GEMM_TILES = (
@@ -55,7 +55,8 @@ DEPTHS = (16, 32)  # products of a sum between two barriers
 
 def in_half(weight: NDArray[np.float32], gpu: Gpu) -> bool:
     """Whether sparse tensor cores can multiply the weights, of which they skip half."""
-    return gpu.precision in _IN_HALF and gpu.architectures[0] >= _AMPERE and is_sparse(weight)
+    has_them = gpu.precision != "float32" and gpu.architectures[0] >= _AMPERE
+    return has_them and is_sparse(weight, numbers_in_word(gpu.precision))
 
 
 def product_tiles(

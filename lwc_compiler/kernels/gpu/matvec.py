@@ -18,7 +18,7 @@ from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, splat
 from lwc_compiler.kernels.gpu.builder import SHARED_ALIGNMENT_BYTES, WARP, DeviceBuilder, ceil_div, half_of
-from lwc_compiler.kernels.gpu.precision import round_to
+from lwc_compiler.kernels.gpu.precision import numbers_in_word, round_to
 from lwc_compiler.kernels.kernel import Constant
 from lwc_compiler.kernels.layer import store_result
 
@@ -71,7 +71,7 @@ class MatvecTile:
     @property
     def in_word(self) -> int:
         """Weights in 32 bits."""
-        return 2 if self.precision in ("float16", "bfloat16") else 1
+        return numbers_in_word(self.precision)
 
     @property
     def threads(self) -> int:

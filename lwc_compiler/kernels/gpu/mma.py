@@ -12,7 +12,9 @@ is all precisions.
 
 Where at most two of four neighbouring input channels have a weight (2:4), in 16 bits, `mma.sp` (*Matrix Fragments for
 sparse mma.m16n8k32*) multiplies only those: a word of the weights is what is kept of four, and the places of the kept
-ones, 4 bits for each four, come with them.
+ones, 4 bits for each four, come with them. In tf32 (*sparse mma.m16n8k16*) a word is what is kept of two (1:2), and its
+4 bits are the places of its two halves. There two neighbours are rows of the inputs that two lanes have, so that a lane
+has the channels c and c + 4 of every 8.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from tvm import tirx
 
 from lwc_compiler.kernels.builder import divide, modulo, splat
 from lwc_compiler.kernels.gpu.builder import WARP, DeviceBuilder
-from lwc_compiler.kernels.gpu.precision import round_to
+from lwc_compiler.kernels.gpu.precision import numbers_in_word, round_to
 from lwc_compiler.kernels.gpu.product import ProductTile, store_sums
 from lwc_compiler.kernels.gpu.slices import Slices
 from lwc_compiler.kernels.kernel import Constant
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
 
 _DOWN, _ACROSS = 16, 8  # output channels and pixels of one instruction
 _FRAGMENT = 4  # words of a lane's fragment of the weights
-_OCTET = 8  # channels of which a lane has two neighbours
-_FOUR, _KEPT = 4, 2  # of so many neighbouring input channels so many are kept
+_OCTET = 8  # channels of which a lane has two
+_FOUR, _KEPT = 4, 2  # of so many neighbouring halves of words so many are kept
 # Which two of four are kept, in order, by the bits of those that have a weight, the first one lowest.
 _HAS_NONE = np.arange(1 << _FOUR)[:, None] >> np.arange(_FOUR) & 1 == 0
 _PLACES = np.sort(np.argsort(_HAS_NONE, axis=1, kind="stable")[:, :_KEPT], axis=1).astype(np.uint8)
@@ -53,7 +55,7 @@ class MmaTile(ProductTile):
 
     Attributes:
         precision: `tf32`, `float16` or `bfloat16`.
-        sparse: 2:4, in 16 bits; else every weight. Slices are a multiple of 32 deep.
+        sparse: 2:4 in 16 bits, 1:2 in tf32; else every weight. Slices are a multiple of `step` deep.
         warp_outputs: output channels of a warp, a multiple of 16.
         warp_pixels: of a warp, a multiple of 8.
     """
@@ -71,11 +73,16 @@ class MmaTile(ProductTile):
     @property
     def in_word(self) -> int:
         """Input channels of a word."""
-        return 1 if self.precision == "tf32" else 2
+        return numbers_in_word(self.precision)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the two of eight input channels that a lane has are neighbours."""
+        return not (self.sparse and self.precision == "tf32")
 
     @property
     def least_block(self) -> int:
-        return _FOUR if self.sparse else 1
+        return 2 * self.in_word if self.sparse else 1
 
     @property
     def step(self) -> int:
@@ -99,8 +106,10 @@ class MmaTile(ProductTile):
 
     @property
     def pitch(self) -> int:
-        # Lanes 4 r + c of a warp read the channels 2 c and 2 c + 1 of the pixels r: from 32 banks.
-        return self.depth + _OCTET if self.by_channel else self.pixels + _OCTET // 2
+        # Lanes 4 r + c of a warp read the channels 2 c and 2 c + 1 of the pixels r, or c and then c + 4: from 32 banks.
+        if self.by_channel:
+            return self.depth + (_OCTET if self.pairs else _OCTET // 2)
+        return self.pixels + (_OCTET // 2 if self.pairs else _OCTET)
 
 
 def pack_mma(weight: NDArray[np.float32], t: MmaTile) -> Constant:
@@ -113,54 +122,59 @@ def pack_mma(weight: NDArray[np.float32], t: MmaTile) -> Constant:
     rows = t.slices_of_weights(weight)
     if not t.sparse:
         return Constant(_fragments(rows, t))
-    kept, places = two_of_four(rows)
+    kept, places = kept_half(rows, t.in_word)
     ordered = np.ascontiguousarray(places.swapaxes(-3, -2)).reshape(*rows.shape[:3], -1)
     return Constant(np.concatenate([_fragments(kept, t), ordered], axis=-1))
 
 
-def two_of_four(rows: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
-    """Rows of which at most two of four neighbours have a weight, as sparse tensor cores take them.
+def kept_half(rows: NDArray[np.float32], in_word: int) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+    """Rows of which half is kept, as sparse tensor cores take them (PTX ISA, *Sparse matrix storage*).
 
     Args:
-        rows: float32 (..., outputs, numbers): multiples of 16 and of 32.
+        rows: float32 (..., outputs, numbers): multiples of 16 and of 16 words; `is_sparse` holds for neighbours.
+        in_word: numbers of a word.
 
     Returns:
         (..., outputs, numbers / 2), what is kept; and where that was, as lanes give it to instructions that multiply
-        32 of the numbers: (..., outputs / 16, 8, numbers / 32, 2). Lanes 4 r and 4 r + 1 have the first and the last
-        four words of the output channels r, in the low half, and r + 8.
+        16 words of the numbers: (..., outputs / 16, 8, instructions, 2). Lanes 4 r and 4 r + 1 have the first and the
+        last four of 8 kept words of the output channels r, in the low half, and r + 8.
     """
-    fours = rows.reshape(*rows.shape[:-1], -1, _FOUR)
-    places = _PLACES[np.packbits(fours != 0, axis=-1, bitorder="little")[..., 0]]
-    kept = np.take_along_axis(fours, places, axis=-1).reshape(*rows.shape[:-1], -1)
+    neighbours, halves = rows.reshape(*rows.shape[:-1], -1, 2 * in_word), _KEPT // in_word
+    has_weight = np.repeat(neighbours != 0, halves, axis=-1)
+    places = _PLACES[np.packbits(has_weight, axis=-1, bitorder="little")[..., 0]]
+    kept = np.take_along_axis(neighbours, places[..., ::halves] // halves, axis=-1).reshape(*rows.shape[:-1], -1)
     bits = (places[..., 0] | places[..., 1] << 2).astype(np.uint32)
     # ..., half of the channels, r, instruction, lane, word
-    of_words = bits.reshape(*rows.shape[:-2], -1, 2, 8, rows.shape[-1] // (8 * _FOUR), 2, 4)
-    halves = (of_words << (4 * np.arange(4, dtype=np.uint32))).sum(axis=-1, dtype=np.uint32)
-    words: NDArray[np.uint32] = halves[..., 0, :, :, :] | halves[..., 1, :, :, :] << np.uint32(16)
+    of_words = bits.reshape(*rows.shape[:-2], -1, 2, 8, rows.shape[-1] // (16 * in_word), 2, 4)
+    of_rows = (of_words << (4 * np.arange(4, dtype=np.uint32))).sum(axis=-1, dtype=np.uint32)
+    words: NDArray[np.uint32] = of_rows[..., 0, :, :, :] | of_rows[..., 1, :, :, :] << np.uint32(16)
     return kept, words
 
 
-def is_sparse(weight: NDArray[np.float32]) -> bool:
-    """Whether at most two of every four neighbouring input channels have a weight, at each position of the kernel."""
-    channels = weight.shape[1]
-    padded = np.pad(weight != 0, ((0, 0), (0, -channels % _FOUR), *((0, 0),) * (weight.ndim - 2)))
-    fours = padded.reshape(weight.shape[0], -1, _FOUR, *weight.shape[2:])
-    return bool(np.count_nonzero(fours, axis=2).max(initial=0) <= _KEPT)
+def is_sparse(weight: NDArray[np.float32], in_word: int) -> bool:
+    """Whether of every two words of neighbouring input channels half is kept, at each position of the kernel.
+
+    Args:
+        weight: float32 (O, C / groups, *kernel).
+        in_word: numbers of a word: at most 2 of 4 neighbours may have a weight, or 1 of 2.
+    """
+    channels, count = weight.shape[1], 2 * in_word
+    padded = np.pad(weight != 0, ((0, 0), (0, -channels % count), *((0, 0),) * (weight.ndim - 2)))
+    neighbours = padded.reshape(weight.shape[0], -1, count, *weight.shape[2:])
+    return bool(np.count_nonzero(neighbours, axis=2).max(initial=0) <= in_word)
 
 
 def _fragments(rows: NDArray[np.float32], t: MmaTile) -> NDArray[np.uint32]:
     """(..., outputs, numbers) as words in the order of lanes: of rows r and r + 8, and of words c and c + 4.
 
-    Of 16 numbers, words c and c + 4 are the pairs from 2 c and from 2 c + 8 on in 16 bits; in tf32 they are the numbers
-    2 c and 2 c + 1 in one instruction, and 2 c + 8 and 2 c + 9 in the next.
+    In tf32 with every weight these words are the numbers 2 c and 2 c + 1 of an instruction.
     """
     before = rows.shape[:-2]
-    split = rows.reshape(*before, t.outputs // _DOWN, 2, 8, -1, 2, 4, 2)  # ..., half, r, sixteen, octet, c, number
+    neighbours = t.precision == "tf32" and not t.sparse
+    # ..., block of rows, half, r, instruction, which word, c, number; or c before the word
+    split = rows.reshape(*before, -1, 2, 8, t.depth // t.step, *((4, 2) if neighbours else (2, 4)), t.in_word)
+    order = (0, 3, 2, 4, 5, 1, 6) if neighbours else (0, 3, 2, 5, 4, 1, 6)  # ..., instruction, r, c, word, half, number
     n = len(before)
-    if t.in_word == 1:
-        order = (0, 3, 4, 2, 5, 6, 1)  # block of rows, sixteen, octet, r, c, number, half
-    else:
-        order = (0, 3, 2, 5, 4, 1, 6)  # block of rows, sixteen, r, c, octet, half, number
     ordered = np.ascontiguousarray(split.transpose(*range(n), *(n + axis for axis in order)))
     return round_to(ordered, t.precision).reshape(*before, -1)
 
@@ -218,17 +232,19 @@ def mma_kernel(name: str, t: MmaTile, epilogue: Epilogue) -> Kernel:
 
 
 def _inputs(b: DeviceBuilder, t: MmaTile, right: Expr, at: Expr, pixel: Expr, first: int, column: Expr) -> Register:
-    """A lane's fragment of the inputs: two neighbours of every eight channels of its pixel, rounded."""
+    """A lane's fragment of the inputs: two of every eight channels of its pixel, rounded."""
     words = b.register(t.step // 4 // t.in_word, "uint32")
-    for octet in range(t.step // _OCTET if t.in_word == 2 else 1):
-        if t.by_channel:
+    for octet in range(t.step // _OCTET):
+        channel = first + octet * _OCTET + column * (2 if t.pairs else 1)
+        if t.by_channel and t.pairs:
             pair = b.register(2)
-            pair.set(b.load(right, at + pixel * t.pitch + first + octet * _OCTET + column * 2, 2))
+            pair.set(b.load(right, at + pixel * t.pitch + channel, 2))
             values = [pair.part(0, 1), pair.part(1, 1)]
         else:
-            channel = first + octet * _OCTET + column * 2
-            values = [b.load(right, at + (channel + odd) * t.pitch + pixel) for odd in range(2)]
+            both = channel, channel + (1 if t.pairs else 4)
+            places = [pixel * t.pitch + each if t.by_channel else each * t.pitch + pixel for each in both]
+            values = [b.load(right, at + place) for place in places]
         for word in range(0, 2, t.in_word):
             rounded = tirx.call_extern("uint32", f"lwc_round_{t.precision}", *values[word : word + t.in_word])
-            words.set_part(octet if t.in_word == 2 else word, rounded)
+            words.set_part((2 * octet + word) // t.in_word, rounded)
     return words

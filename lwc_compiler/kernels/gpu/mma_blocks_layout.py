@@ -19,7 +19,7 @@ import numpy as np
 
 from lwc_compiler.kernels.gpu.builder import ceil_div
 from lwc_compiler.kernels.gpu.lists import VECTOR, ListTile
-from lwc_compiler.kernels.gpu.precision import round_to
+from lwc_compiler.kernels.gpu.precision import numbers_in_word, round_to
 from lwc_compiler.kernels.kernel import Constant
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class MmaBlocksTile(ListTile):
     @property
     def in_word(self) -> int:
         """Places of a word of a fragment."""
-        return 1 if self.precision == "tf32" else 2
+        return numbers_in_word(self.precision)
 
     @property
     def step(self) -> int:

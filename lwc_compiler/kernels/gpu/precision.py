@@ -10,6 +10,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def numbers_in_word(precision: str) -> int:
+    """Numbers of the precision in 32 bits: 1 or 2."""
+    return 2 if precision in ("float16", "bfloat16") else 1
+
+
 def round_to(values: NDArray[np.float32], precision: str) -> NDArray[np.uint32]:
     """Words of the values, rounded to nearest: one each, or two with the first in the low half, along the last axis."""
     values = np.ascontiguousarray(values)

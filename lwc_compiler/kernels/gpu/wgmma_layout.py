@@ -17,8 +17,8 @@ from tvm import tirx
 
 from lwc_compiler.kernels.builder import unravel
 from lwc_compiler.kernels.gpu.builder import WARP, ceil_div, strides_of
-from lwc_compiler.kernels.gpu.mma import two_of_four
-from lwc_compiler.kernels.gpu.precision import round_to
+from lwc_compiler.kernels.gpu.mma import kept_half
+from lwc_compiler.kernels.gpu.precision import numbers_in_word, round_to
 from lwc_compiler.kernels.gpu.product import ProductTile
 from lwc_compiler.kernels.kernel import Constant
 
@@ -88,7 +88,7 @@ class WgmmaTile(ProductTile):
     @property
     def in_word(self) -> int:
         """Products of a word."""
-        return 1 if self.precision == "tf32" else 2
+        return numbers_in_word(self.precision)
 
     @property
     def cluster(self) -> int:
@@ -237,10 +237,10 @@ def wgmma_tiles(
         gpu: which.
         half: `in_half` holds for the weights.
     """
-    g, in_row = geometry, 4 * ROW // (4 if gpu.precision == "tf32" else 2)
+    g, in_row = geometry, ROW * numbers_in_word(gpu.precision)
     if gpu.architectures != (_HOPPER,) or gpu.precision == "float32" or g.groups > 1:
         return
-    sparse = half and gpu.precision != "tf32"
+    sparse = half and gpu.precision != "tf32"  # of which 1:2 has no kernel
     shifted = (False, True) if set(g.strides) == {1} and math.prod(g.kernel[:-1]) > 1 else (False,)
     kinds = itertools.product(_CUTS, (False, True) if sparse else (False,), shifted)
     for (outputs, pixels, groups, *cluster), kept, shifts in kinds:
@@ -265,7 +265,7 @@ def pack_wgmma(weight: NDArray[np.float32], t: WgmmaTile) -> Constant:
     before = rows.shape[:3]
     if not t.sparse:
         return Constant(_swizzled(round_to(rows, t.precision)).reshape(*before, -1))
-    kept, places = two_of_four(rows)
+    kept, places = kept_half(rows, t.in_word)
     words = _swizzled(round_to(kept, t.precision)).reshape(*before, -1)
     # A lane reads what it gives to all instructions of a slice at once.
     of_lanes = np.ascontiguousarray(places.swapaxes(-2, -1)).reshape(*before, -1)
