@@ -33,7 +33,7 @@ from lwc_compiler.passes.sites import constant_tensors, find_sites
 from lwc_compiler.runtime.bench import bench
 from lwc_compiler.runtime.reference import reference_session
 from tests import zoo
-from tests.fetch_models import read_member
+from tests.wheels import read_member
 
 # What magika's configuration says about its input.
 BLOCK, HALF, PADDING, LEAST = 4096, 1024, 256, 8
