@@ -16,7 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from lwc_compiler.errors import OptionError
 
 if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as _Checked  # knows the arguments of each class
     from typing_extensions import Self
+else:
+
+    class _Checked(type(BaseModel)):
+        """Of classes of options, whose bad values are errors of lwc's in Python, too."""
+
+        def __call__(cls, **values):
+            try:
+                return super().__call__(**values)
+            except ValidationError as error:
+                raise explain(error, cls.__name__, cls) from None
+
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -29,8 +41,12 @@ Structure = Literal["element", "2x1", "4x1", "8x1", "16x1", "32x1", "1:2", "1:4"
 _SCANNED = (0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.005)
 
 
-class Options(BaseModel):
-    """Base of all options: frozen, and unknown keys are refused."""
+class Options(BaseModel, metaclass=_Checked):
+    """Base of all options: frozen, and unknown keys are refused.
+
+    Raises:
+        OptionError: a value is not accepted, or a key is unknown.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -27,8 +27,8 @@ class Network(ABC):
     """
 
     def __init__(self, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], threads: int) -> None:
-        if threads < 1:
-            raise OptionError(f"threads is {threads}: at least 1")
+        if not isinstance(threads, int) or threads < 1:
+            raise OptionError(f"threads is {threads!r}: a whole number, at least 1")
         self.inputs = inputs
         self.outputs = outputs
         self.threads = threads

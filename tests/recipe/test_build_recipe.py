@@ -2,7 +2,7 @@ import pytest
 
 from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe.build import BuildRecipe, GateOptions, TargetGates, TargetOptions
-from lwc_compiler.recipe.options import LowerOptions, PruneOptions, build
+from lwc_compiler.recipe.options import LowerOptions, PruneOptions, Recipe, build
 
 
 def test_a_target_says_what_lower_and_gates_do_not():
@@ -27,6 +27,19 @@ def test_a_target_says_what_lower_and_gates_do_not():
     alone = recipe.for_target(host)
     assert alone.lower == LowerOptions(target="host", batch=4, threads=1)
     assert alone.prune == recipe.prune
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PruneOptions(sparsity=2), r"^PruneOptions: sparsity: Input should be less than 1, found 2$"),
+        (lambda: LowerOptions(tread=1), r"^LowerOptions: tread: there is no such key; the closest is 'threads'$"),
+        (lambda: Recipe(lower={"threads": 0}), r"^Recipe: lower.threads: .* greater than or equal to 1, found 0$"),
+    ],
+)
+def test_a_bad_value_in_python_is_an_option_error(make, message):
+    with pytest.raises(OptionError, match=message):
+        make()
 
 
 def test_without_targets_it_is_the_one_of_lower():

@@ -130,7 +130,7 @@ def test_threads_share_a_run(odd, here):
             pytest.raises(NotRunError, match=words),
         ):
             session.run({"values": VALUES, "ids": IDS})
-    with pytest.raises(OptionError, match="threads is 0: at least 1"):
+    with pytest.raises(OptionError, match="threads is 0: a whole number, at least 1"):
         open_elsewhere(Linkable.of_lowered(odd), "qemu", 0)
 
 

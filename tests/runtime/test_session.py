@@ -115,8 +115,10 @@ def test_threads_come_from_the_artifact_or_the_caller(artifact):
         assert session.threads == artifact.manifest.threads == 1
     with load(artifact.directory, threads=7) as session:
         assert session.run({"values": VALUES, "ids": IDS})["doubled"][0, 0] == 7
-    with pytest.raises(OptionError, match="threads is 0: at least 1"):
+    with pytest.raises(OptionError, match="threads is 0: a whole number, at least 1"):
         load(artifact.directory, threads=0)
+    with pytest.raises(OptionError, match="threads is '2': a whole number, at least 1"):
+        load(artifact.directory, threads="2")
     with pytest.raises(TargetError, match="could not start 65 threads"):
         load(artifact.directory, threads=65)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
+from lwc_compiler.errors import OptionError
 from lwc_compiler.recipe.options import RetrainOptions
 from lwc_compiler.training.batching import input_specs
 from lwc_compiler.training.data import ArraySource
@@ -89,5 +89,5 @@ def test_weights_of_one_value_stay_equal_to_the_last_bit(perceptron, samples, op
 
 @pytest.mark.parametrize("grow", ["shadow", "gradient"])
 def test_masks_that_change_are_refused(grow):
-    with pytest.raises(ValidationError, match="leave out 'codebook' or 'grow'"):
+    with pytest.raises(OptionError, match="leave out 'codebook' or 'grow'"):
         RetrainOptions(grow=grow, codebook={"fc": 3})
