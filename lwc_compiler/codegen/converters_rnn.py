@@ -11,8 +11,7 @@ from tvm.script.ir_builder import tirx as script
 
 from lwc_compiler.codegen.converters import Node, Result, converter, literal, shape_of
 from lwc_compiler.codegen.converters_tensor import reshape, slice_axis
-from lwc_compiler.kernels.recurrent import GATES
-from lwc_compiler.passes.recurrent import activations, directions
+from lwc_compiler.passes.recurrent import GATES, activations, directions, misfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,6 +55,9 @@ def _refuse_options(node: Node, time: int) -> None:
     lengths = node.constant(4)
     if lengths is not None and (lengths != time).any():
         raise node.refuse("sequences of different lengths are not handled")
+    layout = bool(node.attribute("layout", 0))
+    if why := misfit(node.proto.op_type, [node.shape(i) if node.has(i) else None for i in range(7)], layout):
+        raise node.refuse(why)
     for option in ("clip", "input_forget", "activation_alpha", "activation_beta"):
         if node.attribute(option):
             raise node.refuse(f"its attribute '{option}' is not handled")

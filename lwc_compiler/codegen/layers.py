@@ -29,12 +29,12 @@ from lwc_compiler.kernels.layer import ConvGeometry
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul, plan_transpose
 from lwc_compiler.kernels.pooled import Pool
 from lwc_compiler.kernels.pooled_plan import plan_pooled
-from lwc_compiler.kernels.recurrent import GATES, STATES, Recurrence, plan_recurrent
+from lwc_compiler.kernels.recurrent import STATES, Recurrence, plan_recurrent
 from lwc_compiler.kernels.separable_plan import Part, fits, plan_separable
 from lwc_compiler.model import attributes_of
 from lwc_compiler.padding import window_pads
 from lwc_compiler.passes.beside import CONV, DOMAIN
-from lwc_compiler.passes.recurrent import activations, directions, is_plain
+from lwc_compiler.passes.recurrent import RECURRENT, activations, directions, is_plain, misfit
 from lwc_compiler.passes.sites import node_label
 
 if TYPE_CHECKING:
@@ -333,6 +333,8 @@ class _Extraction:
         if bias is None and input_name(node, 3):
             return
         from_input, from_state = (weight for weight in weights if weight is not None)
+        if misfit(kind, [self.graph.shape(name) if name else None for name in node.input[:7]]):
+            return
         states = [input_name(node, i) for i in (5, 6)[: STATES[kind]]]
         outputs = [name if self.graph.uses[name] else "" for name in node.output]
         outputs += [""] * (1 + STATES[kind] - len(outputs))
@@ -379,7 +381,7 @@ _STARTS: dict[tuple[str, str], Callable[[_Extraction, onnx.NodeProto], None]] = 
     ("", "MatMul"): _Extraction.matmul,
     (DOMAIN, CONV): _Extraction.conv,
     ("", "Transpose"): _Extraction.transpose,
-    **dict.fromkeys((("", kind) for kind in GATES), _Extraction.recurrent),
+    **dict.fromkeys((("", kind) for kind in RECURRENT), _Extraction.recurrent),
 }
 
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from lwc_compiler.kernels.kernel import Kernel, Operand
     from lwc_compiler.targets.target import Target
 
-GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 STATES = {"RNN": 1, "GRU": 1, "LSTM": 2}
 
 
@@ -64,6 +63,11 @@ class Recurrence:
     def hidden(self) -> int:
         """Units of a state."""
         return int(self.from_state.shape[-1])
+
+    @property
+    def gates(self) -> int:
+        """Gates of a unit."""
+        return int(self.from_state.shape[1]) // self.hidden
 
 
 def plan_recurrent(layer: Recurrence, target: Target, pick: Pick = predicted) -> tuple[Plan, Plan, Plan]:
@@ -146,7 +150,7 @@ def plan_recurrent(layer: Recurrence, target: Target, pick: Pick = predicted) ->
 
 def _padded(layer: Recurrence, d: int, width: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], Any]:
     """Weights (inputs, gates x width) of the input and (width, gates x width) of the state, and their biases."""
-    gates, hidden = GATES[layer.kind], layer.hidden
+    gates, hidden = layer.gates, layer.hidden
     more = width - hidden
 
     def padded(array: NDArray[np.float32], inputs: int = 0) -> NDArray[np.float32]:
@@ -201,7 +205,7 @@ def _cell_kernel(layer: Recurrence, functions: tuple[str, ...], width: int, lane
 
     The states are replaced; y (batch, hidden) is the same as the new h. A tile is a sequence.
     """
-    b, hidden, gates = KernelBuilder(), layer.hidden, GATES[layer.kind]
+    b, hidden, gates = KernelBuilder(), layer.hidden, layer.gates
     projected, summed, h = b.pointer("projected"), b.pointer("summed"), b.pointer("h")
     c = b.pointer("c") if layer.kind == "LSTM" else None
     y = b.pointer("y") if layer.wanted[0] else None
