@@ -20,7 +20,7 @@ from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Ref, Stag
 from lwc_compiler.codegen.result import StepInfo, TensorSpec
 from lwc_compiler.codegen.schedules import schedule
 from lwc_compiler.errors import UnsupportedError
-from lwc_compiler.kernels.kernel import Constant, Input, Output
+from lwc_compiler.kernels.kernel import Constant, Input, Moving, Output, Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lwc_compiler.codegen.layers import Layer
-    from lwc_compiler.kernels.kernel import Kernel, Plan
+    from lwc_compiler.kernels.kernel import Kernel, Operand, Plan
     from lwc_compiler.targets.target import Target
 
 # What one core does in a step; good to a factor of two or three, which is all that the choice of threads needs.
@@ -152,24 +152,37 @@ class _Builder:
         """Appends the calls of `plan`, which belong to the layers `nodes`, or to none."""
         scratch = [self.new_buffer(size) for size in plan.scratch]
         weights = [step.constant_bytes for step in plan.steps]
-        for step, share in zip(plan.steps, weights, strict=True):
-            args: list[Ref] = []
-            for operand in step.args:
-                if isinstance(operand, Input):
-                    args.append(inputs[operand.index])
-                elif isinstance(operand, Output):
-                    args.append(outputs[operand.index])
-                elif isinstance(operand, Constant):
-                    args.append(self.constant(operand.array))
-                else:
-                    args.append(scratch[operand.index])
+        passes = [1] * len(plan.steps)
+        for i, step in enumerate(plan.steps):
+            passes[i - step.back : i + 1] = [step.passes] * (step.back + 1)
+
+        def place(operand: Operand) -> Ref:
+            if isinstance(operand, Constant):
+                return self.constant(operand.array)
+            if isinstance(operand, Moving):
+                ref = place(operand.buffer)
+                if isinstance(ref, BufferRef):
+                    return replace(ref, first=operand.first, stride=operand.stride)
+                array = self.constants[ref.index].ravel()  # a constant that is the layer's input: an initial state
+                return self.constant(array[operand.first // array.itemsize :])
+            of = {Input: inputs, Output: outputs, Scratch: scratch}
+            return of[type(operand)][operand.index]
+
+        def size(ref: Ref) -> int:
+            return (abs(ref.stride) or self.buffers[ref.index]) if isinstance(ref, BufferRef) else 0
+
+        for step, share, times in zip(plan.steps, weights, passes, strict=True):
+            args = [place(operand) for operand in step.args]
             # Multiply-adds are where the weights are.
-            flops = plan.flops * (share / sum(weights) if any(weights) else 1 / len(weights))
-            moved = share + sum(self.buffers[ref.index] for ref in args if isinstance(ref, BufferRef))
+            flops = plan.flops / times * (share / sum(weights) if any(weights) else 1 / len(weights))
+            # In a loop weights that fit the caches are read from there.
+            read = 0 if times > 1 and share <= self.target.l2_bytes / 2 else share
+            moved = read + sum(map(size, args))
             node, further = (nodes[0], nodes[1:]) if nodes else ("", ())
             info = StepInfo(node, step.kernel.name, plan.format if share else "", further)
             nanoseconds = flops / _FLOPS_A_NANOSECOND + moved / BYTES_A_NANOSECOND
-            self.calls.append(Call(self.kernel_symbol(step.kernel), tuple(args), info, nanoseconds))
+            symbol = self.kernel_symbol(step.kernel)
+            self.calls.append(Call(symbol, tuple(args), info, nanoseconds, passes=step.passes, back=step.back))
 
     def bind(self, binding: Any) -> None:
         self.values[binding.var] = self.value(binding.value)

@@ -31,8 +31,12 @@ def join_in_bands(stage: Stage, target: Target, threads: int) -> Stage:
     """
     calls: list[Call] = []
     group: list[Call] = []
-    for call in stage.calls:
-        if group and _gains(stage, [*group, call], target, threads):
+    looped = {i for begin, stop in stage.loops for i in range(begin, stop + 1)}
+    for number, call in enumerate(stage.calls):
+        if number in looped:
+            group = []
+            calls.append(call)
+        elif group and _gains(stage, [*group, call], target, threads):
             group.append(call)
             calls.append(replace(call, joined=True))
         else:

@@ -1,4 +1,4 @@
-"""Converters of recurrent layers: the inputs of all steps are projected at once, one kernel runs the steps."""
+"""Converters of recurrent layers without kernels of their own: one kernel, with plain loops, runs all steps."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from tvm.script.ir_builder import tirx as script
 
 from lwc_compiler.codegen.converters import Node, Result, converter, literal, shape_of
 from lwc_compiler.codegen.converters_tensor import reshape, slice_axis
+from lwc_compiler.passes.recurrent import GATES, activations, directions, misfit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
-_DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 _ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "Relu": lambda x: tirx.max(x, literal(0, str(x.ty))),
     "Sigmoid": tirx.sigmoid,
@@ -31,21 +30,16 @@ def _recurrent(node: Node) -> Result:
     Inputs: X (time, batch, input), W (directions, gates * hidden, input), R (directions, gates * hidden, hidden), B,
     lengths, the initial states (directions, batch, hidden), and LSTM's peephole weights P (directions, 3 * hidden).
     """
-    kind, batch_first = node.proto.op_type, bool(node.attribute("layout", 0))
-    direction = node.attribute("direction", "forward")
-    directions = ("forward", "reverse") if direction == "bidirectional" else (direction,)
+    batch_first = bool(node.attribute("layout", 0))
     x = node.expr(0)
     if batch_first:
         x = node.emit(relax.op.permute_dims(x, (1, 0, 2)))
     time, batch, _ = shape_of(x)
     _refuse_options(node, time)
     hidden = node.shape(2)[-1]
-    names = tuple(node.attribute("activations", _DEFAULTS[kind] * len(directions)))
-    per_direction = len(_DEFAULTS[kind])
     sequences, finals = [], []
-    for d, direction in enumerate(directions):
-        functions = [_ACTIVATIONS[name] for name in names[d * per_direction : (d + 1) * per_direction]]
-        y, *states = _run(node, x, d, direction == "reverse", functions)
+    for d, (backward, names) in enumerate(zip(directions(node.proto), activations(node.proto), strict=True)):
+        y, *states = _run(node, x, d, backward, [_ACTIVATIONS[name] for name in names])
         sequences.append(reshape(node, y, (time, 1, batch, hidden)))
         finals.append([reshape(node, s, (1, batch, hidden)) for s in states])
 
@@ -61,6 +55,9 @@ def _refuse_options(node: Node, time: int) -> None:
     lengths = node.constant(4)
     if lengths is not None and (lengths != time).any():
         raise node.refuse("sequences of different lengths are not handled")
+    layout = bool(node.attribute("layout", 0))
+    if why := misfit(node.proto.op_type, [node.shape(i) if node.has(i) else None for i in range(7)], layout):
+        raise node.refuse(why)
     for option in ("clip", "input_forget", "activation_alpha", "activation_beta"):
         if node.attribute(option):
             raise node.refuse(f"its attribute '{option}' is not handled")
@@ -90,8 +87,7 @@ def _run(node: Node, x: relax.Expr, d: int, backward: bool, functions: list[Call
     """Direction `d`: hidden states of all steps (time * batch * hidden), then the last state, or states, flat."""
     kind, dtype = node.proto.op_type, node.dtype(0)
     (time, batch, _), hidden = shape_of(x), node.shape(2)[-1]
-    gates = _GATES[kind]
-    width = gates * hidden
+    width = GATES[kind] * hidden
     bias = _direction(node, 3, d, (2 * width,))
     from_input, from_state = (slice_axis(node, bias, 0, i * width, width) for i in range(2))
     projected = node.emit(relax.op.add(node.emit(relax.op.matmul(x, _transposed(node, 1, d))), from_input))

@@ -419,7 +419,7 @@ class _StageText:
         return _STAGE.format(
             i=self._name,
             functions="\n".join(functions),
-            steps="\n".join(self._step(n, step) for n, step in enumerate(stage.steps)) or "    {NULL, 0, 0},",
+            steps="\n".join(self._step(n, step) for n, step in enumerate(stage.steps)) or "    {NULL, 0, 0, 1, 0},",
             copy_in="\n".join(
                 f"    memcpy({self._place(ref)}, (const char *)f->inputs[{n}] + f->run * {tensor_bytes(spec)}, "
                 f"{tensor_bytes(spec)});"
@@ -469,14 +469,16 @@ class _StageText:
         tiles = kernel.tiles if len(step) == 1 else kernel.bands
         nanoseconds = sum(call.nanoseconds for call in step)
         threads = max(1, min(tiles, _MAX_THREADS, int(nanoseconds / _NANOSECONDS_A_THREAD)))
-        return f"    {{lwc_step_{self._name}_{number}, {tiles}, {threads}}},"
+        passes, back = step[-1].passes, step[-1].back
+        return f"    {{lwc_step_{self._name}_{number}, {tiles}, {threads}, {passes}, {back}}},"
 
     def _place(self, ref: Ref) -> str:
-        if ref in self._apart:
-            return self._apart[ref]
         if isinstance(ref, BufferRef):
-            return f"f->workspace + {self._offsets[ref.index]}"
-        return self._constants[ref.index]
+            place = self._apart.get(ref.whole, f"f->workspace + {self._offsets[ref.index]}")
+            if ref.first:
+                place += f" + {ref.first}"
+            return f"{place} + {ref.stride} * (ptrdiff_t)f->pass" if ref.stride else place
+        return self._apart.get(ref, self._constants[ref.index])
 
 
 def tensor_bytes(spec: TensorSpec) -> int:

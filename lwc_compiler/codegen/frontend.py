@@ -46,7 +46,7 @@ _VALUE_INPUTS: dict[str, tuple[int, ...]] = {"CastLike": (0,), "EyeLike": (), "S
 _CONTROL_FLOW = {"If", "Loop", "Scan"}
 _ONNX_DOMAINS = ("", "ai.onnx")
 
-Override = Callable[[Node], relax.Expr | None]
+Override = Callable[[Node], list[relax.Expr] | None]
 
 
 def import_onnx(proto: onnx.ModelProto, override: Override | None = None) -> ir.IRModule:
@@ -57,8 +57,8 @@ def import_onnx(proto: onnx.ModelProto, override: Override | None = None) -> ir.
 
     Args:
         proto: valid model, all input shapes static.
-        override: asked first for each node that is not known when compiling; an expression it returns is the node's
-            only output.
+        override: asked first for each node that is not known when compiling; expressions it returns are the node's
+            outputs.
 
     Raises:
         UnsupportedError: a node cannot be lowered; names node and operator.
@@ -216,7 +216,7 @@ class _Importer:
             return _evaluate(proto, versions, inputs)
         node = Node(proto, versions.get("", 0), inputs, self.builder)
         if self.override is not None and (overridden := self.override(node)) is not None:
-            return [overridden]
+            return overridden
         if proto.op_type in CONVERTERS and proto.domain in _ONNX_DOMAINS:
             result = CONVERTERS[proto.op_type](node)
             results = list(result) if isinstance(result, list | tuple) else [result]

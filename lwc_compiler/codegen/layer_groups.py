@@ -61,7 +61,7 @@ class Group:
 class Graph:
     """A graph, and which of its nodes layers have taken.
 
-    A node is known by its first output: no two nodes write the same value.
+    A node is known by its first output (`known_by`): no two nodes write the same value.
 
     Attributes:
         proto: the model that it is of.
@@ -121,7 +121,7 @@ class Graph:
 
     def taken(self, node: onnx.NodeProto) -> bool:
         """Whether a layer has the node."""
-        return node.output[0] in self.dropped or node.output[0] in self.replaced
+        return known_by(node) in self.dropped or known_by(node) in self.replaced
 
     def group(self, node: onnx.NodeProto, bias: NDArray[np.float32] | None, channels: int, axis: int) -> Group:
         """`node` and the nodes after it that its kernel's store can do.
@@ -220,6 +220,12 @@ class Graph:
         group.nodes.append(following)
         value = float(factor.reshape(()))
         return 1 / value if following.op_type == "Div" else value
+
+
+def known_by(node: onnx.NodeProto) -> str:
+    """The first output that a node has: a recurrent layer may leave out its first ones."""
+    name: str = next(name for name in node.output if name)
+    return name
 
 
 def channel_constant(constant: NDArray[np.float32], channels: int, axis: int, rank: int) -> NDArray[np.float32] | None:

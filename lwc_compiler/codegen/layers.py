@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -20,7 +20,7 @@ from tvm import relax
 
 from lwc_compiler.codegen.converters import input_name
 from lwc_compiler.codegen.device_products import DeviceProducts
-from lwc_compiler.codegen.layer_groups import Graph, Group, channel_constant
+from lwc_compiler.codegen.layer_groups import Graph, Group, channel_constant, known_by
 from lwc_compiler.codegen.result import LayerDecision
 from lwc_compiler.kernels.choice import Pick, predicted
 from lwc_compiler.kernels.conv import plan_conv, plan_conv_transpose
@@ -29,10 +29,12 @@ from lwc_compiler.kernels.layer import ConvGeometry
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul, plan_transpose
 from lwc_compiler.kernels.pooled import Pool
 from lwc_compiler.kernels.pooled_plan import plan_pooled
+from lwc_compiler.kernels.recurrent import STATES, Recurrence, plan_recurrent
 from lwc_compiler.kernels.separable_plan import Part, fits, plan_separable
 from lwc_compiler.model import attributes_of
 from lwc_compiler.padding import window_pads
 from lwc_compiler.passes.beside import CONV, DOMAIN
+from lwc_compiler.passes.recurrent import RECURRENT, activations, directions, is_plain, misfit
 from lwc_compiler.passes.sites import node_label
 
 if TYPE_CHECKING:
@@ -76,13 +78,17 @@ def extract_layers(
     return _Extraction(proto, target, pick).result()
 
 
-def layer_call(node: Node) -> relax.Expr | None:
-    """The Relax call that stands for an `LwcLayer` node, None for any other node; `layer_index` reads it back."""
+def layer_call(node: Node) -> list[relax.Expr] | None:
+    """The outputs of the Relax call that stands for an `LwcLayer` node, None for any other node.
+
+    `layer_index` reads the call back.
+    """
     if (node.proto.domain, node.proto.op_type) != (DOMAIN, _OPERATOR):
         return None
     name = f"{_EXTERN}{node.attribute('index')}"
-    result = relax.TensorType(node.attribute("shape"), "float32")
-    return node.emit(relax.op.call_dps_packed(name, relax.Tuple(node.exprs()), result))
+    results = [relax.TensorType(node.attribute(f"shape_{i}"), "float32") for i in range(len(node.proto.output))]
+    made = node.emit(relax.op.call_dps_packed(name, relax.Tuple(node.exprs()), results))
+    return [made] if len(results) == 1 else [node.emit(relax.TupleGetItem(made, i)) for i in range(len(results))]
 
 
 def layer_of(node: onnx.NodeProto) -> int | None:
@@ -110,8 +116,8 @@ class _Extraction:
             start = _STARTS.get((node.domain if node.domain != "ai.onnx" else "", node.op_type))
             if start is not None and not self.graph.taken(node):
                 start(self, node)
-        kept = [node for node in self.proto.graph.node if node.output[0] not in self.graph.dropped]
-        nodes = [self.graph.replaced.get(node.output[0], node) for node in kept]
+        kept = [node for node in self.proto.graph.node if known_by(node) not in self.graph.dropped]
+        nodes = [self.graph.replaced.get(known_by(node), node) for node in kept]
         used = {name for node in nodes for name in node.input} | {v.name for v in self.proto.graph.output}
         graph = helper.make_graph(
             nodes,
@@ -138,16 +144,25 @@ class _Extraction:
         last = groups[-1]
         if last.residual is not None:
             inputs = [*inputs, last.residual]
-        _, shape = self.graph.values[last.output]
-        layer = helper.make_node(
-            _OPERATOR, inputs, [last.output], name=groups[0].nodes[0].name, domain=DOMAIN,
-            index=len(self.layers), shape=shape,
-        )  # fmt: skip
-        self.graph.replaced[last.output] = layer
-        self.graph.dropped.update(node.output[0] for group in groups for node in group.nodes)
+        self.put(last.nodes[-1], inputs, [last.output], plan, decisions, [group.nodes[0] for group in groups])
+        self.graph.dropped.update(known_by(node) for group in groups for node in group.nodes)
         self.graph.dropped.remove(last.output)
-        nodes = tuple(node_label(group.nodes[0]) for group in groups)
-        self.layers.append(Layer(nodes, plan, tuple(decisions)))
+
+    def put(
+        self,
+        last: onnx.NodeProto,
+        inputs: list[str],
+        outputs: list[str],
+        plan: Plan,
+        decisions: list[LayerDecision],
+        firsts: list[onnx.NodeProto],
+    ) -> None:
+        """Puts a layer in the place of the node `last`; `firsts` are the nodes it is named after."""
+        shapes: dict[str, Any] = {f"shape_{i}": self.graph.values[name][1] for i, name in enumerate(outputs)}
+        self.graph.replaced[known_by(last)] = helper.make_node(
+            _OPERATOR, inputs, outputs, name=firsts[0].name, domain=DOMAIN, index=len(self.layers), **shapes
+        )
+        self.layers.append(Layer(tuple(map(node_label, firsts)), plan, tuple(decisions)))
 
     def decide(self, group: Group, plan: Plan, share: Share, weight: str, dense_flops: int) -> LayerDecision:
         """What the report says of the part of a plan that computes a group."""
@@ -308,6 +323,47 @@ class _Extraction:
         )
         self.finish(group, [left, node.input[1]], plan)
 
+    def recurrent(self, node: onnx.NodeProto) -> None:
+        """An RNN, a GRU or an LSTM; its initial states may be computed."""
+        x, kind = self.graph.shape(node.input[0]), node.op_type
+        weights = [self.graph.array(node.input[i]) for i in (1, 2)]
+        bias = self.graph.array(input_name(node, 3))
+        if self.target.gpu or x is None or any(weight is None for weight in weights) or not is_plain(node):
+            return
+        if bias is None and input_name(node, 3):
+            return
+        from_input, from_state = (weight for weight in weights if weight is not None)
+        if misfit(kind, [self.graph.shape(name) if name else None for name in node.input[:7]]):
+            return
+        states = [input_name(node, i) for i in (5, 6)[: STATES[kind]]]
+        outputs = [name if self.graph.uses[name] else "" for name in node.output]
+        outputs += [""] * (1 + STATES[kind] - len(outputs))
+        plan, *products = plan_recurrent(
+            Recurrence(
+                kind=kind,
+                time=x[0],
+                batch=x[1],
+                backward=directions(node),
+                functions=tuple(tuple(name.lower() for name in names) for names in activations(node)),
+                from_input=from_input,
+                from_state=from_state,
+                bias=np.zeros((len(from_state), 2 * from_state.shape[1]), np.float32) if bias is None else bias,
+                given=tuple(map(bool, states)),
+                wanted=tuple(map(bool, outputs)),
+            ),
+            self.target,
+            self.pick,
+        )
+        steps = 2 * x[0] * x[1]
+        decisions = [
+            self.decide(Group([node], bias if i == 1 else None, None, None), part, share, node.input[i], steps * size)
+            for i, part, share, size in zip(
+                (1, 2), products, plan.shares, (from_input.size, from_state.size), strict=True
+            )
+        ]
+        inputs = [node.input[0], *filter(None, states)]
+        self.put(node, inputs, list(filter(None, outputs)), plan, decisions, [node])
+
     def product(
         self, node: onnx.NodeProto, x: str, weight: NDArray[np.float32], name: str, bias: NDArray[np.float32] | None
     ) -> None:
@@ -325,6 +381,7 @@ _STARTS: dict[tuple[str, str], Callable[[_Extraction, onnx.NodeProto], None]] = 
     ("", "MatMul"): _Extraction.matmul,
     (DOMAIN, CONV): _Extraction.conv,
     ("", "Transpose"): _Extraction.transpose,
+    **dict.fromkeys((("", kind) for kind in RECURRENT), _Extraction.recurrent),
 }
 
 

@@ -28,12 +28,15 @@ def lifetimes(stage: Stage) -> list[tuple[int, int]]:
     """First and last time each buffer is in use: time 0 is the copy of the inputs, step i runs at i + 1."""
     steps = stage.steps
     end = len(steps) + 1
+    loops = [(begin + 1, stop + 1) for begin, stop in stage.loops]
     first, last = [end] * len(stage.buffers), [0] * len(stage.buffers)
 
     def use(ref: object, time: int) -> None:
         if isinstance(ref, BufferRef):
-            first[ref.index] = min(first[ref.index], time)
-            last[ref.index] = max(last[ref.index], time)
+            # What a pass of a loop has left there, the next one may read.
+            around = next(((begin, stop) for begin, stop in loops if begin <= time <= stop), (time, time))
+            first[ref.index] = min(first[ref.index], around[0])
+            last[ref.index] = max(last[ref.index], around[1])
 
     for _, buffer in stage.inputs:
         use(buffer, 0)

@@ -19,9 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BufferRef:
-    """Buffer number `index` of the workspace."""
+    """Buffer number `index` of the workspace, from `first` bytes on, and `stride` more in every pass of a loop."""
 
     index: int
+    first: int = 0
+    stride: int = 0
+
+    @property
+    def whole(self) -> BufferRef:
+        """The buffer from its beginning."""
+        return BufferRef(self.index)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,8 @@ class Call:
         info: what it belongs to.
         nanoseconds: roughly what it takes on one core.
         joined: it runs with the call before it, band by band.
+        passes: with more than one, a loop of so many passes ends with this call.
+        back: calls of that loop before this one; none of a loop is joined.
     """
 
     symbol: str
@@ -51,6 +60,8 @@ class Call:
     info: StepInfo
     nanoseconds: float
     joined: bool = False
+    passes: int = 1
+    back: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,19 @@ class Stage:
             else:
                 steps.append((call,))
         return tuple(steps)
+
+    @property
+    def passes(self) -> tuple[int, ...]:
+        """How often each call is made in a run."""
+        passes = [1] * len(self.calls)
+        for i, call in enumerate(self.calls):
+            passes[i - call.back : i + 1] = [call.passes] * (call.back + 1)
+        return tuple(passes)
+
+    @property
+    def loops(self) -> tuple[tuple[int, int], ...]:
+        """First and last step of every loop."""
+        return tuple((i - step[-1].back, i) for i, step in enumerate(self.steps) if step[-1].passes > 1)
 
 
 @dataclass(frozen=True)

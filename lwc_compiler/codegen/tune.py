@@ -28,7 +28,7 @@ from lwc_compiler.cache.locks import locked
 from lwc_compiler.codegen.kernel_build import compile_kernels
 from lwc_compiler.codegen.link import Compiler, link_library
 from lwc_compiler.kernels.choice import explain, formats_best, predicted, proven
-from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, Input, Output, Trial
+from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, Input, Moving, Output, Trial
 from lwc_compiler.targets import host_cpu
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ class Library:
                 elif isinstance(operand, Input):
                     buffers.append(data[operand.index])
                 else:
+                    assert not isinstance(operand, Moving)  # a layer with a loop is measured product by product
                     buffers.append(result if isinstance(operand, Output) else scratch[operand.index])
             if step.kernel.over is not None:  # as in most networks; what the result then is does not matter
                 buffers[-1] = buffers[step.kernel.over]

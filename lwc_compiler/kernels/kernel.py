@@ -107,15 +107,39 @@ class Constant:
     array: NDArray[np.generic]
 
 
-Operand: TypeAlias = Input | Output | Scratch | Constant
+@dataclass(frozen=True)
+class Moving:
+    """What pass after pass of a loop finds further on in a buffer.
+
+    Attributes:
+        buffer: where it lies.
+        first: bytes before that of the first pass.
+        stride: bytes from that of one pass to that of the next; negative where passes go backwards.
+    """
+
+    buffer: Input | Output | Scratch
+    first: int
+    stride: int
+
+
+Operand: TypeAlias = Input | Output | Scratch | Constant | Moving
 
 
 @dataclass(frozen=True)
 class Step:
-    """One kernel call; `args` holds one operand for each pointer parameter (without the thread's scratch)."""
+    """One kernel call.
+
+    Attributes:
+        kernel: that is called.
+        args: one operand for each pointer parameter (without the thread's scratch).
+        passes: with more than one, a loop of so many passes ends with this step; no loop lies in another.
+        back: steps of that loop before this one.
+    """
 
     kernel: Kernel
     args: tuple[Operand, ...]
+    passes: int = 1
+    back: int = 0
 
     @property
     def constant_bytes(self) -> int:

@@ -334,7 +334,8 @@ def _gemm_layout(
         lanes //= 2
     budget = target.vector_registers * 3 // 4 if lanes > 1 else target.vector_registers // 2
     most = 4 if target.vector_registers >= 32 else 2
-    vectors = min(-(-n // lanes), most if m > 1 else budget // 2)
+    needed = -(-n // lanes)
+    vectors = -(-needed // -(-needed // (most if m > 1 else budget // 2)))  # even panels
     rows = min(m, budget // vectors)
     rows = -(-m // -(-m // rows))  # even groups
     block = max(16, min(k, target.l2_bytes // 4 // (vectors * lanes * 4)))

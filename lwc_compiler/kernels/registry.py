@@ -49,6 +49,8 @@ KERNELS = (
     Entry("matvec_block8", "block8", "sparse matrix times vector, non-zeros in blocks of 8 outputs"),
     Entry("matvec_lookup", "csr", "sparse matrix times vector, looking inputs up in registers", LOOKUP_FEATURES),
     Entry("matvec_shared", "csr", "sparse matrix times a few vectors that lie side by side"),
+    Entry("recurrent_cell", "", "the states of a step of a recurrent layer, of its gates"),
+    Entry("recurrent_copy", "", "the first states of a recurrent layer, and the last ones"),
     Entry("transpose", "", "turns the input and the output of a sparse product of many rows"),
     Entry("gemm_batched", "", "products of two computed matrices"),
     Entry("gpu_taps", "csr", "GPU: convolution or product of many rows, single non-zeros", _GPU),

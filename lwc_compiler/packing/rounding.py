@@ -17,7 +17,7 @@ from lwc_compiler.recipe.options import PackOptions
 def round_weights(model: Model, options: PackOptions) -> Model:
     """`model` with the weights that `options.values` allows; a model that has them already comes back as it is.
 
-    These are the float32 weights of Conv, ConvTranspose, Gemm and MatMul that nothing else reads. Zeros stay zeros. A
+    These are the float32 weights of linear and recurrent layers that nothing else reads. Zeros stay zeros. A
     weight that does not fit into float16, or holds NaN or Inf, stays as it is.
     """
     if options.values == "float32":

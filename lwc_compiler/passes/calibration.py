@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from lwc_compiler.errors import DataError
 from lwc_compiler.model import Model
+from lwc_compiler.passes.recurrent import RECURRENT
 from lwc_compiler.passes.sites import Site, constant_tensors, find_sites
 from lwc_compiler.training.batching import fixed_batch, input_specs
 from lwc_compiler.training.data import LABEL_NAMES, ArraySource, open_source
@@ -106,7 +107,7 @@ def _observe(
 
 def _same_view(proto: onnx.ModelProto, site: Site) -> list[tuple[onnx.NodeProto, str]]:
     """The nodes of `site` that see its weight as the first one does, with the activation that each reads."""
-    nodes = {node.output[0]: node for node in proto.graph.node if node.output}
+    nodes = {name: node for node in proto.graph.node for name in node.output}
     uses = [(nodes[output], source) for output, source in zip(site.outputs, site.inputs, strict=True)]
     if len(uses) == 1:
         return uses
@@ -145,6 +146,8 @@ def _squares(site: Site, node: onnx.NodeProto, values: NDArray[Any]) -> NDArray[
 
 def _features_first(node: onnx.NodeProto, site: Site) -> bool:
     """Whether the axis of the activation that is summed over is the last but one (MatMul and Gemm)."""
+    if node.op_type in RECURRENT:
+        return False
     left = node.input[0] in site.inputs
     transposed = any(item.name == ("transA" if left else "transB") and item.i for item in node.attribute)
     return transposed if left else not transposed

@@ -73,10 +73,12 @@ def dropout_ratios(model: Model, asked: Mapping[str, float], *, adjust: bool) ->
     if not adjust or not wanted:
         return wanted
     constants = constant_tensors(graph)
-    counts = {}
+    counts: dict[str, tuple[int, int]] = {}
     for site in find_sites(model.proto):
         kept = int(np.count_nonzero(numpy_helper.to_array(constants[site.weight])))
-        counts.update(dict.fromkeys(site.outputs, (kept, site.size)))
+        for output in set(site.outputs):  # a recurrent layer has two weights
+            before = counts.get(output, (0, 0))
+            counts[output] = (before[0] + kept, before[1] + site.size)
     return {tensor: ratio * _shrinkage(tensor, producers, counts) for tensor, ratio in wanted.items()}
 
 

@@ -148,7 +148,7 @@ class Forms:
         targets = self._target.variants or (self._target,)
         chosen = [(variant, cut_batch(model, variant, self._sampler.record)) for variant in targets]
         _, parts = chosen[-1]
-        layers = tuple((layer, part.runs) for part in parts for layer in part.layers if layer.decisions)
+        layers = tuple((layer, part.runs) for part in parts for layer in part.layers if _is_sampled(layer))
         for layer, _ in layers:
             plan = planned_of(layer.plan)
             if goal is None or plan.task.again is None or not self._network.is_pruned(layer.nodes):
@@ -165,13 +165,21 @@ class Forms:
         return Form(layers, self._rest(parts, stages), workspace, lowered)
 
     def _rest(self, parts: Sequence[Part], stages: Sequence[Stage]) -> float:
-        """Time of all steps but those of layers with weights."""
+        """Time of all steps but those of layers that are sampled."""
         total = self._sampler.copies(self.around)
         for part, stage in zip(parts, stages, strict=True):
-            with_weights = {node for layer in part.layers if layer.decisions for node in layer.nodes}
-            calls = [call for call in stage.calls if call.info.node not in with_weights]
+            sampled = {node for layer in part.layers if _is_sampled(layer) for node in layer.nodes}
+            times = zip(stage.calls, stage.passes, strict=True)
+            calls = [call for call, passes in times if call.info.node not in sampled for _ in range(passes)]
             total += part.runs * self._sampler.calls(stage, calls)
         return total
+
+
+def _is_sampled(layer: Layer) -> bool:
+    """Whether a layer has weights, and is not recurrent: those run several products in a loop."""
+    from lwc_compiler.codegen.recorded import Planned
+
+    return bool(layer.decisions) and isinstance(layer.plan, Planned)
 
 
 def task_share(layer: Layer) -> tuple[Task, float]:

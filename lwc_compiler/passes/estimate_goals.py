@@ -13,6 +13,7 @@ from lwc_compiler.model import Model
 from lwc_compiler.passes.compact import compact
 from lwc_compiler.passes.normalize import normalize
 from lwc_compiler.passes.prune import kept_sites
+from lwc_compiler.passes.recurrent import RECURRENT
 from lwc_compiler.passes.sites import SITE_OPERATORS, constant_tensors, find_sites
 from lwc_compiler.recipe.options import EstimateOptions, PruneOptions
 from lwc_compiler.sparsity.draw import random_weights
@@ -61,7 +62,8 @@ class Network:
     def __init__(self, model: Model, options: EstimateOptions) -> None:
         shapes = dict(options.shapes)
         self.model = normalize(model, shapes=shapes, batch=options.batch, fold_batch_norm=True)
-        self.sites = find_sites(self.model.proto)
+        # Recurrent layers, which run their products in a loop, are taken as they are.
+        self.sites = [site for site in find_sites(self.model.proto) if site.op_types[0] not in RECURRENT]
         self.by_node = {node: site for site in self.sites for node in site.nodes}
         pruning = PruneOptions(
             sparsity=MAIN, keep=options.keep, keep_first=options.keep_first, keep_depthwise=options.keep_depthwise
@@ -69,7 +71,7 @@ class Network:
         self.kept = kept_sites(self.sites, pruning, {})
         self.pruned = [site for site in self.sites if site.weight not in self.kept]
         if not self.pruned:
-            listed = ", ".join(SITE_OPERATORS)
+            listed = ", ".join(operator for operator in SITE_OPERATORS if operator not in RECURRENT)
             raise ModelError(
                 f"model '{model.name}' has nothing to prune: no {listed} with a constant weight that may be"
             )

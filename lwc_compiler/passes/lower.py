@@ -314,7 +314,7 @@ def _of_the_model(decision: LayerDecision, graph: onnx.GraphProto, runs: int) ->
     """The decision in the terms of the user's graph, whatever the layer was rewritten to, for the whole batch."""
     node = next(node for node in graph.node if node_label(node) == decision.node)
     dims = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    site = next(name for name in (node.input[1], node.input[0]) if name in dims)
+    site = next(name for name in (decision.site, node.input[1], node.input[0]) if name in dims)
     return replace(
         decision,
         site=site,

@@ -155,7 +155,7 @@ class _Scan:
         if not found:
             raise ModelError(
                 f"model '{model.name}' has no layer whose sensitivity could be measured: none of its nodes is a Conv, "
-                "ConvTranspose, Gemm or MatMul with a constant float32 weight of its own"
+                "ConvTranspose, Gemm, MatMul or recurrent layer with a constant float32 weight of its own"
             )
         self._sites = {site.weight: site for site in found}
         constants = constant_tensors(model.proto.graph)

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from lwc_compiler.model import attributes_of
+from lwc_compiler.passes.recurrent import RECURRENT, is_plain
 
-SITE_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+SITE_OPERATORS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT)
 
+_STATE_WEIGHT = 2  # input of a recurrent layer
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
 
 
@@ -38,6 +40,8 @@ class Site:
     | Gemm, A, transA=0 / 1       | (M, K) / (K, M)        | M           | K           |
     | MatMul, right               | (..., K, N)            | ...·N       | K           |
     | MatMul, left                | (..., M, K)            | ...·M       | K           |
+    | RNN, GRU, LSTM, W           | (D, gates·H, in)       | D·gates·H   | in          |
+    | RNN, GRU, LSTM, R           | (D, gates·H, H)        | D·gates·H   | H           |
 
     Rows keep the order of the output channels (group by group, batch by batch); columns run over the kernel's positions
     in row-major order, input channel after input channel.
@@ -46,8 +50,8 @@ class Site:
         weight: name of the initializer, or of the output of the Constant node.
         nodes: labels (see `node_label`) of the nodes that use the weight, in graph order.
         op_types: ONNX operator type of each node.
-        inputs: activation each node reads.
-        outputs: tensor each node writes.
+        inputs: activation each node reads; of a recurrent layer's R its states, which are its output.
+        outputs: tensor each node writes, the first that it has.
         shape: shape of the stored weight.
         dtype: NumPy name of the stored type (`float32`, `float16`, `float64` or `bfloat16`).
         groups: convolution groups; 1 for Gemm and MatMul.
@@ -81,7 +85,7 @@ class Site:
 
     @property
     def kind(self) -> Literal["conv", "fc"]:
-        """What the paper sets apart: convolutions, and fully connected layers (Gemm, MatMul)."""
+        """What the paper sets apart: convolutions, and fully connected layers (Gemm, MatMul, and recurrent ones)."""
         return "conv" if self.op_types[0].startswith("Conv") else "fc"
 
     @property
@@ -92,7 +96,10 @@ class Site:
 
     @property
     def row_groups(self) -> int:
-        """Ranges of equally many rows that read different inputs: convolution groups, or a MatMul weight's batch."""
+        """Ranges of equally many rows that read different inputs.
+
+        These are convolution groups, a MatMul weight's batch, or the directions of a recurrent layer's R.
+        """
         return math.prod(self.split[axis] for axis in self.order[: self.row_axes - 1])
 
     @property
@@ -126,12 +133,13 @@ def constant_tensors(graph: onnx.GraphProto) -> dict[str, TensorProto]:
 
 
 def find_sites(proto: onnx.ModelProto) -> list[Site]:
-    """The floating-point constants that are weights of Conv, ConvTranspose, Gemm and MatMul, in the order of first use.
+    """The floating-point constants that are weights of `SITE_OPERATORS`, in the order of first use.
 
-    A constant is an initializer or a Constant node, also when it is reached through Identity and (Gemm and MatMul)
-    Transpose nodes. Only the main graph is searched; a use in the body of an If, Loop or Scan is listed in
-    `Site.other_uses`. When nodes see a shared weight differently (W and its transpose), the matrix view is the first
-    node's. Quantized weights (behind DequantizeLinear) are not sites.
+    Recurrent layers have two, of those that are plain (`passes.recurrent`). A constant is an initializer or a Constant
+    node, also when it is reached through Identity and (Gemm and MatMul) Transpose nodes. Only the main graph is
+    searched; a use in the body of an If, Loop or Scan is listed in `Site.other_uses`. When nodes see a shared weight
+    differently (W and its transpose), the matrix view is the first node's. Quantized weights (behind DequantizeLinear)
+    are not sites.
     """
     graph = proto.graph
     constants = constant_tensors(graph)
@@ -144,14 +152,19 @@ def find_sites(proto: onnx.ModelProto) -> list[Site]:
         reads = list(_reads(node))
         if node.output and node.output[0] in aliases:
             continue
-        use = _use(node, constants, aliases, first=not behind_site.intersection(reads))
+        first = not behind_site.intersection(reads)
+        if node.op_type in RECURRENT:
+            uses = _recurrent_uses(node, constants, aliases, first=first)
+        else:
+            use = _use(node, constants, aliases, first=first)
+            uses = [] if use is None else [use]
         for position, name in enumerate(reads):
-            if name in aliases and (use is None or position != use.position):
+            if name in aliases and position not in [use.position for use in uses]:
                 others.setdefault(aliases[name][0], []).append(f"{node.op_type} '{node_label(node)}'")
-        if use is not None:
+        for use in uses:
             found.setdefault(use.weight, []).append(use)
         lookup = node.op_type == "Gather" and node.input[0] in aliases
-        if use is not None or lookup or behind_site.intersection(reads):
+        if uses or lookup or not first:
             behind_site.update(node.output)
         if variable.intersection(reads):
             variable.update(node.output)
@@ -177,8 +190,16 @@ class _Use:
 
     @property
     def activation(self) -> str:
-        """The operand of the node that is not the weight."""
+        """What the node multiplies the weight with."""
+        if self.position == _STATE_WEIGHT:
+            return self.output
         return str(self.node.input[1 - self.position])
+
+    @property
+    def output(self) -> str:
+        """What the node writes."""
+        name: str = next(name for name in self.node.output if name)
+        return name
 
 
 def _is_standard(node: onnx.NodeProto) -> bool:
@@ -207,6 +228,27 @@ def _aliases(graph: onnx.GraphProto, constants: dict[str, TensorProto]) -> dict[
                 axes = tuple(axes[axis] for axis in attributes_of(node).get("perm", range(len(axes))[::-1]))
             aliases[node.output[0]] = (constant, axes)
     return aliases
+
+
+def _recurrent_uses(
+    node: onnx.NodeProto,
+    constants: dict[str, TensorProto],
+    aliases: dict[str, tuple[str, tuple[int, ...]]],
+    *,
+    first: bool,
+) -> list[_Use]:
+    """How a recurrent layer uses its constant weights W and R; R comes behind W."""
+    uses = []
+    for position in (1, _STATE_WEIGHT) if is_plain(node) else ():
+        weight, axes = aliases.get(node.input[position], ("", ()))
+        if not weight or axes != (0, 1, 2) or constants[weight].data_type not in _FLOATS:
+            continue
+        directions, rows, columns = constants[weight].dims
+        state = position == _STATE_WEIGHT
+        split = (directions, rows, columns) if state else (directions * rows, columns)
+        order = tuple(range(len(split)))
+        uses.append(_Use(node, weight, position, first and not state, 1, False, split, order, len(split) - 1))
+    return uses
 
 
 def _use(
@@ -256,7 +298,7 @@ def _site(tensor: TensorProto, uses: list[_Use], other_uses: tuple[str, ...], va
         nodes=tuple(node_label(use.node) for use in uses),
         op_types=tuple(use.node.op_type for use in uses),
         inputs=tuple(use.activation for use in uses),
-        outputs=tuple(use.node.output[0] for use in uses),
+        outputs=tuple(use.output for use in uses),
         shape=tuple(tensor.dims),
         dtype=helper.tensor_dtype_to_np_dtype(tensor.data_type).name,
         groups=view.groups,

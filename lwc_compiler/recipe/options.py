@@ -292,7 +292,7 @@ class EstimateOptions(Options):
 
 
 class PackOptions(Options):
-    """How a packed file holds the weights of Conv, ConvTranspose, Gemm and MatMul; all else is kept bit for bit.
+    """How a packed file holds the weights of linear and recurrent layers; all else is kept bit for bit.
 
     Attributes:
         values: `float32`: bit for bit; `float16`: rounded to nearest; `codebook`: at most 2^bits values a weight, found

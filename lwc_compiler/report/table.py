@@ -8,6 +8,7 @@ weights times the density of the layer's input. The network's own input counts a
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from lwc_compiler.model import infer_shapes
+from lwc_compiler.passes.recurrent import RECURRENT
 from lwc_compiler.passes.sites import Site, constant_tensors, find_sites
 from lwc_compiler.report.document import LayerRow, Report, last_entry
 from lwc_compiler.sparsity.formats import BlockCsr, Dense, Format, RelativeIndex
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from lwc_compiler.model import Model
     from lwc_compiler.runtime.manifest import Verification
 
+_STATES_RANK = 4  # (time, directions, batch, hidden)
 # What a layer's output goes through before it is "the layer's activations": with these, the column Act% and its total
 # come out as in the paper, which counts activations after pooling.
 _ACTIVATION_OPERATORS = frozenset(
@@ -66,7 +69,7 @@ def layer_report(model: Model, activations: Activations | None = None) -> Report
     handed_on = handed_on_tensors(model.proto, sites)
     pruned: Mapping[str, Mapping[str, str]] = (last_entry(model.provenance, "prune") or {}).get("sites", {})
     counts = activations.counts if activations else {}
-    rows: dict[str, LayerRow] = {}
+    rows: dict[str, list[LayerRow]] = defaultdict(list)  # by output; a recurrent layer has two weights
     stored = dict.fromkeys(("dense", "csr", "relative index"), 0)
     for site in sites:
         weight = numpy_helper.to_array(constants[site.weight])
@@ -74,7 +77,7 @@ def layer_report(model: Model, activations: Activations | None = None) -> Report
             stored[what] += size
         for node, op, source, output in zip(site.nodes, site.op_types, site.inputs, site.outputs, strict=True):
             read = counts.get(source)
-            rows[output] = LayerRow(
+            row = LayerRow(
                 node=node,
                 op=op,
                 site=site.weight,
@@ -86,9 +89,10 @@ def layer_report(model: Model, activations: Activations | None = None) -> Report
                 activations=counts.get(handed_on[output]),
                 kept_because=pruned.get(site.weight, {}).get("kept_because"),
             )
+            rows[output].append(row)
     return Report(
         model=model.name,
-        layers=tuple(rows[name] for node in model.proto.graph.node for name in node.output if name in rows),
+        layers=tuple(row for node in model.proto.graph.node for name in node.output for row in rows.get(name, ())),
         sizes={f"weights, {what}": size for what, size in stored.items()},
         activations_measured_with=activations.source if activations else "not measured",
         passes=model.provenance,
@@ -175,12 +179,17 @@ def static_shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 def _flops(site: Site, op: str, source: tuple[int, ...] | None, output: tuple[int, ...] | None) -> int | None:
     """2 x multiply-adds: each output has one for each column of the weight's matrix.
 
-    A ConvTranspose scatters: each input has one for each weight of its channel, also where the result is cropped.
+    A ConvTranspose scatters: each input has one for each weight of its channel, also where the result is cropped. A
+    recurrent layer multiplies all its weights by one row for every step of every sequence; with the last states as its
+    only output, the steps are not known.
     """
     if source is None or output is None:
         return None
     if op == "ConvTranspose":
         return 2 * math.prod(source) * math.prod(site.shape[1:])
+    if op in RECURRENT:
+        directions, hidden = site.shape[0], output[-1]
+        return 2 * math.prod(output) // (directions * hidden) * site.size if len(output) == _STATES_RANK else None
     return 2 * math.prod(output) * site.matrix_shape[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -56,7 +57,9 @@ def layer_times(
         profiles: what `Session.profile` gave, run by run.
         dense: `milliseconds` of the dense model.
     """
-    decisions = {decision.node: decision for decision in layers}
+    decisions: dict[str, list[LayerDecision]] = defaultdict(list)  # a recurrent layer has two
+    for decision in layers:
+        decisions[decision.node].append(decision)
     kernels: dict[tuple[str, str], dict[str, None]] = {}
     formats: dict[tuple[str, str], str] = {}
     nodes: dict[tuple[str, str], tuple[str, ...]] = {}
@@ -68,7 +71,7 @@ def layer_times(
     total = sum(times.values())
     entries = []
     for key, ms in times.items():
-        own = [decisions[node] for node in nodes.get(key, ()) if node in decisions]
+        own = [decision for node in nodes.get(key, ()) for decision in decisions.get(node, ())]
         useful = sum(decision.dense_flops * decision.density for decision in own)
         weights = sum(math.prod(decision.shape) for decision in own)
         apart = [dense.get((node, "")) for node in nodes.get(key, ())]

@@ -176,7 +176,7 @@ def test_override_comes_first():
 
     def override(node):
         seen.append(node.proto.op_type)
-        return node.emit(node.expr(0) + node.expr(0)) if node.proto.op_type == "Relu" else None
+        return [node.emit(node.expr(0) + node.expr(0))] if node.proto.op_type == "Relu" else None
 
     module = import_onnx(model("agraph (float[4] x) => (float[4] y) { t = Relu(x)\n y = Neg(t) }"), override)
     assert seen == ["Relu", "Neg"]

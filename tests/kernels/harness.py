@@ -11,7 +11,7 @@ import tvm_ffi
 
 from lwc_compiler.codegen.kernel_build import compile_kernels
 from lwc_compiler.codegen.link import find_compiler, link_library
-from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, Input, Output, Plan, Scratch
+from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, Input, Moving, Output, Plan, Scratch
 from lwc_compiler.kernels.layer import Activation, Epilogue
 from lwc_compiler.targets import find_target, missing_features
 from lwc_compiler.targets.target import Target
@@ -150,9 +150,13 @@ def run(built: Built, case: Case, *, split: bool, over: bool = False) -> np.ndar
     output = Buffer(4 * case.expected.size, _WRITABLE)
     used = {"output": output, **{f"input {i}": b for i, b in enumerate(inputs)}}
     used |= {f"scratch {i}": b for i, b in enumerate(scratch)}
-    for number, (step, function) in enumerate(zip(plan.steps, built.functions[case.name], strict=True)):
-        args = []
+    number = turn = 0  # of the step, and of the pass of a loop
+    while number < len(plan.steps):
+        step, function, args = plan.steps[number], built.functions[case.name][number], []
         for position, operand in enumerate(step.args):
+            offset = 0
+            if isinstance(operand, Moving):
+                offset, operand = operand.first + turn * operand.stride, operand.buffer
             if isinstance(operand, Constant):
                 buffer = used[f"step {number}, constant {position}"] = Buffer.of(operand.array)
             elif isinstance(operand, Input):
@@ -162,7 +166,7 @@ def run(built: Built, case: Case, *, split: bool, over: bool = False) -> np.ndar
             else:
                 assert operand == Output(0)
                 buffer = output
-            args.append(buffer.pointer)
+            args.append(ctypes.c_void_p(buffer.pointer.value + offset))
         if over and step.kernel.over is not None:
             output.data[:] = inputs[step.args[step.kernel.over].index].data
             args[step.kernel.over] = output.pointer
@@ -173,6 +177,8 @@ def run(built: Built, case: Case, *, split: bool, over: bool = False) -> np.ndar
                 buffer = used[f"step {number}, thread scratch {part}"] = Buffer(step.kernel.thread_bytes, _WRITABLE)
                 private = [buffer.pointer]
             function(*args, *private, ctypes.c_int32(first), ctypes.c_int32(last))
+        turn = (turn + 1) % step.passes if step.passes > 1 else turn
+        number += -step.back if step.passes > 1 and turn else 1
     for what, buffer in used.items():
         buffer.check(what)
     return output.data.view(np.float32).reshape(case.expected.shape).copy()

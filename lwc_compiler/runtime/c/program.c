@@ -11,13 +11,14 @@ void *memcpy(void *to, const void *from, size_t bytes); /* of the board's C libr
 
 typedef struct lwc_stage lwc_stage;
 
-/* What a step needs: the workspace, the tensors between stages, the weights, and which part of the batch is computed.
- * The rest is for a step that runs a stage on whole parts of the batch. */
+/* What a step needs: the workspace, the tensors between stages, the weights, and which part of the batch is computed,
+ * and the pass of a loop. The rest is for a step that runs a stage on whole parts of the batch. */
 typedef struct {
     unsigned char *workspace;
     unsigned char *between;
     const unsigned char *weights;
     size_t run;
+    int32_t pass;
     const lwc_stage *stage;
     const void *const *inputs;
     void *const *outputs;
@@ -27,6 +28,8 @@ typedef struct {
     void (*call)(const lwc_frame *frame, int32_t t0, int32_t t1, int32_t thread);
     int32_t tiles;
     int32_t threads; /* more would not pay */
+    int32_t passes; /* with more than one, a loop of so many ends here, which began ... */
+    int32_t back; /* ... so many steps before */
 } lwc_step;
 
 /* Steps that run on a part of the batch: on one image, on some, or on all. */

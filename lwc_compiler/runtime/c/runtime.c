@@ -25,6 +25,13 @@ static const lwc_program *lwc_program_here(void) {
 static const lwc_program *lwc_program_here(void) { return lwc_programs; }
 #endif
 
+/* The step after step i: where a loop is not over the first of the loop, in the next pass. */
+static inline int lwc_next(lwc_frame *frame, const lwc_step *steps, int i) {
+    if (steps[i].passes == 1) return i + 1;
+    frame->pass = (frame->pass + 1) % steps[i].passes;
+    return frame->pass ? i - steps[i].back : i + 1;
+}
+
 /* Parts t0 to t1 - 1 of the batch, on this thread alone and in a workspace of its own. */
 static void lwc_parts(const lwc_frame *frame, int32_t t0, int32_t t1, int32_t thread) {
     const lwc_stage *stage = frame->stage;
@@ -33,7 +40,8 @@ static void lwc_parts(const lwc_frame *frame, int32_t t0, int32_t t1, int32_t th
     for (int32_t part = t0; part < t1; part++) {
         own.run = (size_t)part;
         stage->copy_in(&own);
-        for (int i = 0; i < stage->step_count; i++) stage->steps[i].call(&own, 0, stage->steps[i].tiles, 0);
+        for (int i = 0; i < stage->step_count; i = lwc_next(&own, stage->steps, i))
+            stage->steps[i].call(&own, 0, stage->steps[i].tiles, 0);
         stage->copy_out(&own);
     }
 }
@@ -109,18 +117,18 @@ static inline int lwc_run(
     for (int i = 0; i < LWC_OUTPUTS; i++) if (outputs[i] == NULL) return LWC_ERROR_NULL;
     const lwc_program *program = lwc_program_here();
     double *copies = seconds ? seconds + program->step_count : NULL, last = seconds ? lwc_seconds() : 0;
-    lwc_frame frame = {(unsigned char *)workspace + program->between_bytes, workspace, constants, 0, NULL, inputs, outputs};
+    lwc_frame frame = {(unsigned char *)workspace + program->between_bytes, workspace, constants, 0, 0, NULL, inputs, outputs};
     for (const lwc_stage *stage = program->stages; stage < program->stages + program->stage_count; stage++) {
         frame.stage = stage;
         if (pool != NULL && pool->threads > 1 && pool->threads <= stage->runs && seconds == NULL) {
-            const lwc_step parts = {lwc_parts, stage->runs, stage->runs};
+            const lwc_step parts = {lwc_parts, stage->runs, stage->runs, 1, 0};
             lwc_run_step(pool, &frame, &parts);
             continue;
         }
         for (frame.run = 0; frame.run < (size_t)stage->runs; frame.run++) {
             stage->copy_in(&frame);
             lwc_clock(copies, &last);
-            for (int i = 0; i < stage->step_count; i++) {
+            for (int i = 0; i < stage->step_count; i = lwc_next(&frame, stage->steps, i)) {
                 lwc_run_step(pool, &frame, &stage->steps[i]);
                 lwc_clock(seconds ? seconds + i : NULL, &last);
             }
