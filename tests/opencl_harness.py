@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from lwc_compiler.codegen.device_build import compile_device
+from lwc_compiler.codegen.device_build import compile_device, written_parameters
 from lwc_compiler.codegen.program import BufferRef, Ref, Stage
 from lwc_compiler.kernels.kernel import Constant, Input, Kernel, Plan, Scratch
 
@@ -42,6 +42,24 @@ class Device:
         sizes = tuple(n * m for n, m in zip(launch.grid, launch.block, strict=True))
         function(self.queue, sizes, launch.block, *(buffer.part for buffer in buffers))
         self.queue.finish()
+
+
+class _Part:
+    """A buffer from a byte on: a copy, where that is not its beginning, since OpenCL has such parts at few places."""
+
+    def __init__(self, device: Device, buffer: "DeviceBuffer", first: int) -> None:
+        self._device, self._buffer, self._first = device, buffer, first
+        self.part = buffer.part
+        if first:
+            self._bytes = buffer.size - first
+            self.part = device.cl.Buffer(device.context, device.cl.mem_flags.READ_WRITE, self._bytes)
+            device.cl.enqueue_copy(device.queue, self.part, buffer.part, src_offset=first, byte_count=self._bytes)
+
+    def put_back(self) -> None:
+        """Makes what was written to it the buffer's."""
+        if self._first:
+            to, queue = self._buffer.part, self._device.queue
+            self._device.cl.enqueue_copy(queue, to, self.part, dst_offset=self._first, byte_count=self._bytes)
 
 
 class DeviceBuffer:
@@ -108,7 +126,10 @@ def run_stage(device: Device, stage: Stage, inputs: dict[str, np.ndarray]) -> di
         return buffers[ref.index] if isinstance(ref, BufferRef) else constants[ref.index]
 
     for call in stage.calls:
-        device.launch(functions[call.symbol], stage.kernels[call.symbol], [at(ref) for ref in call.args])
+        parts = [_Part(device, at(ref), ref.first if isinstance(ref, BufferRef) else 0) for ref in call.args]
+        device.launch(functions[call.symbol], stage.kernels[call.symbol], parts)
+        for number in written_parameters(stage.kernels[call.symbol].func):
+            parts[number].put_back()
     for number, buffer in enumerate([*buffers, *constants]):
         buffer.read(f"buffer {number}")
     return {

@@ -90,7 +90,7 @@ def assemble(
             builder.bind(binding)
     result = builder.value(main.body.body)
     results = result if isinstance(result, tuple) else (result,)
-    return Stage(
+    stage = Stage(
         kernels=builder.kernels,
         calls=tuple(builder.calls),
         buffers=tuple(builder.buffers),
@@ -98,6 +98,7 @@ def assemble(
         inputs=tuple(zip(inputs, refs, strict=True)),
         outputs=tuple(zip(outputs, results, strict=True)),  # type: ignore[arg-type]
     )
+    return stage if target.gpu is None else stage.unrolled()
 
 
 def _bytes(spec: TensorSpec) -> int:

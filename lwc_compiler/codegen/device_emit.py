@@ -134,8 +134,8 @@ def emit_device(
     def place(ref: Ref, size: int = 0) -> str:
         if not isinstance(ref, BufferRef):
             return f"{{LWC_WEIGHTS, {constants[ref.index]}, {size}}},"
-        base = f"LWC_TENSOR + {tensors[ref]}" if ref in tensors else "LWC_ARENA"
-        return f"{{{base}, {offsets[ref.index]}, {size}}},"
+        base = f"LWC_TENSOR + {tensors[ref.whole]}" if ref.whole in tensors else "LWC_ARENA"
+        return f"{{{base}, {offsets[ref.index] + ref.first}, {size}}},"
 
     numbers = {name: number for number, name in enumerate(stage.kernels)}
     places: list[str] = []
@@ -192,6 +192,7 @@ def _tensor_numbers(stage: Stage) -> dict[BufferRef, int]:
     written = {
         call.args[number] for call in stage.calls for number in written_parameters(stage.kernels[call.symbol].func)
     }
+    written = {ref.whole for ref in written if isinstance(ref, BufferRef)}
     assert not any(ref in written for _, ref in stage.inputs), "a kernel writes an input of the network"
     numbers: dict[BufferRef, int] = {}
     for number, (_, ref) in enumerate((*stage.inputs, *stage.outputs)):

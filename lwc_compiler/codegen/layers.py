@@ -29,7 +29,8 @@ from lwc_compiler.kernels.layer import ConvGeometry
 from lwc_compiler.kernels.matmul import plan_batched_matmul, plan_matmul, plan_transpose
 from lwc_compiler.kernels.pooled import Pool
 from lwc_compiler.kernels.pooled_plan import plan_pooled
-from lwc_compiler.kernels.recurrent import STATES, Recurrence, plan_recurrent
+from lwc_compiler.kernels.recurrence import STATES, Recurrence
+from lwc_compiler.kernels.recurrent import plan_recurrent
 from lwc_compiler.kernels.separable_plan import Part, fits, plan_separable
 from lwc_compiler.model import attributes_of
 from lwc_compiler.padding import window_pads
@@ -328,7 +329,7 @@ class _Extraction:
         x, kind = self.graph.shape(node.input[0]), node.op_type
         weights = [self.graph.array(node.input[i]) for i in (1, 2)]
         bias = self.graph.array(input_name(node, 3))
-        if self.target.gpu or x is None or any(weight is None for weight in weights) or not is_plain(node):
+        if x is None or any(weight is None for weight in weights) or not is_plain(node):
             return
         if bias is None and input_name(node, 3):
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from lwc_compiler.codegen.result import StepInfo
@@ -111,6 +111,26 @@ class Stage:
     def loops(self) -> tuple[tuple[int, int], ...]:
         """First and last step of every loop."""
         return tuple((i - step[-1].back, i) for i, step in enumerate(self.steps) if step[-1].passes > 1)
+
+    def unrolled(self) -> Stage:
+        """The same without loops: every pass has calls of its own. No calls are joined."""
+        calls: list[Call] = []
+        for call in self.calls:
+            if call.passes == 1:
+                calls.append(replace(call, args=_in_pass(call.args, 0)))
+                continue
+            start = len(calls) - call.back
+            loop = [*calls[start:], replace(call, passes=1, back=0)]
+            calls[start:] = [replace(each, args=_in_pass(each.args, n)) for n in range(call.passes) for each in loop]
+        return replace(self, calls=tuple(calls))
+
+
+def _in_pass(args: tuple[Ref, ...], number: int) -> tuple[Ref, ...]:
+    """What a call reads and writes in a pass of its loop."""
+    return tuple(
+        replace(ref, first=ref.first + number * ref.stride, stride=0) if isinstance(ref, BufferRef) else ref
+        for ref in args
+    )
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 What the gates take from the input is one matrix product for all steps. What they take from the state is a product in
 every step, of one row a sequence, by the same kernels; another kernel then makes the new state of all gates. Gates and
-states have as many units as fill whole vectors: the units that are added have no weights, and stay 0.
+states have as many units as fill whole vectors: the units that are added have no weights, and stay 0. A GPU has no
+vectors, and kernels of its own for all of that (`gpu/recurrent.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from tvm import tirx
 from lwc_compiler.kernels.builder import KernelBuilder, pieces, splat
 from lwc_compiler.kernels.choice import Pick, predicted
 from lwc_compiler.kernels.elementary import FUNCTIONS
+from lwc_compiler.kernels.gpu import recurrent as gpu
 from lwc_compiler.kernels.kernel import Input, Moving, Output, Plan, Scratch, Share, Step
 from lwc_compiler.kernels.layer import Epilogue
 from lwc_compiler.kernels.matmul import plan_matmul
+from lwc_compiler.kernels.recurrence import next_states
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,52 +29,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lwc_compiler.kernels.kernel import Kernel, Operand
+    from lwc_compiler.kernels.recurrence import Recurrence
     from lwc_compiler.targets.target import Target
-
-STATES = {"RNN": 1, "GRU": 1, "LSTM": 2}
-
-
-@dataclass(frozen=True, eq=False)
-class Recurrence:
-    """A recurrent layer, in the terms of ONNX: `layout` 0, no peepholes, a GRU with `linear_before_reset` 1.
-
-    Attributes:
-        kind: RNN, GRU or LSTM.
-        time: steps.
-        batch: sequences.
-        backward: of each direction: it begins with the last step.
-        functions: of each direction, the activations of its gates, in lower case.
-        from_input: float32 (directions, gates x hidden, input).
-        from_state: float32 (directions, gates x hidden, hidden).
-        bias: float32 (directions, 2 x gates x hidden): added to what the input gives, then to what the state gives.
-        given: of each state: it is an input of the layer; it begins with zeros elsewhere.
-        wanted: of the sequence of states, the last state and an LSTM's last cell state: it is an output of the layer.
-    """
-
-    kind: str
-    time: int
-    batch: int
-    backward: tuple[bool, ...]
-    functions: tuple[tuple[str, ...], ...]
-    from_input: NDArray[np.float32]
-    from_state: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    given: tuple[bool, ...]
-    wanted: tuple[bool, ...]
-
-    @property
-    def hidden(self) -> int:
-        """Units of a state."""
-        return int(self.from_state.shape[-1])
-
-    @property
-    def gates(self) -> int:
-        """Gates of a unit."""
-        return int(self.from_state.shape[1]) // self.hidden
 
 
 def plan_recurrent(layer: Recurrence, target: Target, pick: Pick = predicted) -> tuple[Plan, Plan, Plan]:
-    """Plans a recurrent layer, on a processor.
+    """Plans a recurrent layer.
 
     Input 0 is x (time, batch, input), then come the states that are given, each (directions, batch, hidden). Outputs
     are those wanted of the states of all steps, (time, directions, batch, hidden), and the last states, each
@@ -87,7 +50,8 @@ def plan_recurrent(layer: Recurrence, target: Target, pick: Pick = predicted) ->
         either, of all directions and steps.
     """
     target = replace(target, weight_type="float32")
-    lanes = target.vector_bits // 32
+    on_gpu = target.gpu is not None
+    lanes = 1 if on_gpu else target.vector_bits // 32
     width = -(-layer.hidden // lanes) * lanes
     steps: list[Step] = []
     scratch: list[int] = []
@@ -96,6 +60,11 @@ def plan_recurrent(layer: Recurrence, target: Target, pick: Pick = predicted) ->
     def buffer(size: int) -> Scratch:
         scratch.append(4 * size)
         return Scratch(len(scratch) - 1)
+
+    def copies(columns: int, before: int, after: int) -> Kernel:
+        if on_gpu:
+            return gpu.copy_kernel(layer.batch * layer.hidden, given=columns > 0)
+        return _copy_kernel(layer.batch, columns, before, after)
 
     def product(plan: Plan, source: Operand, result: Scratch) -> list[Step]:
         own = [buffer(size // 4) for size in plan.scratch]
@@ -122,14 +91,14 @@ def plan_recurrent(layer: Recurrence, target: Target, pick: Pick = predicted) ->
         part = 4 * d * layer.batch * layer.hidden
         for i, state in enumerate(states):
             given = (Moving(Input(1 + sum(layer.given[:i])), part, 0),) if layer.given[i] else ()
-            kernel = _copy_kernel(layer.batch, layer.hidden if given else 0, layer.hidden, width)
-            steps.append(Step(kernel, (*given, state)))
+            steps.append(Step(copies(layer.hidden if given else 0, layer.hidden, width), (*given, state)))
 
         def moving(whole: Input | Output | Scratch, first: int, size: int, backward: bool = backward) -> Moving:
             """What of `size` bytes a step reads or writes."""
             return Moving(whole, first + (layer.time - 1) * size if backward else first, -size if backward else size)
 
-        cell = _cell_kernel(layer, layer.functions[d], width, lanes)
+        functions = layer.functions[d]
+        cell = gpu.cell_kernel(layer, functions) if on_gpu else _cell_kernel(layer, functions, width, lanes)
         args: list[Operand] = [moving(projected, 0, 4 * layer.batch * gates), summed, *states]
         if layer.wanted[0]:
             args.append(moving(Output(0), part, 4 * len(layer.backward) * layer.batch * layer.hidden))
@@ -139,7 +108,7 @@ def plan_recurrent(layer: Recurrence, target: Target, pick: Pick = predicted) ->
         for i, state in enumerate(states):
             if layer.wanted[1 + i]:
                 result = Moving(Output(sum(layer.wanted[: 1 + i])), part, 0)
-                steps.append(Step(_copy_kernel(layer.batch, layer.hidden, width, layer.hidden), (state, result)))
+                steps.append(Step(copies(layer.hidden, width, layer.hidden), (state, result)))
     of_input, of_state = map(_together, products)
     shares = tuple(Share(plan.format, plan.constant_bytes, plan.flops) for plan in (of_input, of_state))
     formats = " + ".join(dict.fromkeys(share.format for share in shares))
@@ -225,18 +194,12 @@ def _cell_kernel(layer: Recurrence, functions: tuple[str, ...], width: int, lane
         state = b.let("state", row * width + first)
         given = [b.load(projected, place, lanes) for place in at]
         own = [b.load(summed, place, lanes) for place in at]
-        if layer.kind == "RNN":
-            new = apply(functions[0], given[0] + own[0])
-        elif layer.kind == "GRU":
-            update, reset = (apply(functions[0], given[i] + own[i]) for i in (0, 1))
-            candidate = apply(functions[1], given[2] + reset * own[2])
-            new = once((splat(1.0, lanes) - update) * candidate + update * b.load(h, state, lanes))
-        else:
-            opened, shown, kept = (apply(functions[0], given[i] + own[i]) for i in (0, 1, 2))
-            cell = once(kept * b.load(c, state, lanes) + opened * apply(functions[1], given[3] + own[3]))
-            b.store(c, state, cell, lanes)
-            new = once(shown * apply(functions[2], cell))
-        b.store(h, state, new, lanes)
+        pointers = [h] if c is None else [h, c]
+        states = [b.load(pointer, state, lanes) for pointer in pointers]
+        results = next_states(layer, functions, given, own, states, apply, once, splat(1.0, lanes))
+        for pointer, result in zip(pointers, results, strict=True):
+            b.store(pointer, state, result, lanes)
+        new = results[0]
         if y is not None:
             place = b.address(row * hidden + first)  # rows of y begin anywhere
             if count == lanes:

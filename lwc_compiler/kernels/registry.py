@@ -53,6 +53,8 @@ KERNELS = (
     Entry("recurrent_copy", "", "the first states of a recurrent layer, and the last ones"),
     Entry("transpose", "", "turns the input and the output of a sparse product of many rows"),
     Entry("gemm_batched", "", "products of two computed matrices"),
+    Entry("gpu_recurrent_cell", "", "GPU: the states of a step of a recurrent layer, of its gates", _GPU),
+    Entry("gpu_recurrent_copy", "", "GPU: the first states of a recurrent layer, and the last ones", _GPU),
     Entry("gpu_taps", "csr", "GPU: convolution or product of many rows, single non-zeros", _GPU),
     Entry("gpu_blocks", "4x1", "GPU: the same with blocks of four output channels", _GPU),
     Entry("gpu_gemm", "dense", "GPU: convolution or product of many rows with every weight", _GPU),

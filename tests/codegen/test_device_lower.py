@@ -93,7 +93,36 @@ def operators():
     return net.model(net.node("Concat", *flat, axis=1), (1, None))
 
 
+def recurrent(kind: str, batch: int, *directions: str):
+    """Layers on top of each other, each with the last states of the one before it, and a classifier."""
+    time, hidden, gates = 5, 20, {"RNN": 1, "GRU": 3, "LSTM": 4}[kind]
+    net = Network("recurrent", (time, batch, 12))
+    x, inputs, states = net.x, 12, ["", ""]
+    for number, direction in enumerate(directions):
+        both = 1 + (direction == "bidirectional")
+        names = [
+            net.random(f"{number}.{name}", (both, *shape), 0.4)
+            for name, shape in {
+                "w": (gates * hidden, inputs), "r": (gates * hidden, hidden), "b": (2 * gates * hidden,)
+            }.items()
+        ]  # fmt: skip
+        outputs = [f"{number}.{name}" for name in ("yhc" if kind == "LSTM" else "yh")]
+        attributes = {"hidden_size": hidden, "direction": direction, "name": f"layer{number}"}
+        attributes |= {"linear_before_reset": 1} if kind == "GRU" else {}
+        given = [x, *names, "", *states[: len(outputs) - 1]]
+        net.nodes.append(helper.make_node(kind, given, outputs, **attributes))
+        x = net.node("Reshape", net.node("Transpose", outputs[0], perm=[0, 2, 1, 3]),
+                     net.constant(f"{number}.shape", np.array([time, batch, both * hidden], np.int64)))  # fmt: skip
+        states, inputs = [*outputs[1:], ""], both * hidden
+    last = net.node("Gather", x, net.constant("last", np.array(time - 1)), axis=0)
+    return net.model(net.classifier(last, (inputs, 7), ("fc",)), (batch, 7))
+
+
 NETWORKS = {
+    "lstm, sparse": (lambda: recurrent("LSTM", 1, "forward", "reverse"), 0.8, None),
+    "lstm, dense": (lambda: recurrent("LSTM", 2, "bidirectional", "bidirectional"), 0.0, None),
+    "gru, sparse": (lambda: recurrent("GRU", 9, "bidirectional"), 0.8, None),
+    "rnn, sparse": (lambda: recurrent("RNN", 3, "forward", "forward", "forward"), 0.5, None),
     "lenet5, sparse": (lenet5, 0.9, 1),
     "lenet5, dense": (lenet5, 0.0, 3),
     "small_resnet, sparse": (small_resnet, 0.8, 2),
@@ -147,7 +176,7 @@ def test_products_take_what_is_around_them(name: str, kernels: list[str], turned
     assert sum(name.startswith("transpose") for name in names) == turned
 
 
-@pytest.mark.parametrize("name", ["small_resnet, sparse", "bert, sparse", "operators", "mobilenet_v2, sparse"])
+@pytest.mark.parametrize("name", ["small_resnet, sparse", "bert, sparse", "operators", "lstm, sparse", "gru, sparse"])
 def test_networks_compile_without_spills(name) -> None:
     stage = assembled(network(*NETWORKS[name]))
     for code in compile_all(compile_device(stage.kernels, "cuda"), ARCHITECTURES, ptx=False, threads=2):

@@ -15,7 +15,7 @@ from tests.cuda_harness import HazardError, Network
 
 CHOSEN = [
     *["lenet5, sparse", "small_resnet, sparse", "small_mobilenet, sparse"],
-    *["bert, sparse", "bert, few tokens", "operators"],
+    *["bert, sparse", "bert, few tokens", "operators", "lstm, dense", "gru, sparse"],
 ]
 
 
@@ -36,7 +36,7 @@ def depends(stage: Stage) -> list[bool]:
     for call in stage.calls:
         written = written_parameters(stage.kernels[call.symbol].func)
         own = [
-            (offsets[ref.index], offsets[ref.index] + stage.buffers[ref.index], number in written)
+            (offsets[ref.index] + ref.first, offsets[ref.index] + stage.buffers[ref.index], number in written)
             for number, ref in enumerate(call.args)
             if isinstance(ref, BufferRef)
         ]

@@ -4,7 +4,8 @@ import numpy as np
 from harness import NARROW, TARGETS, Case, KernelTests, sparse
 
 from lwc_compiler.kernels.kernel import Plan
-from lwc_compiler.kernels.recurrent import STATES, Recurrence, plan_recurrent
+from lwc_compiler.kernels.recurrence import STATES, Recurrence
+from lwc_compiler.kernels.recurrent import plan_recurrent
 from lwc_compiler.passes.recurrent import GATES
 from lwc_compiler.targets.target import Target
 

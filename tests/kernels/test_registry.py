@@ -35,6 +35,7 @@ def test_lists_every_tested_kernel_and_no_other() -> None:
     plans += [
         case.plan(find_target("a100")) for case in (*test_gpu.CASES, *test_gpu_attention.CASES, *test_gpu_batched.CASES)
     ]
+    plans += [case.plan(find_target("a100")) for case in test_recurrent.CASES[::20]]
     precise = (test_gpu_mma_blocks, test_gpu_precision, test_gpu_wgmma)
     plans += [case.plan for module in precise for case in module.CASES.values()]
     for plan in plans:

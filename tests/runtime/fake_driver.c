@@ -1,5 +1,6 @@
 /* A driver without a GPU: keeps memory on the processor, writes a line for every call to $FAKE_LOG. A kernel of a graph copies
- * the first 16 bytes of its first operand to its last one, of $FAKE_OPERANDS; others do nothing.
+ * the first 16 bytes of its first operand to its last one, of $FAKE_OPERANDS, if $FAKE_KERNEL is in its name; others do
+ * nothing.
  *
  * $FAKE_FAIL = "function number code" makes the call with that number (from 1) fail. $FAKE_VERSION, $FAKE_CAPABILITY,
  * $FAKE_DEVICES and $FAKE_OWNER say what the driver and the GPU are, and on which GPU memory is. All are read with every call.
@@ -235,6 +236,9 @@ static int add_node(void **added, graph *to, void *const *after, size_t count, a
     return 0;
 }
 static int operands(const CUDA_KERNEL_NODE_PARAMS_v2 *of, address *from, address *to) {
+    const char *only = getenv("FAKE_KERNEL");
+    *from = *to = 0;
+    if (only != NULL && strstr((const char *)of->func, only) == NULL) return 0;
     if (of->extra || of->kern || of->ctx || of->sharedMemBytes) return 1;
     *from = *(address *)of->kernelParams[0], *to = *(address *)of->kernelParams[number("FAKE_OPERANDS", 1) - 1];
     return block_of(*from, 16) < 0 || block_of(*to, 16) < 0 ? 700 : 0;

@@ -240,6 +240,45 @@ def test_where_kernels_cannot_have_tensors_they_are_copied(play, places, copies)
     check_all_given_back(calls)
 
 
+def recurrent() -> onnx.ModelProto:
+    """X (3, 1, 4) -> an RNN of 4 units, backwards -> all states (3, 1, 1, 4) and the last one (1, 1, 4)."""
+    generator = np.random.default_rng(0)
+    constants = [
+        numpy_helper.from_array(generator.standard_normal(shape).astype(np.float32), name)
+        for name, shape in {"w": (1, 4, 4), "r": (1, 4, 4), "b": (1, 8)}.items()
+    ]
+    node = helper.make_node("RNN", ["x", "w", "r", "b"], ["y", "same"], hidden_size=4, direction="reverse")
+    shapes = {"x": (3, 1, 4), "y": (3, 1, 1, 4), "same": (1, 1, 4)}
+    x, *results = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    graph = helper.make_graph([node], "net", [x], results, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_steps_of_a_recurrent_layer_have_parts_of_a_tensor(play, tmp_path) -> None:
+    """Each of the three writes its own 16 bytes of y, wherever y is; those are what they get from the input: 0 here."""
+    path = tmp_path / "libnet.so"
+    path.write_bytes(lower(lwc.Model(recurrent(), "net"), LowerOptions(target="cuda:sm_90")).library)
+    script = (
+        f"library = ctypes.CDLL({str(path)!r}); library.net_create.restype = ctypes.c_void_p\n"
+        "library.net_run_device.argtypes = [ctypes.c_void_p] * 4; library.net_destroy.argtypes = [ctypes.c_void_p]\n"
+        f"{GPU}\n"
+        "for to in (64, 192):\n"
+        "    ctypes.memmove(at + to, (ctypes.c_float * 16)(*[7] * 16), 64)\n"
+        "    run_device(c, at, at + to, at + 320, None); say(there(to, 16))\n"
+        f"{FREE}"
+    )
+    said, calls = play(script, FAKE_KERNEL="gpu_recurrent_cell")
+    assert said == [[True, 0], *2 * [0, 12 * [0.0] + 4 * [7.0]]]
+    launched = [call.split()[1] for call in calls if call.startswith("cuGraphAddKernelNode")]
+    steps = ["gpu_matvec_dense", "gpu_recurrent_cell"]
+    assert [name.partition("gpu")[1] + name.partition("gpu")[2] for name in launched] == [
+        *["gpu_matvec_dense", "gpu_recurrent_copy", *3 * steps, "gpu_recurrent_copy"]
+    ]
+    moved = [call.split()[1].partition("gpu")[2] for call in calls if call.startswith("cuGraphExecKernelNodeSet")]
+    assert moved == 3 * ["_recurrent_cell"]
+    check_all_given_back(calls)
+
+
 def test_tensors_of_another_gpu_are_copied(play) -> None:
     script = f"{GPU}run_device(c, at, at + 64, at + 128, None); say(there(64, 4)); say(there(128, 16))\n{FREE}"
     said, calls = play(script, FAKE_OWNER=1, FAKE_DEVICES=2)

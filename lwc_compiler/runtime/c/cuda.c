@@ -154,7 +154,10 @@ LWC_API LWC(context) *LWC(create)(int device, int *error) {
 }
 
 static lwc_address lwc_at(const LWC(context) *c, const lwc_address *tensors, const lwc_place *place) {
-    if (place->base >= LWC_TENSOR) return tensors[place->base - LWC_TENSOR];
+    if (place->base >= LWC_TENSOR) {
+        const int tensor = place->base - LWC_TENSOR;
+        return tensors[tensor] + (place->offset - lwc_tensor_places[tensor].offset);
+    }
     return (place->base == LWC_WEIGHTS ? c->weights : c->arena) + place->offset;
 }
 
