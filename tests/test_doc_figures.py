@@ -89,6 +89,13 @@ def test_techniques():
     assert all(row in results for row in copied)
 
 
+def test_recurrent():
+    results = tables(RESULTS / "recurrent.md")["layer"]
+    copied = tables(BENCHMARKS)["layer"]
+    assert len(copied) > 1
+    assert all(row in results for row in copied)
+
+
 def test_inner_loops():
     loops = {tuple(row[:2]): row for row in tables(RESULTS / "arm-inner-loops.md")["core"]}
     _, *copied = tables(BENCHMARKS)["core"]

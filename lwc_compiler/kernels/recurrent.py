@@ -128,13 +128,10 @@ def _padded(layer: Recurrence, d: int, width: int) -> tuple[NDArray[Any], NDArra
         return np.ascontiguousarray(wide.reshape(gates * width, -1).T)
 
     to_input, to_state = layer.bias[d].reshape(2, gates * hidden).copy()
-    last = slice(hidden * (gates - 1), None)
-    if layer.kind == "GRU":  # what the reset gate is multiplied with has a bias of its own
-        to_input[: last.start] += to_state[: last.start]
-        to_state[: last.start] = 0
-    else:
-        to_input += to_state
-        to_state[:] = 0
+    # What the reset gate of a GRU is multiplied with keeps the bias of the state.
+    joined = hidden * (gates - 1) if layer.kind == "GRU" else hidden * gates
+    to_input[:joined] += to_state[:joined]
+    to_state[:joined] = 0
     from_state = padded(layer.from_state[d], more)
     state_bias = padded(to_state).ravel() if to_state.any() else None
     return padded(layer.from_input[d]), from_state, padded(to_input).ravel(), state_bias

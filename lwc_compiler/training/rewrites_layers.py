@@ -111,12 +111,61 @@ def recurrent(g: TrainingGraph, node: Node) -> bool:
     return True
 
 
+def plain_recurrent(g: TrainingGraph, node: Node) -> bool:
+    """RNN, which has no gradient, as one product for the inputs of all steps and one for the state in every step."""
+    names = _activations(node, ["Tanh"])
+    if not {name.lower() for name in names} <= {"relu", "tanh"}:
+        raise UnsupportedError(f"{node}: activations {names} have no gradient; retraining takes Relu and Tanh")
+    _check_options(g, node)
+    x, hidden = node.inputs[0], node.attributes["hidden_size"]
+    length, batch, inputs = g.shape(x)
+    direction = node.attributes.get("direction", "forward")
+    directions = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    sequences, last = [], []
+
+    def part(name: str, index: int, *shape: int) -> str:
+        sliced = g.add("Slice", name, g.indices(index), g.indices(index + 1), g.indices(0))
+        return g.add("Reshape", sliced, g.indices(*shape))
+
+    for d, backward in enumerate(directions):
+        from_input = g.add("Transpose", part(node.inputs[1], d, hidden, inputs), perm=[1, 0])
+        from_state = g.add("Transpose", part(node.inputs[2], d, hidden, hidden), perm=[1, 0])
+        given = g.add("MatMul", x, from_input)
+        if node.input(3):
+            biases = part(node.input(3), d, 2, hidden)
+            given = g.add("Add", given, g.add("Add", part(biases, 0, hidden), part(biases, 1, hidden)))
+        if node.input(5):
+            state = part(node.input(5), d, batch, hidden)
+        else:
+            state = g.constant(np.zeros((batch, hidden)))
+        steps = list(g.add_many("Split", [given, g.indices(*[1] * length)], [None] * length, axis=0))
+        for step in range(length)[:: -1 if backward else 1]:
+            own = g.add("Reshape", steps[step], g.indices(batch, hidden))
+            sums = g.add("Add", own, g.add("MatMul", state, from_state))
+            state = g.add(names[d].capitalize(), sums)
+            steps[step] = g.add("Reshape", state, g.indices(1, 1, batch, hidden))
+        sequences.append(g.add("Concat", *steps, axis=0))
+        last.append(g.add("Reshape", state, g.indices(1, batch, hidden)))
+    for name, parts, axis in zip(node.outputs, (sequences, last), (1, 0), strict=False):
+        if name:
+            g.add("Concat", *parts, output=name, axis=axis)
+    return True
+
+
+def _activations(node: Node, default: list[str]) -> list[str]:
+    names = node.attributes.get("activations", 2 * default)
+    return [name.decode() if isinstance(name, bytes) else name for name in names]
+
+
 def _check_recurrent(g: TrainingGraph, node: Node) -> None:
     default = ["Sigmoid", "Tanh", "Tanh"] if node.op == "LSTM" else ["Sigmoid", "Tanh"]
-    activations = node.attributes.get("activations", default)
-    names = [name.decode() if isinstance(name, bytes) else name for name in activations]
+    names = _activations(node, default)
     if [name.lower() for name in names] != [name.lower() for name in default * (len(names) // len(default))]:
         raise UnsupportedError(f"{node}: activations {names} have no gradient; retraining takes {default}")
+    _check_options(g, node)
+
+
+def _check_options(g: TrainingGraph, node: Node) -> None:
     if node.input(7) or any(node.attributes.get(name) for name in ("layout", "clip", "input_forget")):
         raise UnsupportedError(f"{node}: layout 1, peepholes, clip and input_forget have no gradient")
     lengths = node.input(4)
@@ -140,4 +189,5 @@ RULES: dict[str, Callable[[TrainingGraph, Node], bool]] = {
     "LSTM": recurrent,
     "LayerNormalization": layer_normalization,
     "MaxPool": explicit_pads,
+    "RNN": plain_recurrent,
 }

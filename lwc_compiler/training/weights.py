@@ -32,6 +32,7 @@ SLOTS: dict[str, dict[int, bool]] = {
     "PRelu": {1: False},
     "LSTM": {1: True, 2: True, 3: False},
     "GRU": {1: True, 2: True, 3: False},
+    "RNN": {1: True, 2: True, 3: False},
 }
 STATISTICS = (3, 4)  # inputs of BatchNormalization: running mean and variance
 LINEAR = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum"}

@@ -1,5 +1,7 @@
 """The workspace plan: buffers that live at the same time never overlap, others share memory."""
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +56,13 @@ def test_outputs_live_to_the_end_and_inputs_from_the_start() -> None:
 def test_buffers_that_lie_elsewhere_take_no_room() -> None:
     chain = stage([1024] * 3, [[0, 1], [1, 2]])
     assert plan_workspace(chain, [BufferRef(0), BufferRef(2)])[1] == 1024 + SLACK_BYTES
+
+
+def test_what_a_loop_uses_lives_as_long_as_the_loop() -> None:
+    plan = stage([8] * 6, [[0, 1], [1, 2], [2, 3], [3, 4], [4, 5]])
+    calls = list(plan.calls)
+    calls[3] = replace(calls[3], passes=7, back=2)  # the second to the fourth call
+    looped = replace(plan, calls=tuple(calls))
+    assert looped.loops == ((1, 3),)
+    assert looped.passes == (1, 7, 7, 7, 1)
+    assert lifetimes(looped) == [(0, 1), (1, 4), (2, 4), (2, 4), (2, 5), (5, 6)]

@@ -164,7 +164,7 @@ def weights_of(model):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_retraining_keeps_zeros(tmp_path, kind):
     model, data = pruned_classifier(tmp_path, kind)
     before = weights_of(model)
@@ -173,14 +173,6 @@ def test_retraining_keeps_zeros(tmp_path, kind):
     for name, weight in before.items():
         assert not after[name][weight == 0].any()
         assert (after[name] != weight).any()
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_plain_rnn_is_pruned_but_not_retrained(tmp_path):
-    model, data = pruned_classifier(tmp_path, "RNN")
-    assert len(weights_of(model)) == 5
-    with pytest.raises(UnsupportedError, match=r"\(RNN\) has no gradient.*it can be pruned and compiled without"):
-        lwc.retrain(model, str(data), options=lwc.RetrainOptions(epochs=1))
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -14,6 +14,7 @@ SEQUENCE = (3, 2, 4)
 NORM = {"s": (4,), "b": (4,)}
 LSTM = {"k": (1, 20, 4), "r": (1, 20, 5), "b": (1, 40)}
 GRU = {"k": (1, 15, 4), "r": (1, 15, 5), "b": (1, 30)}
+RNN = {"k": (1, 5, 4), "r": (1, 5, 5), "b": (1, 10)}
 HOW = "coordinate_transformation_mode"
 TRANSPOSED = {"k": (4, 3, 3, 2), "b": (3,)}
 IF = """c = Cast<to=9>(zero)
@@ -67,6 +68,13 @@ CASES = {
     ),
     "LSTM both": (SEQUENCE, BOTH, "y, h, c = LSTM<hidden_size=5, direction='bidirectional'>(v, k, r, b)"),
     "LSTM reverse": (SEQUENCE, LSTM, "n, y = LSTM<hidden_size=5, direction='reverse'>(v, k, r, b)"),
+    "RNN": (SEQUENCE, RNN, "y = RNN<hidden_size=5>(v, k, r, b)"),
+    "RNN both": (
+        SEQUENCE,
+        {"k": (2, 5, 4), "r": (2, 5, 5), "h": (2, 2, 5)},
+        "p, y = RNN<hidden_size=5, direction='bidirectional'>(v, k, r, , , h)",
+    ),
+    "RNN reverse": (SEQUENCE, RNN, "n, y = RNN<hidden_size=5, direction='reverse'>(v, k, r, b)"),
     "LayerNormalization": ((3, 2, 4), NORM, "y = LayerNormalization(v, s, b)"),
     "LayerNormalization no bias": ((3, 2, 4), {"s": (2, 4)}, "y = LayerNormalization<axis=1>(q2, s)"),
     "LpNormalization 1": (IMAGE, {}, "y = LpNormalization<axis=1, p=1>(v)"),
