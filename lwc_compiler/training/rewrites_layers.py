@@ -117,7 +117,7 @@ def plain_recurrent(g: TrainingGraph, node: Node) -> bool:
     if not {name.lower() for name in names} <= {"relu", "tanh"}:
         raise UnsupportedError(f"{node}: activations {names} have no gradient; retraining takes Relu and Tanh")
     _check_options(g, node)
-    x, hidden = node.inputs[0], node.attributes["hidden_size"]
+    x, hidden = node.inputs[0], g.shape(node.inputs[2])[-1]
     length, batch, inputs = g.shape(x)
     direction = node.attributes.get("direction", "forward")
     directions = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
