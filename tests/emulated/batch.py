@@ -15,7 +15,7 @@ from harness import Case
 from lwc_compiler.codegen.kernel_build import compile_kernels
 from lwc_compiler.codegen.link import find_compiler, link_program
 from lwc_compiler.errors import ToolchainError
-from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, Input, Output, Plan, Scratch
+from lwc_compiler.kernels.kernel import ALIGNMENT_BYTES, SLACK_BYTES, Constant, Input, Moving, Output, Plan, Scratch
 from lwc_compiler.runtime.elsewhere import Qemu
 from lwc_compiler.targets import find_target
 from lwc_compiler.targets.target import Target
@@ -30,6 +30,7 @@ _GUARD_BYTES = 512
 _SECONDS = 300
 
 _MAIN = """\
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -178,11 +179,16 @@ def _write(case: Case, plan: Plan, image: Image, kernels: dict, declarations: li
     output = image.place(4 * case.expected.size, _WRITABLE)
     image.output = slice(output, output + 4 * case.expected.size)
     lines = []
-    for step in plan.steps:
+    for number, step in enumerate(plan.steps):
         symbol = f"k{len(kernels)}"
         kernels[symbol] = step.kernel
-        offsets = []
+        offsets, moved = [], []
         for operand in step.args:
+            if isinstance(operand, Moving):
+                moved.append(f" + {operand.first} + {operand.stride} * (ptrdiff_t)pass")
+                operand = operand.buffer
+            else:
+                moved.append("")
             if isinstance(operand, Constant):
                 offsets.append(image.place(operand.array.nbytes, _READ_ONLY, operand.array))
             elif isinstance(operand, Input):
@@ -194,8 +200,14 @@ def _write(case: Case, plan: Plan, image: Image, kernels: dict, declarations: li
                 offsets.append(output)
         if step.kernel.thread_bytes:
             offsets.append(image.place(step.kernel.thread_bytes, _WRITABLE))
+            moved.append("")
         tiles = step.kernel.tiles
-        arguments = ", ".join(f"m + {offset}" for offset in offsets)
+        arguments = ", ".join(f"m + {offset}{further}" for offset, further in zip(offsets, moved, strict=True))
         lines.append(f"    CALL({symbol}, {(tiles + 1) // 3}, {tiles}, {arguments});")
+        if step.passes > 1:
+            lines[number - step.back] = (
+                f"    for (pass = 0; pass < {step.passes}; pass++) {{\n{lines[number - step.back]}"
+            )
+            lines[-1] += "\n    }\n    pass = 0;"
         declarations.append(f"void {symbol}({'void *, ' * len(offsets)}int32_t, int32_t);")
-    return "\n".join(lines)
+    return "\n".join(["    int pass = 0; (void)pass;", *lines])

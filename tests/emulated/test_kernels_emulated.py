@@ -13,6 +13,7 @@ import test_matmul
 import test_pairs
 import test_phases
 import test_pooled
+import test_recurrent
 import test_separable
 import test_subsample
 import test_taps
@@ -79,6 +80,7 @@ def cases_for(target: Target) -> list[Case]:
             cases.append(test_matmul.make_case(number, *shapes[i % len(shapes)], density, kind, planner, name))
     cases += [test_matmul.make_batched(*shape) for shape in test_matmul.BATCHED[::3]]
     cases += [test_pooled.make_case(number, number) for number in range(len(test_pooled.LAYERS))]
+    cases += test_recurrent.CASES[::4]
     chains = [number for number in range(len(test_separable.CHAINS)) if test_separable.has_cuts(number, target)]
     cases += [test_separable.make_case(number, which) for which, number in enumerate(chains[::2])]
     lanes = target.vector_bits // 32
