@@ -99,6 +99,9 @@ CASES = {
     "3x3 shifted, even lines": convolution(
         replace(SAME, batch=1, in_size=(5, 20)), (128, 64, 2, 1, 2), "bfloat16", blocks=2, shifts=True
     ),
+    "3x3 shifted, a block beyond the image": convolution(
+        replace(SAME, batch=1, in_size=(4, 8)), (64, 64, 1, 1, 1), "float16", shifts=True
+    ),
     "3x3 shifted, in parts": convolution(SAME, (128, 96, 2, 2, 1), "bfloat16", shifts=True, splits=6),
     "3x2 shifted, with gaps": convolution(
         conv(1, 60, (9, 17), 30, (3, 2), (1, 1), (1, 2, 0, 1), (2, 3)), (64, 64, 1, 1, 1), "tf32", shifts=True

@@ -222,7 +222,7 @@ class WgmmaTile(ProductTile):
         image, *at = unravel(b, place, (g.batch, *self.sizes))
         exists = [number < size for number, size, there in zip(at, g.out_size, self.sizes, strict=True) if size < there]
         pixel = sum(number * stride for number, stride in zip(at, strides_of(g.out_size), strict=True))
-        return tirx.all(image < g.batch, *exists), image, b.let("at", pixel)
+        return tirx.all(place < self.places, *exists), image, b.let("at", pixel)
 
 
 def wgmma_tiles(
