@@ -16,7 +16,7 @@ from lwc_compiler.codegen.device_build import split_device
 from lwc_compiler.codegen.device_fusion import fuse_rows
 from lwc_compiler.codegen.kernel_build import split_function
 from lwc_compiler.codegen.layers import layer_index
-from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Ref, Stage
+from lwc_compiler.codegen.program import BufferRef, Call, ConstantRef, Ref, Stage, passes_of
 from lwc_compiler.codegen.result import StepInfo, TensorSpec
 from lwc_compiler.codegen.schedules import schedule
 from lwc_compiler.errors import UnsupportedError
@@ -153,9 +153,7 @@ class _Builder:
         """Appends the calls of `plan`, which belong to the layers `nodes`, or to none."""
         scratch = [self.new_buffer(size) for size in plan.scratch]
         weights = [step.constant_bytes for step in plan.steps]
-        passes = [1] * len(plan.steps)
-        for i, step in enumerate(plan.steps):
-            passes[i - step.back : i + 1] = [step.passes] * (step.back + 1)
+        passes = passes_of([(step.passes, step.back) for step in plan.steps])
 
         def place(operand: Operand) -> Ref:
             if isinstance(operand, Constant):

@@ -102,10 +102,7 @@ class Stage:
     @property
     def passes(self) -> tuple[int, ...]:
         """How often each call is made in a run."""
-        passes = [1] * len(self.calls)
-        for i, call in enumerate(self.calls):
-            passes[i - call.back : i + 1] = [call.passes] * (call.back + 1)
-        return tuple(passes)
+        return passes_of([(call.passes, call.back) for call in self.calls])
 
     @property
     def loops(self) -> tuple[tuple[int, int], ...]:
@@ -123,6 +120,14 @@ class Stage:
             loop = [*calls[start:], replace(call, passes=1, back=0)]
             calls[start:] = [replace(each, args=_in_pass(each.args, n)) for n in range(call.passes) for each in loop]
         return replace(self, calls=tuple(calls))
+
+
+def passes_of(loops: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """How often each of some steps is done, by the passes of the loop that ends with it and the steps of it before."""
+    passes = [1] * len(loops)
+    for i, (count, back) in enumerate(loops):
+        passes[i - back : i + 1] = [count] * (back + 1)
+    return tuple(passes)
 
 
 def _in_pass(args: tuple[Ref, ...], number: int) -> tuple[Ref, ...]:

@@ -10,6 +10,7 @@ from lwc_compiler.model import attributes_of
 
 _DEFAULTS = {"RNN": ("Tanh",), "GRU": ("Sigmoid", "Tanh"), "LSTM": ("Sigmoid", "Tanh", "Tanh")}
 RECURRENT = tuple(_DEFAULTS)
+DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}  # which begin with the last step
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 ACTIVATIONS = ("Relu", "Sigmoid", "Tanh")
 _LENGTHS, _PEEPHOLES = 4, 7  # inputs
@@ -19,7 +20,7 @@ _OPTIONS = ("activation_alpha", "activation_beta", "clip", "input_forget", "layo
 def directions(node: onnx.NodeProto) -> tuple[bool, ...]:
     """Of each direction: whether it begins with the last step."""
     direction = attributes_of(node).get("direction", "forward")
-    return {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    return DIRECTIONS[direction]
 
 
 def activations(node: onnx.NodeProto) -> tuple[tuple[str, ...], ...]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from lwc_compiler.errors import UnsupportedError
 from lwc_compiler.padding import window_pads
+from lwc_compiler.passes.recurrent import DIRECTIONS
 from lwc_compiler.training.graph import Node, TrainingGraph
 
 
@@ -83,7 +84,7 @@ def recurrent(g: TrainingGraph, node: Node) -> bool:
     length, batch, _ = g.shape(x)
     hidden, direction = node.attributes["hidden_size"], node.attributes.get("direction", "forward")
     states = (5, 6) if lstm else (5,)
-    directions = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    directions = DIRECTIONS[direction]
     kept = {k: v for k, v in node.attributes.items() if k not in ("direction", "activations")}
     results = []
     for index, backward in enumerate(directions):
@@ -120,7 +121,7 @@ def plain_recurrent(g: TrainingGraph, node: Node) -> bool:
     x, hidden = node.inputs[0], g.shape(node.inputs[2])[-1]
     length, batch, inputs = g.shape(x)
     direction = node.attributes.get("direction", "forward")
-    directions = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}[direction]
+    directions = DIRECTIONS[direction]
     sequences, last = [], []
 
     def part(name: str, index: int, *shape: int) -> str:
